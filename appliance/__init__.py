@@ -1,0 +1,17 @@
+"""AI appliance: GGUF chat behind the OpenAI API, from one process on the box.
+
+The map, from the top floor down; imports point down only (see the contracts in `pyproject.toml`):
+
+- `cli`       the command line: serve, models, keys, config, chat, doctor, bench
+- `compose`   the one file that knows every room: builds, connects, starts and stops them
+- `api`       the HTTP door: OpenAI resources, health, metrics, OpenAPI document
+- `serving`   the corridor: a request becomes engine work
+- `engine`    GGUF models over llama.cpp, one thread a model
+- `registry`  the model catalog, downloads, content-addressed blobs, versions
+- `security`  API keys and the audit trail
+- `store`     SQLite databases and their migrations
+- `observe`   logs, metrics, machine resources
+- `core`      types, errors, settings, clock
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,14 @@
+"""`python -m appliance` and the `appliance` command."""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """Run the command line; exits the process."""
+    from appliance.cli import appliance  # noqa: PLC0415  (keeps `import appliance` free of the command line)
+
+    appliance()
+
+
+if __name__ == "__main__":
+    main()

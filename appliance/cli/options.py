@@ -1,0 +1,98 @@
+"""What the verbs share: the `--data`, `--config` and `--json` options, settings, printing and errors.
+
+Every verb is declared with `@verb_options` and takes a `Context` first:
+
+    @click.command()
+    @verb_options
+    def command(context: Context) -> None: ...
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from appliance.core.errors import (
+    ApplianceError,
+    AuthenticationError,
+    ConflictError,
+    InvalidRequestError,
+    NotFoundError,
+    SettingsError,
+)
+from appliance.core.settings import EffectiveSetting, Settings, load_settings
+
+EXIT_CODES: dict[type[ApplianceError], int] = {
+    SettingsError: 2,
+    NotFoundError: 3,
+    ConflictError: 4,
+    InvalidRequestError: 5,
+    AuthenticationError: 6,
+    ApplianceError: 1,
+}
+"""Exit code by error class; the nearest base class counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a verb needs to know of how it was called."""
+
+    settings: Settings
+    effective: list[EffectiveSetting]
+    json: bool
+
+    def print_json(self, value: Any) -> None:
+        """Write one JSON document to standard output."""
+        text = msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2).decode()
+        click.echo(text)
+
+
+def exit_code(error: ApplianceError) -> int:
+    """Return the exit code for an error."""
+    return next(EXIT_CODES[each] for each in type(error).__mro__ if each in EXIT_CODES)
+
+
+def report_error(error: ApplianceError, *, as_json: bool) -> None:
+    """Write an error to standard error, as a person or a script reads it."""
+    if as_json:
+        document = {"error": {"code": error.code, "message": error.message, "advice": error.advice}}
+        click.echo(msgspec.json.encode(document).decode(), err=True)
+    else:
+        click.secho("Error: ", fg="red", bold=True, err=True, nl=False)
+        click.echo(str(error), err=True)
+
+
+def verb_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--data`, `--config` and `--json`, and turn an ApplianceError into a message and an exit code.
+
+    Keyword arguments of the verb that are names of settings override them as flags.
+    """
+
+    @click.option("--data", "data_dir", type=click.Path(path_type=Path), help="Folder of databases and models.")
+    @click.option(
+        "--config",
+        "config_file",
+        type=click.Path(path_type=Path),
+        envvar="APPLIANCE_CONFIG",
+        help="TOML file with settings.",
+    )
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+    @functools.wraps(function)
+    def wrapper(*, data_dir: Path | None, config_file: Path | None, as_json: bool, **arguments: Any) -> None:
+        flags = {"data_dir": data_dir, **arguments.pop("setting_flags", {})}
+        try:
+            settings, effective = load_settings(flags=flags, environment=os.environ, config_file=config_file)
+            function(Context(settings, effective, as_json), **arguments)
+        except ApplianceError as error:
+            report_error(error, as_json=as_json)
+            sys.exit(exit_code(error))
+
+    return wrapper

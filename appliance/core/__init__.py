@@ -1,0 +1,1 @@
+"""The ground floor: the types, errors, settings and clock that every room may use."""

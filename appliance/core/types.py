@@ -1,0 +1,262 @@
+"""Plain data and protocols that more than one room needs.
+
+Rooms on one floor never import each other: what one needs of another it receives, typed by a protocol here.
+All durations are seconds, all sizes bytes, all token ids are of the model that the request names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import Any, Protocol
+
+
+class Priority(IntEnum):
+    """Order of admission; OpenAI's `service_tier` names it. Lower runs first."""
+
+    PRIORITY = 0
+    DEFAULT = 1
+    FLEX = 2
+
+
+class FinishReason(StrEnum):
+    """Why a choice ended, in OpenAI's words."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are drawn and when a choice ends.
+
+    Attributes:
+        temperature: 0 is greedy; otherwise logits are divided by it.
+        top_p: Nucleus mass in (0, 1]; 1 is off.
+        top_k: Keep the k likeliest tokens; 0 is off.
+        min_p: Drop tokens below this share of the likeliest one's probability; 0 is off.
+        typical_p: Locally typical mass in (0, 1]; 1 is off.
+        repeat_penalty: Divides or multiplies logits of recent tokens; 1 is off.
+        frequency_penalty: OpenAI's, in [-2, 2], over the generated text.
+        presence_penalty: OpenAI's, in [-2, 2], over the generated text.
+        repeat_last_n: How many last tokens the penalties look at.
+        logit_bias: Token id to a value added to its logit.
+        seed: Makes the draw repeatable; None draws a fresh one.
+        stop: Strings that end the text; they are not part of it.
+        stop_token_ids: Tokens that end the text; they are not part of it.
+        max_tokens: Most tokens of one choice; None is up to the end of the context.
+        top_logprobs: None gives no log probabilities; k >= 0 gives the chosen token's and the k likeliest.
+        ignore_eos: Do not end at the model's end-of-generation tokens.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repeat_last_n: int = 64
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    max_tokens: int | None = None
+    top_logprobs: int | None = None
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One generated token's natural log probability, before any sampling setting.
+
+    Attributes:
+        piece: The token's bytes, which need not be whole UTF-8 characters.
+        top: The likeliest tokens as (id, piece, logprob), most likely first.
+    """
+
+    token_id: int
+    piece: bytes
+    logprob: float
+    top: tuple[tuple[int, bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one choice gained; the last one of a choice has a finish reason.
+
+    Attributes:
+        index: The choice, 0 to n - 1.
+        text: Whole characters only; may be empty.
+        token_count: Generated tokens that this delta accounts for.
+    """
+
+    index: int
+    text: str
+    token_count: int
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts over all choices; `cached_tokens` were reused from the KV cache, not computed."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds from acceptance to first prefill, of prefill to first token, and from there to the end."""
+
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One message for the chat template.
+
+    Attributes:
+        role: system, developer, user, assistant or tool.
+        content: The text; parts are joined at the door.
+        extra: Further fields the template may read (name, tool_calls, tool_call_id).
+    """
+
+    role: str
+    content: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+Prompt = str | tuple[int, ...] | tuple[ChatMessage, ...]
+"""Text to complete, token ids to complete, or messages for the chat template. An empty tuple is refused at the door."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One accepted HTTP request's worth of work.
+
+    Attributes:
+        model: `name` or `name:version`.
+        n: How many choices; they share the prompt's KV cells.
+        tenant: The API key's id, or "" on an open loopback server.
+        deadline_s: Seconds from now after which the work is given up, or None.
+        request_id: As in `X-Request-Id`, for the log.
+    """
+
+    model: str
+    prompt: Prompt
+    sampling: SamplingParams
+    n: int = 1
+    tenant: str = ""
+    priority: Priority = Priority.DEFAULT
+    deadline_s: float | None = None
+    request_id: str = ""
+
+
+class Generation(Protocol):
+    """Accepted work: iterate over it once, to the end or until `cancel`.
+
+    Iterating raises the ApplianceError that ended the work, if one did. Leaving the iteration early does not
+    cancel: call `cancel` (idempotent, returns at once) in a `finally`.
+    """
+
+    @property
+    def model(self) -> str:
+        """The full `name:version` that answers."""
+        ...
+
+    @property
+    def usage(self) -> Usage:
+        """Counts so far; complete once the iteration has ended."""
+        ...
+
+    @property
+    def timings(self) -> Timings:
+        """Times so far; complete once the iteration has ended."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[Delta]:
+        """Yield the deltas of all choices as they come."""
+        ...
+
+    def cancel(self) -> None:
+        """Free the work's sequences within one engine step."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenization:
+    """A text as token ids, each token's bytes, and the context length of the model."""
+
+    tokens: tuple[int, ...]
+    pieces: tuple[bytes, ...]
+    context_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What a client may know of a registered model.
+
+    Attributes:
+        name: Without the version.
+        created: Unix seconds of registration.
+        context_length: Tokens a request may use, 0 when unknown.
+        loaded: True while an engine holds it.
+    """
+
+    name: str
+    version: str
+    kind: str
+    task: str
+    created: int
+    size: int
+    licence: str
+    context_length: int
+    loaded: bool
+
+
+class TextModels(Protocol):
+    """The serving floor as the doors see it."""
+
+    def cards(self) -> Sequence[ModelCard]:
+        """Return every registered model, from the registry as it is now."""
+        ...
+
+    async def generate(self, request: GenerationRequest) -> Generation:
+        """Accept the request: find and if need be load the model, render, tokenize, queue.
+
+        Raises:
+            NotFoundError: No such model; the message names those that exist.
+            InvalidRequestError: The prompt does not fit, or a parameter is out of range.
+            OverloadedError: The queue is full.
+            UnavailableError: The model cannot be loaded now.
+        """
+        ...
+
+    async def tokenize(
+        self, model: str, prompt: Prompt, *, add_special: bool = True, parse_special: bool = False
+    ) -> Tokenization:
+        """Return the prompt as the engine would read it. Raises as `generate` does."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whether the box can answer now; `reason` says why not, in words for a person."""
+
+    ready: bool
+    reason: str = ""
+
+
+class HealthSource(Protocol):
+    """Answers at once from memory; never waits on an engine."""
+
+    def health(self) -> Health:
+        """Return readiness as of the last heartbeat."""
+        ...
