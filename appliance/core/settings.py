@@ -83,7 +83,9 @@ class Settings:
 
     # Observability
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "Least severity that is logged")
-    log_format: Literal["auto", "json", "text"] = _setting("auto", "auto is text in a terminal and JSON lines otherwise")
+    log_format: Literal["auto", "json", "text"] = _setting(
+        "auto", "auto is text in a terminal and JSON lines otherwise"
+    )
 
     @property
     def database_path(self) -> Path:

@@ -55,7 +55,9 @@ class Database:
         self._readers = threading.local()
         self._open_readers: list[Connection] = []
         self._readers_lock = threading.Lock()
-        self._inbox: queue.SimpleQueue[tuple[Callable[[Connection], object], Future[object]] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[tuple[Callable[[Connection], object], Future[object]] | None] = (
+            queue.SimpleQueue()
+        )
         self._closed = False
         self._writer = threading.Thread(target=self._run_writer, name=f"writer {path.name}", daemon=True)
         self._writer.start()
