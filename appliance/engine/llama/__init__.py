@@ -1,0 +1,13 @@
+"""GGUF models over llama.cpp: continuous batching of many sequences in one context.
+
+One step is schedule → decode → sample → deliver, told by `worker.Worker._step`:
+
+- `cells`      which KV cells are whose (pure)
+- `scheduler`  who runs next, on which tokens (pure)
+- `text`       bytes become characters, stop strings are held back (pure)
+- `sampling`   a logits row becomes a token
+- `model`      weights and vocabulary
+- `context`    KV memory and decoding
+- `worker`     the thread
+- `engine`     the event loop's side of the thread
+"""
