@@ -1,0 +1,259 @@
+"""Tiny GGUF models with random weights, for tests that need a real engine but no sense in its answers.
+
+Each is written in milliseconds, is smaller than 200 kB and loads in a few. The tokenizer is a byte-level BPE that
+holds all 256 bytes, so every UTF-8 text survives a round trip; merges are trained on ASCII only, so a Chinese
+character spans three tokens and an emoji four. Control tokens get logits near zero, so greedy decoding goes
+on until `max_tokens`; a test that wants an early end biases `END_TOKEN_ID`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+Architecture = Literal["llama", "gemma2", "mamba"]
+Quantisation = Literal["f32", "f16", "q8_0"]
+
+CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+START_TOKEN_ID = 0
+END_TOKEN_ID = 2
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+SLIDING_WINDOW = 32
+"""Tokens that the sliding layers of a `gemma2` model look back."""
+
+_MERGES_ARE_TRAINED_ON = (
+    "the quick brown fox jumps over the lazy dog and then the dog thinks about what the fox has done to it "
+    "please answer the question in one sentence and say why the answer is the right one for this user "
+    "system assistant user hello there how are you today I am fine thank you and you are very welcome here "
+)
+
+Weights = npt.NDArray[np.float32]
+
+
+def write_tiny_llama(
+    path: Path,
+    *,
+    seed: int = 0,
+    context_length: int = 512,
+    chat_template: str | None = CHAT_TEMPLATE,
+    layers: int = 2,
+    embedding: int = 32,
+    heads: int = 2,
+    vocabulary_size: int = 320,
+    quantisation: Quantisation = "f32",
+    architecture: Architecture = "llama",
+) -> Path:
+    """Write a model and return its path; the same arguments write the same bytes.
+
+    Args:
+        path: The file to write.
+        seed: Of the weights.
+        context_length: What the header says; no tensor depends on it.
+        chat_template: Jinja source, or None for a model without one.
+        layers: Blocks; of `gemma2` every even one (from 0) has a sliding window of `SLIDING_WINDOW`.
+        embedding: Width; a multiple of 32 for `q8_0`.
+        heads: Attention heads, without grouping.
+        vocabulary_size: At least 259 (bytes and control tokens); the rest are merges.
+        quantisation: Of the matrices; vectors stay f32.
+        architecture: `llama` (plain attention), `gemma2` (sliding window) or `mamba` (recurrent).
+    """
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_name("tiny random model")
+    writer.add_file_type(
+        {"f32": gguf.LlamaFileType.ALL_F32, "f16": gguf.LlamaFileType.MOSTLY_F16}.get(
+            quantisation, gguf.LlamaFileType.MOSTLY_Q8_0
+        )
+    )
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_context_length(context_length)
+    writer.add_embedding_length(embedding)
+    writer.add_block_count(layers)
+    writer.add_layer_norm_rms_eps(1e-5)
+    _add_tokenizer(writer, vocabulary_size, chat_template)
+    model = _Model(np.random.default_rng(seed), layers, embedding, heads, vocabulary_size)
+    tensors = {"llama": _llama, "gemma2": _gemma2, "mamba": _mamba}[architecture](writer, model)
+    for name, weights in tensors.items():
+        _add_tensor(writer, name, weights, quantisation)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    random: np.random.Generator
+    layers: int
+    embedding: int
+    heads: int
+    vocabulary_size: int
+
+    def matrix(self, rows: int, columns: int, gain: float = 1.0) -> Weights:
+        """Return weights for `columns` inputs and `rows` outputs that keep the scale of their input times `gain`."""
+        weights: Weights = self.random.standard_normal((rows, columns), np.float32)
+        return weights * np.float32(gain / np.sqrt(columns))
+
+    def vocabulary(self, gain: float) -> Weights:
+        """Return one row a token; those of control tokens are short."""
+        rows = self.matrix(self.vocabulary_size, self.embedding, gain * np.sqrt(self.embedding))
+        rows[: len(CONTROL_TOKENS)] *= 0.05
+        return rows
+
+
+def _llama(writer: gguf.GGUFWriter, model: _Model) -> dict[str, Weights]:
+    writer.add_vocab_size(model.vocabulary_size)
+    writer.add_rope_dimension_count(model.embedding // model.heads)
+    tensors = {
+        "token_embd.weight": model.vocabulary(1.0),
+        "output.weight": model.vocabulary(0.4),
+        "output_norm.weight": np.ones(model.embedding, np.float32),
+    }
+    for layer in range(model.layers):
+        tensors |= _attention(model, layer)
+    _add_attention(writer, model)
+    return tensors
+
+
+def _gemma2(writer: gguf.GGUFWriter, model: _Model) -> dict[str, Weights]:
+    _add_attention(writer, model)
+    writer.add_key_length(model.embedding // model.heads)
+    writer.add_value_length(model.embedding // model.heads)
+    writer.add_sliding_window(SLIDING_WINDOW)
+    writer.add_attn_logit_softcapping(50.0)
+    writer.add_final_logit_softcapping(30.0)
+    ones = np.ones(model.embedding, np.float32)
+    tensors = {"token_embd.weight": model.vocabulary(0.2), "output_norm.weight": ones}
+    for layer in range(model.layers):
+        tensors |= _attention(model, layer)
+        tensors[f"blk.{layer}.post_attention_norm.weight"] = ones * 2
+        tensors[f"blk.{layer}.post_ffw_norm.weight"] = ones * 2
+    return tensors
+
+
+def _mamba(writer: gguf.GGUFWriter, model: _Model) -> dict[str, Weights]:
+    inner, state, convolution, rank = 2 * model.embedding, 16, 4, 2
+    writer.add_feed_forward_length(0)
+    writer.add_head_count(0)
+    writer.add_ssm_conv_kernel(convolution)
+    writer.add_ssm_inner_size(inner)
+    writer.add_ssm_state_size(state)
+    writer.add_ssm_time_step_rank(rank)
+    tensors = {
+        "token_embd.weight": model.vocabulary(1.0),
+        "output.weight": model.vocabulary(0.4),
+        "output_norm.weight": np.ones(model.embedding, np.float32),
+    }
+    for layer in range(model.layers):
+        decay = -np.tile(np.arange(1, state + 1, dtype=np.float32), (inner, 1))
+        tensors |= {
+            f"blk.{layer}.attn_norm.weight": np.ones(model.embedding, np.float32),
+            f"blk.{layer}.ssm_in.weight": model.matrix(2 * inner, model.embedding),
+            f"blk.{layer}.ssm_conv1d.weight": model.matrix(inner, convolution),
+            f"blk.{layer}.ssm_conv1d.bias": np.zeros(inner, np.float32),
+            f"blk.{layer}.ssm_x.weight": model.matrix(rank + 2 * state, inner, 3.0),
+            f"blk.{layer}.ssm_dt.weight": model.matrix(inner, rank),
+            f"blk.{layer}.ssm_dt.bias": np.full(inner, -5.0, np.float32),  # softplus: forgets 1 % a token
+            f"blk.{layer}.ssm_a": decay,
+            f"blk.{layer}.ssm_d": np.ones(inner, np.float32),
+            f"blk.{layer}.ssm_out.weight": model.matrix(model.embedding, inner, 3.0),
+        }
+    return tensors
+
+
+def _add_attention(writer: gguf.GGUFWriter, model: _Model) -> None:
+    writer.add_head_count(model.heads)
+    writer.add_head_count_kv(model.heads)
+    writer.add_feed_forward_length(2 * model.embedding)
+
+
+def _attention(model: _Model, layer: int) -> dict[str, Weights]:
+    """Return a block whose answer depends strongly on every earlier token, so that a wrong KV cache shows."""
+    width, inner, block = model.embedding, 2 * model.embedding, f"blk.{layer}"
+    return {
+        f"{block}.attn_norm.weight": np.ones(width, np.float32),
+        f"{block}.attn_q.weight": model.matrix(width, width, 1.8),
+        f"{block}.attn_k.weight": model.matrix(width, width, 1.8),
+        f"{block}.attn_v.weight": model.matrix(width, width, 2.0),
+        f"{block}.attn_output.weight": model.matrix(width, width, 2.0),
+        f"{block}.ffn_norm.weight": np.ones(width, np.float32),
+        f"{block}.ffn_gate.weight": model.matrix(inner, width, 2.0),
+        f"{block}.ffn_up.weight": model.matrix(inner, width, 2.0),
+        f"{block}.ffn_down.weight": model.matrix(width, inner),
+    }
+
+
+def _add_tensor(writer: gguf.GGUFWriter, name: str, weights: Weights, quantisation: Quantisation) -> None:
+    is_matrix = weights.ndim == 2 and "ssm_conv1d" not in name and "ssm_a" not in name
+    if quantisation == "q8_0" and is_matrix and weights.shape[1] % 32 == 0:
+        kind = gguf.GGMLQuantizationType.Q8_0
+        writer.add_tensor(name, gguf.quants.quantize(weights, kind), raw_dtype=kind)
+    elif quantisation == "f16" and is_matrix:
+        writer.add_tensor(name, weights.astype(np.float16))
+    else:
+        writer.add_tensor(name, weights)
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, vocabulary_size: int, chat_template: str | None) -> None:
+    letters = list(_byte_letters().values())
+    merges = _train_merges(vocabulary_size - len(CONTROL_TOKENS) - len(letters))
+    tokens = [*CONTROL_TOKENS, *letters, *("".join(pair) for pair in merges)]
+    kinds: list[Any] = [gguf.TokenType.CONTROL] * len(CONTROL_TOKENS)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds + [gguf.TokenType.NORMAL] * (len(tokens) - len(kinds)))
+    writer.add_token_merges([" ".join(pair) for pair in merges])
+    writer.add_bos_token_id(START_TOKEN_ID)
+    writer.add_eos_token_id(END_TOKEN_ID)
+    writer.add_pad_token_id(START_TOKEN_ID)
+    writer.add_add_bos_token(False)
+    if chat_template is not None:
+        writer.add_chat_template(chat_template)
+
+
+def _byte_letters() -> dict[int, str]:
+    """Return GPT-2's printable letter for each byte."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+    return dict(sorted(letters.items()))
+
+
+def _train_merges(count: int) -> list[tuple[str, str]]:
+    """Return the `count` most frequent pairs of the training text, by plain byte-pair encoding."""
+    space = _byte_letters()[ord(" ")]
+    words = [[space, *word] for word in _MERGES_ARE_TRAINED_ON.split()]
+    merges: list[tuple[str, str]] = []
+    while len(merges) < count:
+        pairs = Counter(pair for word in words for pair in pairwise(word))
+        if not pairs:
+            raise ValueError(f"The training text yields {len(merges)} merges, fewer than the {count} asked for.")
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merges.append(best)
+        words = [_merge(word, best) for word in words]
+    return merges
+
+
+def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    for letter in word:
+        if merged and (merged[-1], letter) == pair:
+            merged[-1] += letter
+        else:
+            merged.append(letter)
+    return merged
