@@ -2,23 +2,25 @@
 
 Every write of this process goes through one thread, in the order of arrival, each in its own `BEGIN IMMEDIATE`
 transaction; other processes (the command line beside a running server) are waited for by SQLite's own lock. Readers are
-separate connections, one a thread, and see a snapshot. WAL with `synchronous=FULL`: what `write` returned from
-survives power loss.
+separate connections, taken from a pool for the time of one call, and see one snapshot during that call. WAL with
+`synchronous=FULL`: what `write` returned from survives power loss.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from appliance.core.errors import ApplianceError, StorageError
+from appliance.core.errors import ConflictError, StorageError
 from appliance.store.migrations import migrate
 
 if TYPE_CHECKING:
@@ -31,103 +33,181 @@ Row: TypeAlias = sqlite3.Row
 BUSY_TIMEOUT_S = 10.0
 """How long a write waits for another process's transaction."""
 
+CLOSE_TIMEOUT_S = 30.0
+"""How long `close` waits for accepted writes."""
+
+_WAL_BYTES_KEPT = 16 * 1024 * 1024
+"""The log is cut back to this size after a checkpoint, so that one large write does not hold the disk for ever."""
+
 
 class Database:
     """Owns one database file: opens it, migrates it, and is the only one in the process to write to it.
 
-    Functions handed to `read` and `write` get a connection whose rows answer to column names. They must not keep it.
+    Functions handed to `read` and `write` get a connection whose rows answer to column names. They must not keep it,
+    nor hand out a cursor: they return data. A constraint that they break becomes a ConflictError, an error of the file
+    or disk a StorageError; any other exception is theirs and reaches the caller as it is.
     """
 
     def __init__(self, path: Path) -> None:
         """Open or create the file and bring its schema up to date.
 
+        A new file is readable by its owner only, and so is a new folder: they hold the hashes of API keys.
+
         Raises:
             StorageError: The file cannot be opened, is damaged, or was written by a newer version.
         """
         self.path = path
+        _create_private(path)
         with _storage_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
             connection = _connect(path)
             try:
                 migrate(connection)
-            finally:
+            except BaseException:
                 connection.close()
-        self._readers = threading.local()
-        self._open_readers: list[Connection] = []
-        self._readers_lock = threading.Lock()
-        self._inbox: queue.SimpleQueue[tuple[Callable[[Connection], object], Future[object]] | None] = (
-            queue.SimpleQueue()
-        )
+                raise
+        self._idle_readers: deque[Connection] = deque()
+        self._inbox: queue.SimpleQueue[tuple[Callable[[Connection], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._closed = False
-        self._writer = threading.Thread(target=self._run_writer, name=f"writer {path.name}", daemon=True)
+        self._closing = threading.Lock()
+        self._writer = threading.Thread(
+            target=self._run_writer, args=(connection,), name=f"writer {path.name}", daemon=True
+        )
         self._writer.start()
 
     def read(self, function: Callable[[Connection], T]) -> T:
-        """Return `function(connection)` on this thread's reader connection. Takes microseconds; safe on the loop."""
+        """Return `function(connection)` on a read-only connection. Takes microseconds; safe on the loop."""
         with _storage_errors(self.path):
-            return function(self._reader())
+            connection = self._take_reader()
+            try:
+                connection.execute("BEGIN")
+                return function(connection)
+            finally:
+                self._give_back(connection)
 
     def write_blocking(self, function: Callable[[Connection], T]) -> T:
         """Run `function(connection)` in a transaction on the writer thread and wait for the commit.
 
         An exception rolls back and is raised here.
         """
-        return self._submit(function).result()
+        if threading.current_thread() is self._writer:
+            raise RuntimeError("A write waits for another write of the same database; use the connection at hand.")
+        return self.submit(function).result()
 
     async def write(self, function: Callable[[Connection], T]) -> T:
-        """As `write_blocking`, without holding up the event loop."""
-        return await asyncio.wrap_future(self._submit(function))
+        """As `write_blocking`, without holding up the event loop.
 
-    def close(self) -> None:
-        """Commit what was accepted, then close every connection. Idempotent."""
-        if self._closed:
-            return
-        self._closed = True
-        self._inbox.put(None)
-        self._writer.join()
-        with self._readers_lock:
-            for connection in self._open_readers:
-                connection.close()
-            self._open_readers.clear()
+        When the waiting task is cancelled, a write that has not begun is dropped; one that has is finished.
+        """
+        return await asyncio.wrap_future(self.submit(function))
 
-    def _submit(self, function: Callable[[Connection], T]) -> Future[T]:
-        if self._closed:
-            raise StorageError(f"The database {self.path} is closed.", advice="The program is shutting down.")
+    def submit(self, function: Callable[[Connection], T]) -> Future[T]:
+        """Queue a write and return at once; the future has the result once it is on the disk.
+
+        Raises:
+            StorageError: The database is closed.
+        """
         future: Future[T] = Future()
-        self._inbox.put((function, future))  # type: ignore[arg-type]
+        with self._closing:  # else a write could be queued behind the writer's end and never be answered
+            self._refuse_when_closed()
+            self._inbox.put((function, future))
         return future
 
-    def _reader(self) -> Connection:
-        connection: Connection | None = getattr(self._readers, "connection", None)
-        if connection is None:
+    def close(self) -> None:
+        """Commit what was accepted, then close every connection. Idempotent.
+
+        Raises:
+            StorageError: A write has been running for `CLOSE_TIMEOUT_S`; it will be rolled back when the process ends.
+        """
+        with self._closing:
+            if not self._closed:
+                self._closed = True
+                self._inbox.put(None)
+        self._writer.join(CLOSE_TIMEOUT_S)
+        self._close_idle_readers()
+        if self._writer.is_alive():
+            raise StorageError(
+                f"The database {self.path} is still writing {CLOSE_TIMEOUT_S:.0f} s after it was told to close.",
+                advice="The disk may hang: look at `dmesg`. Unfinished writes are rolled back at the next start.",
+            )
+
+    def _refuse_when_closed(self) -> None:
+        if self._closed:
+            raise StorageError(f"The database {self.path} is closed.", advice="The program is shutting down.")
+
+    def _take_reader(self) -> Connection:
+        self._refuse_when_closed()
+        try:
+            return self._idle_readers.pop()
+        except IndexError:
             connection = _connect(self.path)
             connection.execute("PRAGMA query_only=ON")
-            self._readers.connection = connection
-            with self._readers_lock:
-                self._open_readers.append(connection)
-        return connection
+            return connection
 
-    def _run_writer(self) -> None:
-        connection = _connect(self.path)
-        while (task := self._inbox.get()) is not None:
-            function, future = task
-            if not future.set_running_or_notify_cancel():
-                continue
+    def _give_back(self, connection: Connection) -> None:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        self._idle_readers.append(connection)
+        if self._closed:  # it was closed during this read
+            self._close_idle_readers()
+
+    def _close_idle_readers(self) -> None:
+        while self._idle_readers:
             try:
-                with _storage_errors(self.path):
-                    future.set_result(_in_transaction(connection, function))
-            except BaseException as error:  # noqa: BLE001  (it belongs to the caller, whatever it is)
-                future.set_exception(error)
+                self._idle_readers.pop().close()
+            except IndexError:  # another thread that ends a read during `close` was quicker
+                return
+
+    def _run_writer(self, connection: Connection) -> None:
+        while (task := self._inbox.get()) is not None:
+            self._run(connection, *task)
+            del task  # or the last write's result would live until the next one
         connection.close()
+
+    def _run(self, connection: Connection, function: Callable[[Connection], Any], future: Future[Any]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            with _storage_errors(self.path):
+                result = _in_transaction(connection, function)
+        except BaseException as error:  # noqa: BLE001  (it belongs to the caller, whatever it is)
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+
+def _create_private(path: Path) -> None:
+    """Make the folder (0700) and the file (0600) if need be; SQLite gives its log the file's mode and owner."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            return
+        try:
+            folder = path.parent.stat()
+            if os.geteuid() == 0 and folder.st_uid != 0:
+                os.fchown(descriptor, folder.st_uid, folder.st_gid)  # or the service could not open it after `sudo`
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise StorageError(
+            f"The database {path} cannot be created: {error.strerror}.",
+            advice="Name a data folder that this user may write to with --data.",
+        ) from error
 
 
 def _connect(path: Path) -> Connection:
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-    connection.row_factory = sqlite3.Row
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
-    connection.execute("PRAGMA foreign_keys=ON")
-    connection.execute("PRAGMA trusted_schema=OFF")
+    try:
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute(f"PRAGMA journal_size_limit={_WAL_BYTES_KEPT}")
+        connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute("PRAGMA trusted_schema=OFF")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
@@ -145,14 +225,31 @@ def _in_transaction(connection: Connection, function: Callable[[Connection], T])
 
 @contextmanager
 def _storage_errors(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into ours; its ProgrammingError and InterfaceError are bugs of ours and pass as they are."""
     try:
         yield
-    except ApplianceError:
+    except (sqlite3.ProgrammingError, sqlite3.InterfaceError):
         raise
-    except sqlite3.IntegrityError:
-        raise  # a room that can break a constraint turns it into its own error inside its function
-    except (sqlite3.Error, OSError) as error:
-        raise StorageError(
-            f"The database {path} failed: {error}.",
-            advice="Check that the disk has space and that the folder belongs to this user; `appliance doctor` looks.",
+    except sqlite3.IntegrityError as error:
+        raise ConflictError(
+            f"The database {path} refused the change and kept what it had: {error}.",
+            advice="Someone else may have made the same change meanwhile: look, then try again.",
         ) from error
+    except sqlite3.Error as error:
+        raise StorageError(f"The database {path} failed: {error}.", advice=_advice(error)) from error
+
+
+def _advice(error: sqlite3.Error) -> str:
+    primary_code = (getattr(error, "sqlite_errorcode", None) or sqlite3.SQLITE_ERROR) & 0xFF
+    return _ADVICE.get(primary_code, "`appliance doctor` looks at the disk, the rights and the file.")
+
+
+_ADVICE = {
+    sqlite3.SQLITE_FULL: "The disk is full: free some space, then try again. Nothing was changed.",
+    sqlite3.SQLITE_BUSY: f"Another process has held it for {BUSY_TIMEOUT_S:.0f} s: see which with `fuser`, try again.",
+    sqlite3.SQLITE_READONLY: "The file or its folder is read-only for this user: correct the owner, or remount.",
+    sqlite3.SQLITE_CANTOPEN: "The file or its folder is not open to this user: correct the owner and the rights.",
+    sqlite3.SQLITE_IOERR: "The disk reports errors: look at `dmesg`, and back up what can be read.",
+    sqlite3.SQLITE_CORRUPT: "The file is damaged: stop the appliance, keep a copy, restore it from a backup.",
+    sqlite3.SQLITE_NOTADB: "The file is no database or is damaged: keep a copy, restore it from a backup.",
+}
