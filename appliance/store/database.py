@@ -9,6 +9,7 @@ separate connections, taken from a pool for the time of one call, and see one sn
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import queue
 import sqlite3
@@ -57,7 +58,7 @@ class Database:
             StorageError: The file cannot be opened, is damaged, or was written by a newer version.
         """
         self.path = path
-        _create_private(path)
+        _create(path)
         with _storage_errors(path):
             connection = _connect(path)
             try:
@@ -175,25 +176,42 @@ class Database:
             future.set_result(result)
 
 
-def _create_private(path: Path) -> None:
-    """Make the folder (0700) and the file (0600) if need be; SQLite gives its log the file's mode and owner."""
+def _create(path: Path) -> None:
+    """Make the folder (0700) and an empty database (0600) if need be; SQLite gives its log the file's mode and owner.
+
+    Processes that start at once take turns: SQLite's switch to WAL fails at once when another is at it.
+    """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except FileExistsError:
+        if path.exists() and path.stat().st_size > 0:
             return
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            folder = path.parent.stat()
-            if os.geteuid() == 0 and folder.st_uid != 0:
-                os.fchown(descriptor, folder.st_uid, folder.st_gid)  # or the service could not open it after `sudo`
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            _touch_private(path)
+            with _storage_errors(path):
+                _connect(path).close()
+            os.fsync(folder)
         finally:
-            os.close(descriptor)
+            os.close(folder)
     except OSError as error:
         raise StorageError(
             f"The database {path} cannot be created: {error.strerror}.",
             advice="Name a data folder that this user may write to with --data.",
         ) from error
+
+
+def _touch_private(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        return
+    try:
+        folder = path.parent.stat()
+        if os.geteuid() == 0 and folder.st_uid != 0:
+            os.fchown(descriptor, folder.st_uid, folder.st_gid)  # or the service could not open it after `sudo`
+    finally:
+        os.close(descriptor)
 
 
 def _connect(path: Path) -> Connection:
