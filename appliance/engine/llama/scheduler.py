@@ -238,7 +238,8 @@ class Scheduler:
         assert slot is not None
         sequence.evaluated = 0
         self.finish(sequence)
-        self._truncate(slot, 0)
+        self._operations.append(Truncate(slot, 0))  # even of an empty slot: a failed batch may have left cells there
+        self.ledger.truncate(slot, 0)
 
     def check_integrity(self) -> None:
         """Verify that slots, sequences and cells agree.

@@ -1,0 +1,86 @@
+"""One choice while the worker's thread generates it: from sampled tokens to deltas."""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from appliance.core.types import Delta, FinishReason, Priority, SamplingParams, TokenLogprob
+from appliance.engine.llama.model import LlamaModel
+from appliance.engine.llama.sampling import Sampler
+from appliance.engine.llama.scheduler import Sequence
+from appliance.engine.llama.text import TextAssembler
+
+if TYPE_CHECKING:
+    from appliance.engine.llama.generation import LlamaGeneration
+
+
+@dataclass(eq=False, slots=True)
+class Choice:
+    """A choice as it was submitted; `start` adds what only the worker's thread may own."""
+
+    generation: LlamaGeneration
+    index: int
+    prompt: array[int]
+    sampling: SamplingParams
+    priority: Priority
+    token_limit: int
+    arrived: float
+
+
+@dataclass(eq=False, slots=True)
+class RunningChoice:
+    """A choice with its sampler and its text so far.
+
+    A token's log probability is sent with the text it belongs to: tokens whose text is held back wait, and those that
+    turn out to belong to a stop string are never sent.
+    """
+
+    choice: Choice
+    sequence: Sequence
+    sampler: Sampler
+    assembler: TextAssembler
+    generated: int = 0
+    _unsent_tokens: int = 0
+    _logprobs: deque[tuple[int, TokenLogprob]] = field(default_factory=deque)
+
+    @classmethod
+    def start(cls, choice: Choice, number: int, model: LlamaModel) -> RunningChoice:
+        """Make the scheduler's sequence, the native sampler and the text assembler for a choice."""
+        return cls(
+            choice=choice,
+            sequence=Sequence(number, array("i", choice.prompt), choice.priority, choice.arrived),
+            sampler=Sampler(model, choice.sampling, choice.prompt, choice=choice.index),
+            assembler=TextAssembler(choice.sampling.stop),
+        )
+
+    def take(self, token: int, model: LlamaModel, logprob: TokenLogprob | None) -> Delta | None:
+        """Account for a sampled token; returns what can be sent, or None if nothing can yet."""
+        self.generated += 1
+        self._unsent_tokens += 1
+        ends = token in model.end_tokens and not self.choice.sampling.ignore_eos
+        if ends or token in self.choice.sampling.stop_token_ids:
+            return self._last_delta(FinishReason.STOP)
+        start = self.assembler.received
+        text = self.assembler.push(model.piece(token))
+        if logprob is not None:
+            self._logprobs.append((start, logprob))
+        if self.assembler.stopped:
+            return self._delta(text, FinishReason.STOP)
+        if len(self.sequence.tokens) + 1 >= self.choice.token_limit:
+            return self._last_delta(FinishReason.LENGTH, text)
+        return self._delta(text, None) if text else None
+
+    def _last_delta(self, reason: FinishReason, text: str = "") -> Delta:
+        text += self.assembler.finish()
+        return self._delta(text, FinishReason.STOP if self.assembler.stopped else reason)
+
+    def _delta(self, text: str, reason: FinishReason | None) -> Delta:
+        logprobs = []
+        end = reason is not None and not self.assembler.stopped
+        while self._logprobs and (end or self._logprobs[0][0] < self.assembler.released):
+            logprobs.append(self._logprobs.popleft()[1])
+        count, self._unsent_tokens = self._unsent_tokens, 0
+        return Delta(self.choice.index, text, count, tuple(logprobs), reason)

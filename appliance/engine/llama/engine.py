@@ -1,0 +1,258 @@
+"""A loaded model as the event loop sees it: submit work, take what comes, know how it is doing.
+
+Everything here runs on the loop. The thread is reached by its queue of commands, and reaches back by one
+`call_soon_threadsafe` a step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import re
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from appliance.core.errors import ApplianceError, EngineError, InvalidRequestError, OverloadedError
+from appliance.core.types import Priority, SamplingParams
+from appliance.engine.llama.choice import Choice
+from appliance.engine.llama.generation import LlamaGeneration
+from appliance.engine.llama.meter import EngineMeter
+from appliance.engine.llama.model import LlamaModel
+from appliance.engine.llama.worker import Cancel, EngineConfig, Report, Submit, Worker
+from appliance.observe.metrics import ModelMetrics
+
+INLINE_TOKENIZE_CHARACTERS = 20_000
+"""Longer texts are tokenized off the loop; shorter ones take a few milliseconds at most."""
+STOP_TIMEOUT_S = 30.0
+LONGEST_RETRY_AFTER_S = 60.0
+
+T = TypeVar("T")
+
+
+class LlamaEngine:
+    """One loaded GGUF model.
+
+    Attributes:
+        name: The full `name:version`, for answers and metrics.
+        ended: Done when the thread has ended; its result is the error that ended it, or None after `close`.
+    """
+
+    def __init__(self, name: str, config: EngineConfig, metrics: ModelMetrics) -> None:
+        """Describe an engine; `load` makes one."""
+        self.name = name
+        self.config = config
+        self._meter = EngineMeter(metrics)
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[ApplianceError | None] = self._loop.create_future()
+        self._ready: asyncio.Future[LlamaModel] = self._loop.create_future()
+        self._open: set[LlamaGeneration] = set()
+
+    @classmethod
+    async def load(cls, name: str, path: Path, config: EngineConfig, metrics: ModelMetrics) -> LlamaEngine:
+        """Load the file in a new thread, warm it up, and return the engine that then runs.
+
+        Raises:
+            ModelFileError: llama.cpp refuses the file.
+            EngineError: There is not enough memory, or the model cannot be evaluated.
+        """
+        engine = cls(name, config, metrics)
+        engine._worker = Worker(
+            path,
+            config,
+            on_ready=lambda model: _post(engine._loop, engine._ready.set_result, model),
+            on_report=lambda report: _post(engine._loop, engine._take_report, report),
+            on_end=lambda error: _post(engine._loop, engine._take_end, error),
+        )
+        engine._worker.start()
+        await asyncio.wait({engine._ready, engine.ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not engine._ready.done():
+            raise engine.ended.result() or EngineError("The engine ended while loading.")
+        engine._model = engine._ready.result()
+        return engine
+
+    # What the model is
+
+    @property
+    def context_length(self) -> int:
+        """Return how many tokens prompt and answer of one choice may have together."""
+        return min(self.config.cells, self._model.training_context)
+
+    @property
+    def chat_template(self) -> str | None:
+        """Return the model file's own chat template, untrusted."""
+        return self._model.chat_template
+
+    @property
+    def begin_text(self) -> str:
+        """Return the begin-of-sequence token as text."""
+        return self._model.begin_text
+
+    @property
+    def end_text(self) -> str:
+        """Return the end-of-sequence token as text."""
+        return self._model.end_text
+
+    @property
+    def adds_begin(self) -> bool:
+        """Return True if tokenizing with `add_special` puts the begin token first."""
+        return self._model.adds_begin
+
+    @property
+    def special_pattern(self) -> re.Pattern[str]:
+        """Return a pattern that finds text which could pass for a control token."""
+        return self._model.special_pattern
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Return the number of token ids."""
+        return self._model.vocabulary_size
+
+    def piece(self, token: int) -> bytes:
+        """Return a token's bytes; empty for control tokens."""
+        return self._model.piece(token)
+
+    async def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Return the text's token ids; long texts do not hold up the loop."""
+        if len(text) <= INLINE_TOKENIZE_CHARACTERS:
+            return self._model.tokenize(text, add_special=add_special, parse_special=parse_special)
+        return await asyncio.to_thread(
+            self._model.tokenize, text, add_special=add_special, parse_special=parse_special
+        )
+
+    # Work
+
+    @property
+    def open_requests(self) -> int:
+        """Return how many requests have not ended."""
+        return len(self._open)
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        sampling: SamplingParams,
+        *,
+        n: int = 1,
+        priority: Priority = Priority.DEFAULT,
+        deadline_s: float | None = None,
+    ) -> LlamaGeneration:
+        """Queue one request.
+
+        Raises:
+            InvalidRequestError: The prompt is empty, has unknown token ids, or leaves no room for an answer.
+            OverloadedError: The queue is full.
+            EngineError: The engine has ended.
+        """
+        self._check_prompt(prompt)
+        if self.ended.done():
+            raise EngineError(f"The engine of {self.name} has ended.", code="engine_died")
+        open_choices = sum(each.open_choices for each in self._open)
+        if open_choices >= self.config.sequences + self.config.queue_size:
+            raise OverloadedError(
+                f"{open_choices} answers are being written or wait; "
+                f"the model works on {self.config.sequences} at once and {self.config.queue_size} may wait.",
+                advice="Try again later, or raise `queue_size`.",
+                retry_after_s=self._retry_after(open_choices),
+            )
+        now = time.monotonic()
+        generation = LlamaGeneration(
+            model=self.name,
+            prompt_tokens=len(prompt),
+            choices=n,
+            now=now,
+            cancel=lambda: self._cancel(generation),
+        )
+        limit = self.context_length
+        if sampling.max_tokens is not None:
+            limit = min(limit, len(prompt) + sampling.max_tokens)
+        tokens = array("i", prompt)
+        choices = [Choice(generation, index, tokens, sampling, priority, limit, now) for index in range(n)]
+        self._open.add(generation)
+        self._meter.accepted(len(prompt))
+        if deadline_s is not None:
+            generation.expire_at(self._loop.time() + deadline_s, deadline_s)
+        self._worker.put(Submit(choices))
+        self._show_load()
+        return generation
+
+    # State
+
+    @property
+    def heartbeat_age_s(self) -> float:
+        """Return the seconds since the thread last went round; infinite once it has ended."""
+        return math.inf if self.ended.done() else time.monotonic() - self._worker.beat_at
+
+    async def close(self) -> None:
+        """End the thread and free the model; open requests end with an error.
+
+        Raises:
+            EngineError: The thread did not end in time; its memory is lost until the process ends.
+        """
+        self._worker.stop()
+        try:
+            await asyncio.wait_for(asyncio.shield(self.ended), STOP_TIMEOUT_S)
+        except TimeoutError as error:
+            raise EngineError(f"The engine of {self.name} did not stop within {STOP_TIMEOUT_S:g} s.") from error
+
+    def _check_prompt(self, prompt: Sequence[int]) -> None:
+        if not prompt:
+            raise InvalidRequestError("The prompt has no tokens.", param="prompt", code="empty_prompt")
+        if len(prompt) >= self.context_length:
+            raise InvalidRequestError(
+                f"The prompt has {len(prompt)} tokens; the context of {self.name} has {self.context_length}, "
+                "of which the answer needs at least one.",
+                advice="Shorten the prompt, or raise `context_cells` if the model was trained on more.",
+                param="prompt",
+                code="context_length_exceeded",
+            )
+        if not (min(prompt) >= 0 and max(prompt) < self.vocabulary_size):
+            raise InvalidRequestError(
+                f"The prompt has token ids outside 0 to {self.vocabulary_size - 1}.", param="prompt"
+            )
+
+    def _cancel(self, generation: LlamaGeneration) -> None:
+        self._worker.put(Cancel(generation))
+        generation.end(time.monotonic())
+        self._forget(generation)
+
+    def _forget(self, generation: LlamaGeneration) -> None:
+        if generation in self._open:
+            self._open.discard(generation)
+            self._meter.request_ended(generation)
+
+    def _retry_after(self, open_choices: int) -> float:
+        """Estimate the seconds until a place is free: a round of all that are ahead, at their recent duration."""
+        rounds = open_choices / self.config.sequences
+        return float(math.ceil(min(LONGEST_RETRY_AFTER_S, max(1.0, rounds * self._meter.mean_request_s))))
+
+    def _show_load(self) -> None:
+        running = sum(1 for each in self._open if each.admitted_at is not None)
+        self._meter.load(running=running, waiting=len(self._open) - running)
+
+    # Called by the worker's thread through the loop
+
+    def _take_report(self, report: Report) -> None:
+        for generation, event in report.events:
+            self._meter.event(generation, event)
+            generation.receive(event)
+            if generation.ended:
+                self._forget(generation)
+        self._meter.cells(report.used_cells / self.config.cells)
+        self._show_load()
+
+    def _take_end(self, error: ApplianceError | None) -> None:
+        reason = error or EngineError(f"{self.name} was unloaded.", advice="Try again.", code="model_unloaded")
+        for generation in list(self._open):
+            generation.fail(reason, time.monotonic())
+            self._forget(generation)
+        self._show_load()
+        self.ended.set_result(error)
+
+
+def _post(loop: asyncio.AbstractEventLoop, function: Callable[[T], object], argument: T) -> None:
+    """Call a function on the loop from the worker's thread; a loop that has closed needs no answer any more."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(function, argument)

@@ -1,0 +1,165 @@
+"""One request's answer on the event loop's side: what the worker delivered and the caller has not taken yet."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+
+from appliance.core.errors import ApplianceError, DeadlineExceededError
+from appliance.core.types import Delta, Timings, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A choice was given a slot; `cached` of its prompt tokens need not be computed."""
+
+    cached: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gained:
+    """A choice gained a delta."""
+
+    delta: Delta
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A choice ended with an error."""
+
+    error: ApplianceError
+    at: float
+
+
+Event = Admitted | Gained | Failed
+
+
+class LlamaGeneration:
+    """Accepted work of one request with one or more choices; see `core.types.Generation` for how to use it.
+
+    What waits here is bounded by the choices' own token limits, so a slow reader costs at most its answers' size.
+    """
+
+    def __init__(self, *, model: str, prompt_tokens: int, choices: int, now: float, cancel: Callable[[], None]) -> None:
+        """Wait for `choices` choices of one prompt; `cancel` tells the engine to stop them."""
+        self.model = model
+        self.submitted_at = now
+        self.admitted_at: float | None = None
+        self.first_token_at: float | None = None
+        self.ended_at: float | None = None
+        self.error: ApplianceError | None = None
+        self.open_choices = choices
+        self._prompt_tokens = prompt_tokens
+        self._completion_tokens = 0
+        self._cached_tokens = 0
+        self._cancel = cancel
+        self._deltas: list[Delta] = []
+        self._arrived = asyncio.Event()
+        self._deadline: asyncio.TimerHandle | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Return True once every choice has finished, failed or been cancelled."""
+        return self.ended_at is not None
+
+    @property
+    def usage(self) -> Usage:
+        """Return the counts so far."""
+        return Usage(self._prompt_tokens, self._completion_tokens, self._cached_tokens)
+
+    @property
+    def timings(self) -> Timings:
+        """Return the times so far, in seconds; a phase that has not begun took 0."""
+        admitted = self.submitted_at if self.admitted_at is None else self.admitted_at
+        first = admitted if self.first_token_at is None else self.first_token_at
+        end = first if self.ended_at is None else self.ended_at
+        return Timings(admitted - self.submitted_at, first - admitted, max(0.0, end - first))
+
+    def expire_at(self, when: float, seconds: float) -> None:
+        """Give the work up at the loop's time `when`, `seconds` after it was accepted."""
+        error = DeadlineExceededError(
+            f"The answer was not complete after {seconds:g} s.",
+            advice="Ask for fewer tokens, or raise `request_timeout_s`.",
+        )
+
+        def expire() -> None:
+            self.fail(error, when)
+            self._cancel()
+
+        self._deadline = asyncio.get_running_loop().call_at(when, expire)
+
+    async def __aiter__(self) -> AsyncIterator[Delta]:
+        """Yield what came since the last time, deltas of one choice joined; ends after every choice's last delta."""
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            deltas, self._deltas = self._deltas, []
+            for delta in joined(deltas):
+                yield delta
+            if self.error is not None:
+                raise self.error
+            if self.ended and not self._deltas:
+                return
+
+    def cancel(self) -> None:
+        """Stop the choices that still run; their cells are free within one engine step. Idempotent."""
+        if not self.ended:
+            self._cancel()
+
+    def receive(self, event: Event) -> None:
+        """Take what the worker says of one choice."""
+        if self.ended:
+            return
+        match event:
+            case Admitted(cached, at):
+                if self.admitted_at is None:  # the first choice counts: the others share its prompt
+                    self.admitted_at = at
+                    self._cached_tokens = cached
+            case Gained(delta, at):
+                if self.first_token_at is None:
+                    self.first_token_at = at
+                self._completion_tokens += delta.token_count
+                self._deltas.append(delta)
+                self._arrived.set()
+                if delta.finish_reason is not None:
+                    self.open_choices -= 1
+                if not self.open_choices:
+                    self.end(at)
+            case Failed(error, at):
+                self.fail(error, at)
+                self._cancel()
+
+    def fail(self, error: ApplianceError, at: float) -> None:
+        """End the work with an error, unless it has ended already."""
+        if not self.ended:
+            self.error = error
+            self.end(at)
+
+    def end(self, at: float) -> None:
+        """Close the books; nothing is received afterwards. Idempotent."""
+        if self.ended_at is None:
+            self.ended_at = at
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._arrived.set()
+
+
+def joined(deltas: list[Delta]) -> list[Delta]:
+    """Join neighbouring deltas of one choice, so that a reader who fell behind catches up in one piece."""
+    result: list[Delta] = []
+    for delta in deltas:
+        last = result[-1] if result else None
+        if last is None or last.index != delta.index or last.finish_reason is not None:
+            result.append(delta)
+            continue
+        result[-1] = replace(
+            last,
+            text=last.text + delta.text,
+            token_count=last.token_count + delta.token_count,
+            logprobs=last.logprobs + delta.logprobs,
+            finish_reason=delta.finish_reason,
+        )
+    return result

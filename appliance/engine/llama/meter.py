@@ -1,0 +1,68 @@
+"""What an engine does, as metrics. Runs on the event loop."""
+
+from __future__ import annotations
+
+from appliance.engine.llama.generation import Admitted, Event, Failed, Gained, LlamaGeneration
+from appliance.observe.metrics import ModelMetrics
+
+WEIGHT = 0.1
+"""Share of the newest request in the mean duration."""
+
+
+class EngineMeter:
+    """Turns the worker's events into counters and histograms.
+
+    Attributes:
+        mean_request_s: Exponentially weighted mean of the requests' durations after admission, for Retry-After.
+    """
+
+    def __init__(self, metrics: ModelMetrics) -> None:
+        """Measure into the given metrics."""
+        self._metrics = metrics
+        self._last_gain: dict[LlamaGeneration, dict[int, float]] = {}
+        self._reason: dict[LlamaGeneration, str] = {}
+        self.mean_request_s = 1.0
+
+    def accepted(self, prompt_tokens: int) -> None:
+        """Count a request that was queued."""
+        self._metrics.prompt_tokens(prompt_tokens)
+
+    def event(self, generation: LlamaGeneration, event: Event) -> None:
+        """Count an event that the generation is about to receive."""
+        if generation.ended:
+            return
+        match event:
+            case Admitted(cached):
+                if generation.admitted_at is None:
+                    self._metrics.prefix_cache(generation.usage.prompt_tokens, cached)
+            case Gained(delta, at):
+                gains = self._last_gain.setdefault(generation, {})
+                if generation.first_token_at is None:
+                    self._metrics.time_to_first_token(at - generation.submitted_at)
+                elif delta.index in gains:
+                    self._metrics.inter_token_latency((at - gains[delta.index]) / max(1, delta.token_count))
+                gains[delta.index] = at
+                self._metrics.generation_tokens(delta.token_count)
+                if delta.finish_reason is not None:
+                    self._reason[generation] = str(delta.finish_reason)
+            case Failed():
+                self._reason[generation] = "error"
+
+    def request_ended(self, generation: LlamaGeneration) -> None:
+        """Count a request's end, by whichever way."""
+        self._last_gain.pop(generation, None)
+        reason = self._reason.pop(generation, "error" if generation.error else "cancelled")
+        timings = generation.timings
+        worked = timings.prefill_s + timings.decode_s
+        if generation.admitted_at is not None:
+            self.mean_request_s += WEIGHT * (worked - self.mean_request_s)
+        self._metrics.request_finished(reason, timings.queue_s, timings.prefill_s, timings.queue_s + worked)
+
+    def load(self, *, running: int, waiting: int) -> None:
+        """Show how many requests run and wait."""
+        self._metrics.set_running(running)
+        self._metrics.set_waiting(waiting)
+
+    def cells(self, ratio: float) -> None:
+        """Show the share of KV cells in use."""
+        self._metrics.set_kv_cache_usage(ratio)

@@ -1,0 +1,133 @@
+"""A GGUF file's weights and vocabulary."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from appliance.core.errors import InvalidRequestError, ModelFileError
+from appliance.engine.llama.native import initialize, llama, short
+
+_CONTROL = 1 << 3
+_USER_DEFINED = 1 << 4
+"""`llama_token_attr` bits of tokens that a chat template writes as text."""
+_TEXT_LIMIT = 2**31 - 1
+
+
+class LlamaModel:
+    """Weights mapped into memory, and the vocabulary, which any thread may use until `close`.
+
+    Attributes:
+        training_context: Tokens of context the model was trained on.
+        vocabulary_size: Number of token ids.
+        can_rewind: False for recurrent and hybrid models, whose memory cannot drop a tail.
+        end_tokens: Ids that end a generation.
+    """
+
+    def __init__(self, path: Path, *, gpu_layers: int) -> None:
+        """Load the file.
+
+        Raises:
+            ModelFileError: llama.cpp refuses it; its log lines say why.
+        """
+        initialize()
+        parameters = llama.llama_model_default_params()
+        parameters.n_gpu_layers = gpu_layers if gpu_layers >= 0 else _TEXT_LIMIT
+        self.handle = llama.llama_model_load_from_file(str(path).encode(), parameters)
+        if not self.handle:
+            raise ModelFileError(
+                f"llama.cpp cannot load {path.name}.",
+                advice="`appliance models verify` checks the file; the log has llama.cpp's own words.",
+            )
+        self._vocabulary = short.llama_model_get_vocab(self.handle)
+        self._pieces: dict[int, bytes] = {}
+        self.vocabulary_size: int = short.llama_vocab_n_tokens(self._vocabulary)
+        self.training_context: int = short.llama_model_n_ctx_train(self.handle)
+        self.can_rewind = not (
+            short.llama_model_is_recurrent(self.handle) or short.llama_model_is_hybrid(self.handle)
+        )
+        tokens = range(self.vocabulary_size)
+        self.end_tokens = frozenset(each for each in tokens if short.llama_vocab_is_eog(self._vocabulary, each))
+
+    def close(self) -> None:
+        """Free the weights. Nobody may use the model afterwards."""
+        if self.handle:
+            llama.llama_model_free(self.handle)
+            self.handle = None
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """Return the file's default chat template, untrusted, or None."""
+        text = short.llama_model_chat_template(self.handle, None)
+        return text.decode("utf-8", "replace") if text else None
+
+    @cached_property
+    def begin_text(self) -> str:
+        """Return the begin-of-sequence token as text, empty when there is none."""
+        return self._special_text(short.llama_vocab_bos(self._vocabulary))
+
+    @cached_property
+    def end_text(self) -> str:
+        """Return the end-of-sequence token as text, empty when there is none."""
+        return self._special_text(short.llama_vocab_eos(self._vocabulary))
+
+    @cached_property
+    def adds_begin(self) -> bool:
+        """Return True if `tokenize(add_special=True)` puts the begin token first."""
+        return bool(short.llama_vocab_get_add_bos(self._vocabulary))
+
+    @cached_property
+    def special_pattern(self) -> re.Pattern[str]:
+        """Return a pattern that finds any text which `parse_special=True` would read as a control token."""
+        texts = []
+        for token in range(self.vocabulary_size):
+            if short.llama_vocab_get_attr(self._vocabulary, token) & (_CONTROL | _USER_DEFINED):
+                text = short.llama_vocab_get_text(self._vocabulary, token).decode("utf-8", "replace")
+                if text.strip():
+                    texts.append(re.escape(text))
+        return re.compile("|".join(sorted(texts, key=len, reverse=True)) or r"(?!)")
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Return the text's token ids.
+
+        Args:
+            text: Any text without lone surrogates.
+            add_special: Add the tokens that the model wants around every text, such as the begin token.
+            parse_special: Read control tokens written as text as those tokens; only for trusted text.
+
+        Raises:
+            InvalidRequestError: The text is over 2 GiB or cannot be tokenized.
+        """
+        encoded = text.encode()
+        capacity = len(encoded) + 8
+        for _ in range(2):
+            tokens = (llama.llama_token * capacity)()
+            count = llama.llama_tokenize(
+                self._vocabulary, encoded, len(encoded), tokens, capacity, add_special, parse_special
+            )
+            if count >= 0:
+                return tokens[:count]
+            capacity = -count
+        raise InvalidRequestError(f"The text of {len(encoded)} bytes cannot be tokenized.", param="prompt")
+
+    def piece(self, token: int) -> bytes:
+        """Return a token's bytes; empty for control tokens."""
+        piece = self._pieces.get(token)
+        if piece is None:
+            piece = self._pieces[token] = self._piece(token, special=False)
+        return piece
+
+    def _special_text(self, token: int) -> str:
+        return self._piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
+
+    def _piece(self, token: int, *, special: bool) -> bytes:
+        size = 64
+        while True:
+            buffer: Any = ctypes.create_string_buffer(size)
+            length = short.llama_token_to_piece(self._vocabulary, token, buffer, size, 0, special)
+            if length >= 0:
+                return bytes(buffer.raw[:length])
+            size = -length

@@ -1,0 +1,110 @@
+"""A row of logits becomes a token, by llama.cpp's own samplers.
+
+Order, as in OpenAI's and Hugging Face's definition of the parameters: bias, penalties, temperature, then the cuts
+(top_k, typical, top_p, min_p), then the draw. top_k is applied before the temperature, which changes nothing but speed.
+Frequency and presence penalties look at the generated text only; the repeat penalty looks at the prompt's end too.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from appliance.core.types import SamplingParams, TokenLogprob
+from appliance.engine.llama.context import LlamaContext, Logits
+from appliance.engine.llama.model import LlamaModel
+from appliance.engine.llama.native import llama, short
+
+_BAN = -1e9
+"""A logit bias that no probability survives, finite so that sums stay finite."""
+
+
+class Sampler:
+    """Draws one choice's tokens. Greedy choices without penalties need no native sampler at all."""
+
+    def __init__(self, model: LlamaModel, params: SamplingParams, prompt: Sequence[int], *, choice: int) -> None:
+        """Prepare for a prompt; `choice` sets apart the draws of one request that share a seed."""
+        self._model = model
+        self._params = params
+        bias = {token: value for token, value in params.logit_bias.items() if 0 <= token < model.vocabulary_size}
+        if params.ignore_eos:
+            bias |= dict.fromkeys(model.end_tokens, _BAN)
+        self._chain: Any = None
+        if params.temperature > 0 or bias or _has_penalties(params):
+            self._chain = self._build(bias, prompt, choice)
+
+    def sample(self, context: LlamaContext, row: int, logits: Logits) -> int:
+        """Return the next token from one row of the last batch's logits, of shape (rows, vocabulary)."""
+        if self._chain is None:
+            return int(logits[row].argmax())
+        return int(short.llama_sampler_sample(self._chain, context.handle, context.outputs[row]))
+
+    def close(self) -> None:
+        """Free the native sampler. Idempotent."""
+        if self._chain is not None:
+            short.llama_sampler_free(self._chain)
+            self._chain = None
+
+    def _build(self, bias: dict[int, float], prompt: Sequence[int], choice: int) -> Any:
+        chain = short.llama_sampler_chain_init(short.llama_sampler_chain_default_params())
+        for stage in self._stages(bias, prompt, choice):
+            short.llama_sampler_chain_add(chain, stage)
+        return chain
+
+    def _stages(self, bias: dict[int, float], prompt: Sequence[int], choice: int) -> Iterable[Any]:
+        params, size = self._params, self._model.vocabulary_size
+        if bias:
+            entries = (llama.llama_logit_bias * len(bias))(*bias.items())
+            yield short.llama_sampler_init_logit_bias(size, len(bias), entries)
+        if params.frequency_penalty or params.presence_penalty:
+            window = self._model.training_context
+            yield short.llama_sampler_init_penalties(
+                size, window, 1.0, params.frequency_penalty, params.presence_penalty
+            )
+        if params.repeat_penalty != 1.0 and params.repeat_last_n:
+            repeat = short.llama_sampler_init_penalties(size, params.repeat_last_n, params.repeat_penalty, 0.0, 0.0)
+            for token in prompt[-params.repeat_last_n :]:
+                short.llama_sampler_accept(repeat, token)
+            yield repeat
+        if params.temperature == 0:
+            yield short.llama_sampler_init_greedy()
+            return
+        if params.top_k:
+            yield short.llama_sampler_init_top_k(params.top_k)
+        yield short.llama_sampler_init_temp(params.temperature)
+        if params.typical_p < 1:
+            yield short.llama_sampler_init_typical(params.typical_p, 1)
+        if params.top_p < 1:
+            yield short.llama_sampler_init_top_p(params.top_p, 1)
+        if params.min_p > 0:
+            yield short.llama_sampler_init_min_p(params.min_p, 1)
+        seed = secrets.randbits(32) if params.seed is None else params.seed + choice
+        yield short.llama_sampler_init_dist(seed & 0xFFFFFFFF)
+
+
+def token_logprob(model: LlamaModel, logits: Logits, row: int, token: int, top: int) -> TokenLogprob:
+    """Return a token's natural log probability by the model alone, with the `top` likeliest alternatives."""
+    scores = logits[row].astype(np.float64)
+    scores -= scores.max()
+    scores -= np.log(np.exp(scores).sum())
+    likeliest: Sequence[int] = ()
+    if top:
+        candidates = np.argpartition(scores, -top)[-top:]
+        likeliest = candidates[np.argsort(scores[candidates])[::-1]].tolist()
+    return TokenLogprob(
+        token_id=token,
+        piece=model.piece(token),
+        logprob=float(scores[token]),
+        top=tuple((each, model.piece(each), float(scores[each])) for each in likeliest),
+    )
+
+
+def _has_penalties(params: SamplingParams) -> bool:
+    return bool(
+        params.frequency_penalty
+        or params.presence_penalty
+        or (params.repeat_penalty != 1.0 and params.repeat_last_n)
+    )
