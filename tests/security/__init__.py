@@ -1,0 +1,1 @@
+"""Tests of the vault: API keys and the audit."""
