@@ -21,7 +21,9 @@ from appliance.core.errors import SettingsError
 
 ENVIRONMENT_PREFIX = "APPLIANCE_"
 
-_OTHER_VARIABLES = frozenset({"APPLIANCE_CONFIG", "APPLIANCE_EVAL_DATA", "APPLIANCE_API_KEY"})
+_OTHER_VARIABLES = frozenset(
+    {"APPLIANCE_CONFIG", "APPLIANCE_EVAL_DATA", "APPLIANCE_TEST_MODEL_DATA", "APPLIANCE_API_KEY"}
+)
 """Variables with our prefix that are not settings: the path of the TOML file, test data, the chat client's key."""
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
@@ -71,8 +73,10 @@ class Settings:
     max_header_bytes: Annotated[int, Meta(ge=1024)] = _setting(32 * 1024, "Largest request head")
     max_prompt_characters: Count = _setting(4_000_000, "Longest prompt before it is tokenized")
     max_choices: Annotated[int, Meta(ge=1, le=64)] = _setting(8, "Largest `n`")
+    max_prompts: Annotated[int, Meta(ge=1, le=1024)] = _setting(32, "Most prompts in one /v1/completions request")
     header_timeout_s: Seconds = _setting(10.0, "Longest time for a client to send a request head")
     body_timeout_s: Seconds = _setting(60.0, "Longest time for a client to send a request body")
+    write_timeout_s: Seconds = _setting(60.0, "Longest time for a client to take in what is written to it")
     request_timeout_s: Seconds = _setting(600.0, "Longest time for one request's work, queueing included")
     keep_alive_timeout_s: Seconds = _setting(75.0, "Idle time after which a connection is closed")
     stream_keep_alive_s: Seconds = _setting(15.0, "Silence after which a stream sends a comment line")
