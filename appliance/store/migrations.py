@@ -66,6 +66,41 @@ MIGRATIONS: tuple[Migration, ...] = (
             """,
         ),
     ),
+    Migration(
+        2,
+        "models",
+        (
+            """
+            CREATE TABLE models (
+                id INTEGER PRIMARY KEY AUTOINCREMENT,
+                name TEXT NOT NULL,
+                version TEXT NOT NULL,
+                kind TEXT NOT NULL,
+                task TEXT NOT NULL,
+                licence TEXT NOT NULL,
+                created INTEGER NOT NULL,
+                architecture TEXT NOT NULL,
+                quantisation TEXT NOT NULL,
+                context_length INTEGER NOT NULL,
+                minimum_memory INTEGER NOT NULL,
+                chat_template TEXT,
+                stop TEXT NOT NULL,
+                default_context INTEGER,
+                UNIQUE (name, version)
+            ) STRICT
+            """,
+            """
+            CREATE TABLE model_files (
+                model_id INTEGER NOT NULL REFERENCES models (id) ON DELETE CASCADE,
+                role TEXT NOT NULL,
+                sha256 TEXT NOT NULL CHECK (length(sha256) = 64),
+                size INTEGER NOT NULL CHECK (size > 0),
+                PRIMARY KEY (model_id, role)
+            ) STRICT
+            """,
+            "CREATE INDEX model_files_sha256 ON model_files (sha256)",
+        ),
+    ),
 )
 """The history of the schema, oldest first."""
 
