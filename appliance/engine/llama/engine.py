@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import re
 import time
 from array import array
 from collections.abc import Callable, Sequence
@@ -79,7 +78,7 @@ class LlamaEngine:
     @property
     def context_length(self) -> int:
         """Return how many tokens prompt and answer of one choice may have together."""
-        return min(self.config.cells, self._model.training_context)
+        return min(self.config.cells, self.config.context_limit, self._model.training_context)
 
     @property
     def chat_template(self) -> str | None:
@@ -102,9 +101,9 @@ class LlamaEngine:
         return self._model.adds_begin
 
     @property
-    def special_pattern(self) -> re.Pattern[str]:
-        """Return a pattern that finds text which could pass for a control token."""
-        return self._model.special_pattern
+    def control_texts(self) -> list[str]:
+        """Return every text that `parse_special=True` would read as a control token."""
+        return self._model.control_texts
 
     @property
     def vocabulary_size(self) -> int:
@@ -130,6 +129,11 @@ class LlamaEngine:
         """Return how many requests have not ended."""
         return len(self._open)
 
+    @property
+    def queue_full(self) -> bool:
+        """Return True if one more request would be refused."""
+        return self._open_choices >= self.config.sequences + self.config.queue_size
+
     def submit(
         self,
         prompt: Sequence[int],
@@ -149,13 +153,12 @@ class LlamaEngine:
         self._check_prompt(prompt)
         if self.ended.done():
             raise EngineError(f"The engine of {self.name} has ended.", code="engine_died")
-        open_choices = sum(each.open_choices for each in self._open)
-        if open_choices >= self.config.sequences + self.config.queue_size:
+        if self.queue_full:
             raise OverloadedError(
-                f"{open_choices} answers are being written or wait; "
+                f"{self._open_choices} answers are being written or wait; "
                 f"the model works on {self.config.sequences} at once and {self.config.queue_size} may wait.",
                 advice="Try again later, or raise `queue_size`.",
-                retry_after_s=self._retry_after(open_choices),
+                retry_after_s=self._retry_after(),
             )
         now = time.monotonic()
         generation = LlamaGeneration(
@@ -223,9 +226,13 @@ class LlamaEngine:
             self._open.discard(generation)
             self._meter.request_ended(generation)
 
-    def _retry_after(self, open_choices: int) -> float:
+    @property
+    def _open_choices(self) -> int:
+        return sum(each.open_choices for each in self._open)
+
+    def _retry_after(self) -> float:
         """Estimate the seconds until a place is free: a round of all that are ahead, at their recent duration."""
-        rounds = open_choices / self.config.sequences
+        rounds = self._open_choices / self.config.sequences
         return float(math.ceil(min(LONGEST_RETRY_AFTER_S, max(1.0, rounds * self._meter.mean_request_s))))
 
     def _show_load(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from appliance.engine.llama.generation import Admitted, Event, Failed, Gained, LlamaGeneration
+from appliance.engine.llama.generation import Admitted, Event, Gained, LlamaGeneration
 from appliance.observe.metrics import ModelMetrics
 
 WEIGHT = 0.1
@@ -45,17 +45,16 @@ class EngineMeter:
                 self._metrics.generation_tokens(delta.token_count)
                 if delta.finish_reason is not None:
                     self._reason[generation] = str(delta.finish_reason)
-            case Failed():
-                self._reason[generation] = "error"
 
     def request_ended(self, generation: LlamaGeneration) -> None:
-        """Count a request's end, by whichever way."""
+        """Count a request that came to its end; failed and cancelled ones only leave the books."""
         self._last_gain.pop(generation, None)
-        reason = self._reason.pop(generation, "error" if generation.error else "cancelled")
+        reason = self._reason.pop(generation, None)
+        if reason is None or generation.open_choices:
+            return
         timings = generation.timings
         worked = timings.prefill_s + timings.decode_s
-        if generation.admitted_at is not None:
-            self.mean_request_s += WEIGHT * (worked - self.mean_request_s)
+        self.mean_request_s += WEIGHT * (worked - self.mean_request_s)
         self._metrics.request_finished(reason, timings.queue_s, timings.prefill_s, timings.queue_s + worked)
 
     def load(self, *, running: int, waiting: int) -> None:

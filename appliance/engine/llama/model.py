@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -80,15 +79,15 @@ class LlamaModel:
         return bool(short.llama_vocab_get_add_bos(self._vocabulary))
 
     @cached_property
-    def special_pattern(self) -> re.Pattern[str]:
-        """Return a pattern that finds any text which `parse_special=True` would read as a control token."""
+    def control_texts(self) -> list[str]:
+        """Return every text that `parse_special=True` would read as a control token."""
         texts = []
         for token in range(self.vocabulary_size):
             if short.llama_vocab_get_attr(self._vocabulary, token) & (_CONTROL | _USER_DEFINED):
                 text = short.llama_vocab_get_text(self._vocabulary, token).decode("utf-8", "replace")
                 if text.strip():
-                    texts.append(re.escape(text))
-        return re.compile("|".join(sorted(texts, key=len, reverse=True)) or r"(?!)")
+                    texts.append(text)
+        return texts
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Return the text's token ids.

@@ -35,7 +35,7 @@ FAILURES_UNTIL_DEAD = 3
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """What a model is run with; sizes in tokens, see the settings of the same names."""
+    """What a model is run with, see the settings of the same names; `context_limit` is of one request, in tokens."""
 
     cells: int
     sequences: int
@@ -44,6 +44,7 @@ class EngineConfig:
     gpu_layers: int
     target_inter_token_latency_s: float
     queue_size: int
+    context_limit: int = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)

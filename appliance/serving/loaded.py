@@ -1,0 +1,306 @@
+"""Which models run, against which are wanted: the wish and the fact.
+
+A request or the start of the process only writes a wish. One task, `LoadedModels.run`, compares wishes with what runs,
+loads what is missing and unloads what is idle to make room. A load that fails answers those who wait for it and
+leaves everything else as it was. An engine that dies takes the process down: systemd starts it afresh.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from appliance.core.errors import ApplianceError, EngineError, ModelFileError, UnavailableError
+from appliance.core.settings import Settings
+from appliance.core.types import Health
+from appliance.engine.llama.engine import LlamaEngine
+from appliance.engine.llama.worker import EngineConfig
+from appliance.observe.metrics import Metrics
+from appliance.observe.resources import memory, physical_cores
+from appliance.registry.versions import Hold, RegisteredModel, Registry
+from appliance.serving.prompts import PromptRenderer
+
+LOGGER = logging.getLogger("appliance.serving")
+RETRY_MISSING_S = 2.0
+"""How often the model that should run is looked for again while it is missing: it may have been pulled meanwhile."""
+RETRY_AFTER_S = 5.0
+
+
+@dataclass(eq=False, slots=True)
+class LoadedModel:
+    """One model that runs.
+
+    Attributes:
+        renderer: Renders its chat template; None if it has none.
+        leases: Requests between being routed here and being queued in the engine.
+    """
+
+    registered: RegisteredModel
+    engine: LlamaEngine
+    renderer: PromptRenderer | None
+    hold: Hold
+    last_used: float = 0.0
+    leases: int = 0
+
+    @property
+    def idle(self) -> bool:
+        """Return True if unloading it would hurt nobody."""
+        return self.leases == 0 and self.engine.open_requests == 0
+
+
+@dataclass(eq=False, slots=True)
+class _Wish:
+    model: RegisteredModel
+    answers: list[asyncio.Future[LoadedModel]] = field(default_factory=list)
+
+
+class LoadedModels:
+    """Owns every engine of the process."""
+
+    def __init__(self, settings: Settings, registry: Registry, metrics: Metrics) -> None:
+        """Nothing is loaded until `run` runs."""
+        self._settings = settings
+        self._registry = registry
+        self._metrics = metrics
+        self._loaded: dict[str, LoadedModel] = {}
+        self._wishes: dict[str, _Wish] = {}
+        self._wake = asyncio.Event()
+        self._first_attempt = asyncio.Event()
+        self._problem = "starting"
+        self._draining = False
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Return the full names of the models that run."""
+        return frozenset(self._loaded)
+
+    @asynccontextmanager
+    async def lease(self, name: str) -> AsyncIterator[LoadedModel]:
+        """Route a request: yield the loaded model of that name, loading it first if need be.
+
+        It stays loaded at least until the lease ends; after that, for as long as the engine has open requests.
+
+        Raises:
+            NotFoundError: No such model; the message names those that exist.
+            UnavailableError: It cannot be loaded now.
+            ModelFileError: Its file is damaged.
+        """
+        registered = self._registry.resolve(name)
+        model = self._loaded.get(registered.full_name) or await self._wish(registered)
+        model.leases += 1
+        model.last_used = asyncio.get_running_loop().time()
+        try:
+            yield model
+        finally:
+            model.leases -= 1
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Bring the facts to the wishes, until cancelled.
+
+        Raises:
+            EngineError: An engine died; nothing here can mend that.
+        """
+        while True:
+            await self._load_default()
+            while self._wishes:
+                name, wish = next(iter(self._wishes.items()))
+                await self._grant(wish)
+                del self._wishes[name]
+            self._first_attempt.set()
+            self._raise_death()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RETRY_MISSING_S):
+                    await self._wake.wait()
+            self._wake.clear()
+
+    async def first_attempt(self) -> None:
+        """Wait until the model of the settings has been loaded or has failed to."""
+        await self._first_attempt.wait()
+
+    def drain(self) -> None:
+        """Turn readiness red: the process is about to stop."""
+        self._draining = True
+
+    async def close(self) -> None:
+        """Unload everything; open requests end with an error."""
+        for wish in self._wishes.values():
+            _refuse(wish, UnavailableError("The server is stopping.", retry_after_s=RETRY_AFTER_S))
+        while self._loaded:
+            await self._unload(next(iter(self._loaded.values())))
+
+    # State
+
+    def health(self) -> Health:
+        """Return readiness as of the engines' last heartbeats."""
+        if self._draining:
+            return Health(ready=False, reason="The server is stopping.")
+        stalled = self.stalled
+        if stalled:
+            return Health(ready=False, reason=f"The engine of {', '.join(stalled)} does not answer.")
+        full = [name for name, model in self._loaded.items() if model.engine.queue_full]
+        if full:
+            return Health(ready=False, reason=f"The queue of {', '.join(full)} is full.")
+        if self._problem and (self._settings.model or not self._first_attempt.is_set()):
+            return Health(ready=False, reason=self._problem)
+        return Health(ready=True)
+
+    @property
+    def stalled(self) -> list[str]:
+        """Return the models whose thread has ended or has not gone round for too long."""
+        limit = self._settings.stalled_engine_s
+        return [name for name, model in self._loaded.items() if model.engine.heartbeat_age_s > limit]
+
+    # Wish
+
+    async def _wish(self, registered: RegisteredModel) -> LoadedModel:
+        if self._draining:
+            raise UnavailableError("The server is stopping.", retry_after_s=RETRY_AFTER_S)
+        wish = self._wishes.setdefault(registered.full_name, _Wish(registered))
+        answer: asyncio.Future[LoadedModel] = asyncio.get_running_loop().create_future()
+        wish.answers.append(answer)
+        self._wake.set()
+        return await answer
+
+    async def _load_default(self) -> None:
+        """Wish for the model of the settings for as long as it does not run."""
+        if not self._settings.model:
+            self._problem = ""
+            return
+        try:
+            registered = self._registry.resolve(self._settings.model)
+        except ApplianceError as error:
+            self._report(f"{error} Pull it with `appliance models pull {self._settings.model}`.")
+            return
+        if registered.full_name in self._loaded:
+            self._problem = ""
+        elif not self._first_attempt.is_set() or not self._loaded:
+            self._wishes.setdefault(registered.full_name, _Wish(registered))
+
+    def _report(self, problem: str) -> None:
+        if problem != self._problem:
+            LOGGER.warning("not ready: %s", problem)
+        self._problem = problem
+
+    # Fact
+
+    async def _grant(self, wish: _Wish) -> None:
+        try:
+            model = self._loaded.get(wish.model.full_name) or await self._load(wish.model)
+        except ApplianceError as error:
+            self._report(str(error))
+            _refuse(wish, error)
+            return
+        self._problem = ""
+        for answer in wish.answers:
+            if not answer.done():
+                answer.set_result(model)
+
+    async def _load(self, registered: RegisteredModel) -> LoadedModel:
+        """Load one model beside the others, or in place of an idle one."""
+        await self._make_room(registered)
+        self._problem = f"Loading {registered.full_name}."
+        LOGGER.info("loading %s", registered.full_name)
+        hold = self._registry.hold(registered)
+        try:
+            engine = await LlamaEngine.load(
+                registered.full_name,
+                registered.files[0].path,
+                self._engine_config(registered),
+                self._metrics.for_model(registered.full_name),
+            )
+        except BaseException:
+            hold.close()
+            raise
+        engine.ended.add_done_callback(lambda _: self._wake.set())
+        model = LoadedModel(registered, engine, self._renderer(registered, engine), hold)
+        if model.renderer is not None:
+            try:
+                await model.renderer.start()
+            except (ModelFileError, UnavailableError) as error:  # it is raised again at the first chat request
+                LOGGER.warning("%s serves completions only: %s", registered.full_name, error)
+        model.last_used = asyncio.get_running_loop().time()
+        self._loaded[registered.full_name] = model
+        LOGGER.info("loaded %s with %d KV cells", registered.full_name, engine.config.cells)
+        return model
+
+    def _engine_config(self, registered: RegisteredModel) -> EngineConfig:
+        settings = self._settings
+        return EngineConfig(
+            cells=settings.context_cells,
+            sequences=settings.max_sequences,
+            batch_tokens=settings.batch_tokens,
+            threads=settings.threads or physical_cores(),
+            gpu_layers=settings.gpu_layers,
+            target_inter_token_latency_s=settings.target_inter_token_latency_s,
+            queue_size=settings.queue_size,
+            context_limit=registered.default_context or settings.context_cells,
+        )
+
+    def _renderer(self, registered: RegisteredModel, engine: LlamaEngine) -> PromptRenderer | None:
+        template = registered.chat_template or engine.chat_template
+        if template is None:
+            return None
+        return PromptRenderer(
+            template,
+            bos_token=engine.begin_text,
+            eos_token=engine.end_text,
+            timeout_s=self._settings.template_timeout_s,
+            max_bytes=self._settings.max_rendered_bytes,
+            control_texts=engine.control_texts,
+        )
+
+    async def _make_room(self, registered: RegisteredModel) -> None:
+        """Unload idle models, longest unused first, until the number and the memory allow one more.
+
+        Raises:
+            UnavailableError: Those that are loaded are busy, or the memory does not suffice even without them.
+        """
+        while len(self._loaded) >= self._settings.max_loaded_models or self._lacks_memory(registered):
+            idle = [each for each in self._loaded.values() if each.idle]
+            if idle:
+                await self._unload(min(idle, key=lambda each: each.last_used))
+                continue
+            if self._loaded:
+                raise UnavailableError(
+                    f"{registered.full_name} cannot be loaded now: {', '.join(self._loaded)} is busy.",
+                    advice="Try again later, or raise `max_loaded_models` if the memory allows.",
+                    retry_after_s=RETRY_AFTER_S,
+                )
+            raise UnavailableError(
+                f"{registered.full_name} needs {registered.minimum_memory / 2**20:.0f} MiB of memory; "
+                f"{memory().available / 2**20:.0f} MiB are free.",
+                advice="Stop other programs, or choose a smaller model.",
+                code="not_enough_memory",
+                retry_after_s=RETRY_AFTER_S,
+            )
+
+    def _lacks_memory(self, registered: RegisteredModel) -> bool:
+        return memory().available < registered.minimum_memory
+
+    async def _unload(self, model: LoadedModel) -> None:
+        name = model.registered.full_name
+        del self._loaded[name]
+        try:
+            if model.renderer is not None:
+                await model.renderer.close()
+            await model.engine.close()
+        finally:
+            model.hold.close()
+        LOGGER.info("unloaded %s", name)
+
+    def _raise_death(self) -> None:
+        for name, model in self._loaded.items():
+            if model.engine.ended.done():
+                error = model.engine.ended.result()
+                raise EngineError(f"The engine of {name} ended: {error}", code="engine_died") from error
+
+
+def _refuse(wish: _Wish, error: ApplianceError) -> None:
+    for answer in wish.answers:
+        if not answer.done():
+            answer.set_exception(error)
