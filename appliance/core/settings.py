@@ -1,23 +1,26 @@
 """Every setting: its name, type, default, bounds and meaning, and where its effective value came from.
 
 Sources, strongest first: command-line flag, environment (`APPLIANCE_` + the name in capitals), TOML file, default.
-An unknown name or a bad value anywhere is an error that names it, never ignored. README's table is checked
-against this file by a test.
+An unknown name or a bad value anywhere is an error that names it, never ignored, not even where a stronger source
+overrides it. A relative path is relative to the working folder, in a TOML file to the file's folder; `~` is the user's
+home. README's table is checked against this file by a test.
 """
 
 from __future__ import annotations
 
+import ipaddress
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-import msgspec
 from msgspec import Meta
 
 from appliance.core.errors import SettingsError
+from appliance.core.setting_values import BadValueError, convert
 
 ENVIRONMENT_PREFIX = "APPLIANCE_"
 
@@ -27,10 +30,15 @@ _OTHER_VARIABLES = frozenset(
 """Variables with our prefix that are not settings: the path of the TOML file, test data, the chat client's key."""
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
-Count = Annotated[int, Meta(ge=1)]
-CountOrZero = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+CountOrZero = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400 * 366)]
-Bytes = Annotated[int, Meta(ge=1)]
+Bytes = Annotated[int, Meta(ge=1, le=2**40)]
+
+_FLAG_NAMES = {"data_dir": "data"}
+"""Flags that are not called after their setting."""
+
+_LARGEST_FILE_BYTES = 1024 * 1024
 
 
 def _setting(default: Any, meaning: str) -> Any:
@@ -57,11 +65,15 @@ class Settings:
     download_timeout_s: Seconds = _setting(60.0, "Longest silence of a download source before it is given up")
 
     # Engine
-    context_cells: Count = _setting(8192, "KV cells a loaded model shares among its sequences, in tokens")
+    context_cells: Annotated[int, Meta(ge=64, le=2**24)] = _setting(
+        8192, "KV cells a loaded model shares among its sequences, in tokens"
+    )
     max_sequences: Annotated[int, Meta(ge=1, le=64)] = _setting(8, "Sequences a model works on at once")
-    threads: CountOrZero = _setting(0, "CPU threads of a model; 0 is one per physical core")
+    threads: Annotated[int, Meta(ge=0, le=1024)] = _setting(0, "CPU threads of a model; 0 is one per physical core")
     batch_tokens: Annotated[int, Meta(ge=32, le=8192)] = _setting(512, "Most tokens of one engine step")
-    gpu_layers: Annotated[int, Meta(ge=-1)] = _setting(-1, "Layers on the GPU where there is one; -1 is all")
+    gpu_layers: Annotated[int, Meta(ge=-1, le=100_000)] = _setting(
+        -1, "Layers on the GPU where there is one; -1 is all"
+    )
     target_inter_token_latency_s: Seconds = _setting(
         0.15, "Engine steps are cut to this length while anyone is streaming"
     )
@@ -70,7 +82,7 @@ class Settings:
 
     # Limits of a request
     max_body_bytes: Bytes = _setting(16 * 1024 * 1024, "Largest request body")
-    max_header_bytes: Annotated[int, Meta(ge=1024)] = _setting(32 * 1024, "Largest request head")
+    max_header_bytes: Annotated[int, Meta(ge=1024, le=2**24)] = _setting(32 * 1024, "Largest request head")
     max_prompt_characters: Count = _setting(4_000_000, "Longest prompt before it is tokenized")
     max_choices: Annotated[int, Meta(ge=1, le=64)] = _setting(8, "Largest `n`")
     max_prompts: Annotated[int, Meta(ge=1, le=1024)] = _setting(32, "Most prompts in one /v1/completions request")
@@ -90,6 +102,11 @@ class Settings:
     log_format: Literal["auto", "json", "text"] = _setting(
         "auto", "auto is text in a terminal and JSON lines otherwise"
     )
+
+    @property
+    def listens_on_loopback(self) -> bool:
+        """Return whether only programs on this machine can reach the server."""
+        return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
 
     @property
     def database_path(self) -> Path:
@@ -136,62 +153,105 @@ def load_settings(
     Raises:
         SettingsError: An unknown name, a value of the wrong type or out of range, or an unreadable file.
     """
-    given: dict[str, tuple[Any, str]] = {}
-    if config_file is not None:
-        for name, value in _read_toml(config_file).items():
-            given[name] = (value, f"file {config_file}")
-    for variable, text in sorted((environment or {}).items()):
-        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in _OTHER_VARIABLES:
-            given[variable.removeprefix(ENVIRONMENT_PREFIX).lower()] = (text, f"environment {variable}")
-    for name, value in (flags or {}).items():
-        if value is not None:
-            given[name] = (value, f"flag --{name.replace('_', '-')}")
-
-    known = setting_fields()
+    known, annotations = setting_fields(), _types()
     values: dict[str, Any] = {}
-    for name, (value, origin) in given.items():
-        if name not in known:
+    origins: dict[str, str] = {}
+    for each in _given(flags or {}, environment or {}, config_file):
+        if each.name not in known:
             raise SettingsError(
-                f"{origin} sets {name!r}, which is no setting.",
+                f"{each.origin} sets {each.name!r}, which is no setting.",
                 advice="`appliance config` lists them all.",
-                param=name,
+                param=each.name,
             )
-        values[name] = _convert(name, value, origin)
+        values[each.name] = _checked(each, annotations[each.name])
+        origins[each.name] = each.origin
+    values.setdefault("data_dir", _checked(_Given("data_dir", str(Settings().data_dir), "the default"), Path))
     settings = replace(Settings(), **values)
-    settings = replace(settings, data_dir=settings.data_dir.expanduser().absolute())
+    _check_together(settings)
     effective = [
-        EffectiveSetting(
-            name=name,
-            value=getattr(settings, name),
-            origin=given[name][1] if name in given else "default",
-            meaning=each.metadata["meaning"],
-        )
+        EffectiveSetting(name, getattr(settings, name), origins.get(name, "default"), each.metadata["meaning"])
         for name, each in known.items()
     ]
     return settings, effective
 
 
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """A value as a source gives it."""
+
+    name: str
+    value: Any
+    origin: str
+    from_text: bool = True
+    folder: Path = Path()
+
+
+def _given(flags: Mapping[str, Any], environment: Mapping[str, str], config_file: Path | None) -> Iterator[_Given]:
+    """Yield what each source gives, weakest source first."""
+    if config_file is not None:
+        folder = config_file.parent
+        for name, value in _read_toml(config_file).items():
+            yield _Given(name, value, f"file {config_file}", from_text=False, folder=folder)
+    for variable, text in sorted(environment.items()):
+        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in _OTHER_VARIABLES:
+            name = variable.removeprefix(ENVIRONMENT_PREFIX)
+            yield _Given(name.lower() if re.fullmatch("[A-Z0-9_]+", name) else name, text, f"environment {variable}")
+    for name, value in flags.items():
+        if value is not None:
+            yield _Given(name, value, f"flag --{_FLAG_NAMES.get(name, name).replace('_', '-')}")
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_FILE_BYTES + 1)
+        if len(content) > _LARGEST_FILE_BYTES:
+            raise SettingsError(
+                f"The settings file {path} has more than {_LARGEST_FILE_BYTES} bytes; it cannot be one."
+            )
+        return tomllib.loads(content.decode("utf-8-sig"))
     except OSError as error:
         raise SettingsError(f"The settings file {path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingsError(f"The settings file {path} is not valid TOML: {error}.") from error
 
 
-def _convert(name: str, value: Any, origin: str) -> Any:
-    """Check one value; text from the environment or a flag is read as the setting's type."""
+def _checked(given: _Given, annotation: Any) -> Any:
     try:
-        return msgspec.convert(value, _types()[name], strict=not isinstance(value, str), dec_hook=_decode_path)
-    except msgspec.ValidationError as error:
-        raise SettingsError(f"{origin} sets {name} to {value!r}: {error}.", param=name) from error
+        value = convert(given.value, annotation, from_text=given.from_text, folder=given.folder)
+    except BadValueError as error:
+        raise _bad(given, str(error)) from error
+    if given.name == "host" and not _is_address(value):
+        raise _bad(given, "it takes an IP address of this machine, such as 127.0.0.1, 0.0.0.0 or ::1, or localhost")
+    return value
 
 
-def _decode_path(wanted: type, value: Any) -> Any:
-    if wanted is Path and isinstance(value, str | Path):
-        return Path(value)
-    raise msgspec.ValidationError(f"Expected {wanted.__name__}, got {type(value).__name__}")
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return True
+
+
+def _bad(given: _Given, what_fits: str) -> SettingsError:
+    shown = repr(str(given.value) if isinstance(given.value, Path) else given.value)
+    shown = shown if len(shown) <= 100 else f"{shown[:100]}…"
+    return SettingsError(f"{given.origin} sets {given.name} to {shown}; {what_fits}.", param=given.name)
+
+
+def _check_together(settings: Settings) -> None:
+    if (settings.tls_certificate is None) != (settings.tls_key is None):
+        given, missing = "tls_certificate", "tls_key"
+        if settings.tls_certificate is None:
+            given, missing = missing, given
+        raise SettingsError(f"{given} is set but {missing} is not; TLS needs both or neither.", param=missing)
+    if settings.max_sequences > settings.context_cells // 8:
+        raise SettingsError(
+            f"{settings.max_sequences} sequences cannot share {settings.context_cells} context cells.",
+            advice="Raise context_cells or lower max_sequences: each sequence needs at least 8 cells.",
+            param="context_cells",
+        )
 
 
 @cache
