@@ -1,0 +1,249 @@
+"""How a model comes in: pulled by its manifest, or imported from a file.
+
+    pull:   catalog entry → is it here? → sources in order ⇒ partial file → size and hash → header → blob → register
+    import: file → header → copy ⇒ partial file → hash → header → blob → register
+
+Everything before the registration can be cut off at any point: what was fetched is gone on with, what was not
+registered is not seen.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.core.clock import Clock, SystemClock
+from appliance.core.errors import ConflictError, InvalidRequestError, ModelFileError
+from appliance.registry.catalog import CatalogEntry
+from appliance.registry.files import Progress, no_progress, sha256_of, storage_errors
+from appliance.registry.gguf_header import GGUFHeader, read_header
+from appliance.registry.manifest import NAME_PATTERN, check_licence
+from appliance.registry.sources import local
+from appliance.registry.transfer import Transfer, source_from
+from appliance.registry.versions import ModelFile, RegisteredModel, Registry
+
+PROGRAM_BYTES = 100_000_000
+"""What the process needs beside a model's file and its KV cache; 85 MB were measured with the default model."""
+
+KV_CELLS = 8192
+"""KV cells that `minimum_memory` of an imported model counts with; the default of the setting `context_cells`."""
+
+_SPLIT_NAME = re.compile(r"-[0-9]{5}-of-[0-9]{5}\.gguf", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """A registered model, and whether it was here before."""
+
+    model: RegisteredModel
+    was_present: bool
+
+
+def find_installed(entry: CatalogEntry, registry: Registry) -> RegisteredModel | None:
+    """Return the registered model of a catalog entry if its files are all here.
+
+    Raises:
+        ConflictError: Other files are registered under its name and version.
+    """
+    manifest = entry.manifest
+    for model in registry.list():
+        if model.full_name == manifest.full_name:
+            if {each.sha256 for each in model.files} != {each.sha256 for each in manifest.files}:
+                raise ConflictError(
+                    f"There is a model {model.full_name} already, with other files than the catalog's.",
+                    advice=f"Remove it first: appliance models remove {model.full_name}",
+                    code="model_exists",
+                )
+            return model if all(registry.blobs.has(each.sha256, each.size) for each in model.files) else None
+    return None
+
+
+def pull(
+    entry: CatalogEntry,
+    registry: Registry,
+    *,
+    stall_timeout_s: float,
+    only_source: str | None = None,
+    progress: Progress = no_progress,
+    clock: Clock | None = None,
+) -> Installed:
+    """Fetch a catalog entry's files and register the model; at once if it is here already.
+
+    Args:
+        entry: What to pull.
+        registry: Where to.
+        stall_timeout_s: Longest silence of a source before it is given up.
+        only_source: An address, file or folder to take the files from instead of the manifest's sources.
+        progress: Told of every long step.
+        clock: For the time of registration.
+
+    Raises:
+        SourceError: No source could deliver; what came is kept for the next try.
+        ModelFileError: The file is no sound model; nothing is kept.
+        StorageError: The disk is too full, before or while it is written; what came is kept.
+        ConflictError: Another process pulls the same, or other files are registered under the name and version.
+    """
+    manifest = entry.manifest
+    if present := find_installed(entry, registry):
+        return Installed(present, was_present=True)
+    registry.blobs.remove_stale_partials()
+    transfer = Transfer(registry, entry.folder, stall_timeout_s, progress)
+    with ExitStack() as held:
+        (file,) = manifest.files
+        sources = (source_from(only_source, file),) if only_source else file.sources
+        header = transfer.obtain(file, sources, held)
+        if manifest.task == "chat" and not (manifest.defaults.template or header.chat_template):
+            raise ModelFileError(
+                f"{manifest.full_name} is for chat, but neither its file nor its manifest has a chat template.",
+                advice="Add `template` under [defaults] in the manifest.",
+            )
+        model = RegisteredModel(
+            name=manifest.name,
+            version=manifest.version,
+            kind=manifest.kind,
+            task=manifest.task,
+            licence=manifest.licence,
+            created=_now(clock),
+            files=(ModelFile(file.role, registry.blobs.path(file.sha256), file.sha256, file.size),),
+            architecture=header.architecture,
+            quantisation=header.quantisation,
+            context_length=header.context_length,
+            minimum_memory=manifest.minimum_memory,
+            chat_template=manifest.defaults.template,
+            stop=manifest.defaults.stop,
+            default_context=manifest.defaults.context,
+        )
+        return Installed(registry.register(model, only_source or "catalog"), was_present=False)
+
+
+def import_model(
+    path: Path,
+    registry: Registry,
+    *,
+    name: str | None = None,
+    version: str | None = None,
+    licence: str | None = None,
+    progress: Progress = no_progress,
+    clock: Clock | None = None,
+) -> Installed:
+    """Copy a GGUF file in and register it.
+
+    Args:
+        path: The file, or a folder that holds just one.
+        registry: Where to.
+        name: None is made from the file's name.
+        version: None is 1, or one more than the highest number there is.
+        licence: SPDX licence expression; None is what the file says.
+        progress: Told of every long step.
+        clock: For the time of registration.
+
+    Raises:
+        InvalidRequestError: A name, version or licence that cannot be, or a folder without just one model.
+        NotFoundError: There is no such file.
+        ModelFileError: The file is no sound model; nothing is kept.
+        StorageError: The disk is too full.
+        ConflictError: Other files have that name and version.
+    """
+    path = _model_file(path)
+    name = _checked_name("name", name or _name_from(path))
+    licence = check_licence(licence) if licence else None
+    read_header(path)  # before the long copy
+    blobs = registry.blobs
+    blobs.remove_stale_partials()
+    with blobs.unnamed_partial() as partial:
+        with storage_errors(path):
+            size = path.stat().st_size
+        blobs.require_space(size, f"import {path.name}")
+        try:
+            local.copy(path, partial, size, progress=progress)
+            header = read_header(partial.path)
+            sha256 = sha256_of(partial.file, progress)
+        except BaseException:
+            partial.discard()  # unlike a download it cannot be gone on with
+            raise
+        present = [
+            each
+            for each in registry.list()
+            if each.name == name and version in (None, each.version) and each.files[0].sha256 == sha256
+        ]
+        if present and blobs.has(sha256, size):
+            partial.discard()
+            return Installed(present[-1], was_present=True)
+        version = _checked_name("version", version or (present[-1].version if present else _next(registry, name)))
+        partial.publish(sha256)
+        model = RegisteredModel(
+            name=name,
+            version=version,
+            kind="gguf",
+            task="chat" if header.chat_template else "completion",
+            licence=licence or _licence_of(header),
+            created=_now(clock),
+            files=(ModelFile("model", blobs.path(sha256), sha256, size),),
+            architecture=header.architecture,
+            quantisation=header.quantisation,
+            context_length=header.context_length,
+            minimum_memory=_minimum_memory(header, size),
+            chat_template=None,
+            stop=(),
+            default_context=None,
+        )
+        return Installed(registry.register(model, f"import of {path}"), was_present=bool(present))
+
+
+def _now(clock: Clock | None) -> int:
+    return int((clock or SystemClock()).unix())
+
+
+def _model_file(path: Path) -> Path:
+    with storage_errors(path):
+        found = sorted(each for each in path.iterdir() if each.suffix.lower() == ".gguf") if path.is_dir() else None
+    if found is not None:
+        if len(found) != 1:
+            names = ", ".join(each.name for each in found) or "none"
+            raise InvalidRequestError(
+                f"The folder {path} holds {len(found)} GGUF files ({names:.300}); it must be one.",
+                advice="Name the file itself.",
+            )
+        path = found[0]
+    if _SPLIT_NAME.search(path.name):
+        raise ModelFileError(
+            f"{path.name} is a part of a split model.",
+            advice="Join the parts first: llama-gguf-split --merge FIRST-PART JOINED-FILE.",
+        )
+    return path
+
+
+def _name_from(path: Path) -> str:
+    name = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-._")[:64]
+    if not name:
+        raise InvalidRequestError(
+            f"No model name can be made from the file name {path.name!r}.", advice="Give one with --name.", param="name"
+        )
+    return name
+
+
+def _checked_name(param: str, text: str) -> str:
+    if not re.match(NAME_PATTERN, text):
+        raise InvalidRequestError(
+            f"The {param} {text!r:.100} cannot be: up to 64 of a-z, 0-9, '.', '_' and '-', beginning with a-z or 0-9.",
+            param=param,
+        )
+    return text
+
+
+def _next(registry: Registry, name: str) -> str:
+    numbers = [int(each.version) for each in registry.list() if each.name == name and each.version.isdecimal()]
+    return str(max(numbers, default=0) + 1)
+
+
+def _licence_of(header: GGUFHeader) -> str:
+    """Return what the file says of its licence, as an SPDX expression."""
+    with suppress(InvalidRequestError):
+        return check_licence(header.licence)
+    return "LicenseRef-" + (re.sub(r"[^A-Za-z0-9.-]+", "-", header.licence).strip("-")[:60] or "unknown")
+
+
+def _minimum_memory(header: GGUFHeader, size: int) -> int:
+    return size + header.kv_bytes_per_token * min(header.context_length, KV_CELLS) + PROGRAM_BYTES
