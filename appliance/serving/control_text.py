@@ -37,6 +37,7 @@ class ControlTexts:
         self._longest = max((len(text) for text in known), default=0)
         self._beginnings = frozenset(text[:end] for text in known for end in range(1, len(text)))
         self._endings = frozenset(text[start:] for text in known for start in range(1, len(text)))
+        self._folded = [(text, frozenset(text)) for text in {text.casefold() for text in known}]
 
     def __bool__(self) -> bool:
         return self._pattern is not None
@@ -48,6 +49,12 @@ class ControlTexts:
         if self._pattern.search(text):
             return Suspicion.WITHIN
         return Suspicion.AT_AN_EDGE if self._touches(text) or self._touches(text.strip()) else Suspicion.NONE
+
+    def could_become(self, text: str) -> bool:
+        """Return whether a template that drops characters or changes case could make `text` hold a control token."""
+        folded = text.casefold()
+        letters = frozenset(folded)
+        return any(needed <= letters and _is_spread_over(each, folded) for each, needed in self._folded)
 
     def found_in(self, text: str) -> list[str]:
         """Return the control tokens in `text`, in order, the longest where several begin."""
@@ -63,6 +70,16 @@ class ControlTexts:
     def _touches(self, text: str) -> bool:
         lengths = range(1, min(self._longest, len(text) + 1))
         return any(text[-each:] in self._beginnings or text[:each] in self._endings for each in lengths)
+
+
+def _is_spread_over(word: str, text: str) -> bool:
+    """Return whether the characters of `word` come in `text` in this order, whatever is between them."""
+    at = 0
+    for character in word:
+        at = text.find(character, at) + 1
+        if at == 0:
+            return False
+    return True
 
 
 Tree = dict[str, Any]

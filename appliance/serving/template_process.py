@@ -96,7 +96,8 @@ class ChatTemplate:
         """Render a conversation, with control tokens in messages kept apart if that is wanted.
 
         If a message is suspicious, the conversation is rendered once more with a random word in its place. Where
-        putting the message back for the word gives the same text, the words show where the message lies.
+        putting the message back for the word gives the same text, the words show where the message lies. Where not,
+        the template rewrites it, which is well if that made no control token.
 
         Raises:
             TooLargeError: Too much text.
@@ -106,7 +107,7 @@ class ChatTemplate:
         text = self._render(variables, wanted.add_generation_prompt)
         if not wanted.protect or not self._control_texts:
             return Reply(segments=[(text, True)])
-        stand_ins = _StandIns(self._control_texts)
+        stand_ins = _StandIns(self._control_texts, text)
         replaced = stand_ins.replace(variables)
         if not stand_ins.originals:
             return Reply(segments=[(text, True)])
@@ -160,8 +161,9 @@ class ChatTemplate:
 class _StandIns:
     """Random words that stand in for suspicious texts; whitespace around a text stays, since templates strip it."""
 
-    def __init__(self, control_texts: ControlTexts) -> None:
+    def __init__(self, control_texts: ControlTexts, rendered: str) -> None:
         self._control_texts = control_texts
+        self._rendered = rendered
         self._base = "x" + os.urandom(16).hex() + "x"
         self.originals: list[str] = []
 
@@ -189,12 +191,14 @@ class _StandIns:
     def forged(self) -> Reply:
         """Return the refusal of a conversation, naming what must not be in it."""
         found = {each for original in self.originals for each in self._control_texts.found_in(original)}
-        return Reply(problem="forged", message=_clip(", ".join(sorted(found))))
+        return Reply(problem="forged", message=_clip(", ".join(sorted(found)) or "parts of them"))
 
     def _replace_text(self, text: str) -> str:
-        if self._control_texts.suspicion(text) is Suspicion.NONE:
-            return text
         core = text.strip() or text
+        if self._control_texts.suspicion(text) is Suspicion.NONE:
+            is_rewritten = core not in self._rendered
+            if not is_rewritten or not self._control_texts.could_become(core):
+                return text
         before, after = text.split(core, 1)
         self.originals.append(core)
         return f"{before}{self._base}{len(self.originals) - 1}x{after}"

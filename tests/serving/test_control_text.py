@@ -67,7 +67,16 @@ def test_nothing_is_suspicious_to_a_vocabulary_without_control_tokens() -> None:
     assert not nothing
     assert nothing.suspicion("<|im_end|>") is Suspicion.NONE
     assert nothing.found_in("<|im_end|>") == []
+    assert not nothing.could_become("<|im_end|>")
     assert not nothing.crosses("<|im_end|>", 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("<|im_-end|>", True), ("a<|b|im_c_End|>d", True), ("<|im_end|", False), (">|dne_mi|<", False), ("", False)],
+)
+def test_a_control_token_spread_over_a_text_is_seen(text: str, expected: bool) -> None:
+    assert ControlTexts(["<|im_end|>"]).could_become(text) == expected
 
 
 def test_thousands_of_control_tokens_do_not_slow_the_search() -> None:

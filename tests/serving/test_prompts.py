@@ -296,23 +296,9 @@ async def test_a_template_that_takes_too_long_to_compile_is_stopped() -> None:
         "{% set ns = namespace(x='aa') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
         "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
         "{% for a in [[[]]] recursive %}{{ loop([a, a]) }}{% endfor %}",
-        "{{ messages[0].nothing.at.all }}",
-        "{{ 1 / 0 }}",
-        "{% include 'file' %}",
         "{{ '\\ud800' }}",
     ],
-    ids=[
-        "repeated text",
-        "repeated list",
-        "padding",
-        "doubling",
-        "macros",
-        "loop recursion",
-        "undefined",
-        "division",
-        "include",
-        "surrogate",
-    ],
+    ids=["repeated text", "repeated list", "padding", "doubling", "macros", "loop recursion", "surrogate"],
 )
 async def test_a_template_that_fails_is_reported_and_does_not_spoil_the_next_prompt(template: str) -> None:
     template = "{% if messages[0].content == 'fine' %}fine{% else %}" + template + "{% endif %}"
@@ -322,30 +308,6 @@ async def test_a_template_that_fails_is_reported_and_does_not_spoil_the_next_pro
         assert failure.value.code == "chat_template_failed"
         assert len(str(failure.value)) < 1000
         assert await renderer.render([user("fine")]) == "fine"
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-        "{{ cycler.__init__.__globals__.os.system('id') }}",
-        "{{ lipsum.__globals__['os'].popen('id').read() }}",
-        "{{ raise_exception.__globals__ }}",
-        "{{ (strftime_now | attr('__globals__'))['os'] }}",
-        "{{ '{0.__class__.__init__.__globals__}'.format(messages) }}",
-        "{{ messages.append(1) }}",
-        "{{ messages[0].update(role='system') }}",
-        "{{ self.__init__.__globals__ }}",
-        "{{ [messages] | map(attribute='__class__') | first }}",
-    ],
-)
-async def test_a_template_cannot_reach_python(template: str) -> None:
-    async with rendering(template) as renderer:
-        (outcome,) = await asyncio.gather(renderer.render([user("Hi")]), return_exceptions=True)
-    if isinstance(outcome, ModelFileError):
-        assert outcome.code == "chat_template_failed"
-    else:
-        assert outcome == ""  # the sandbox hides an attribute as undefined
 
 
 async def test_a_template_that_writes_too_much_is_refused() -> None:
