@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import llama_cpp  # noqa: TID251  (checks the file against llama.cpp itself, below our engine)
+import llama_cpp
 import numpy as np
 import numpy.typing as npt
 import pytest
