@@ -1,4 +1,4 @@
-"""The scheduler as a state machine: whatever arrives, leaves or fills up, its books stay true and everybody is served."""
+"""The scheduler as a state machine: whatever arrives or leaves, its books stay true and everybody is served."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def sequence(number: int, tokens: list[int], priority: Priority = Priority.DEFAU
     return Sequence(number, array("i", tokens), priority, arrived)
 
 
-def scheduler(*, cells: int = 256, slots: int = 4, batch: int = 16, latency: float = 1.0, rewind: bool = True) -> Scheduler:
+def scheduler(
+    *, cells: int = 256, slots: int = 4, batch: int = 16, latency: float = 1.0, rewind: bool = True
+) -> Scheduler:
     return Scheduler(Limits(cells, slots, batch, latency, can_rewind=rewind))
 
 
@@ -204,9 +206,10 @@ def test_a_sequence_that_was_not_ended_in_time_is_an_error_and_no_endless_loop()
     subject = scheduler(cells=32, batch=64)
     endless = sequence(1, list(range(30)))
     prefill(subject, endless)
+    for _ in range(2):
+        work(subject)
     with pytest.raises(ValueError, match="does not fit"):
-        for _ in range(10):
-            work(subject)
+        work(subject)
 
 
 def test_a_dropped_sequence_leaves_nothing_to_reuse() -> None:

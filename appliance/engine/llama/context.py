@@ -101,7 +101,7 @@ class LlamaContext:
 
     def clear(self) -> None:
         """Forget everything in all slots."""
-        short.llama_memory_clear(self._memory, False)  # noqa: FBT003  (a C function takes no keywords)
+        short.llama_memory_clear(self._memory, False)
 
     def decode(self, runs: Sequence[Run]) -> int:
         """Evaluate a batch and wait for it; returns llama.cpp's code, see `Decoded`.
@@ -112,6 +112,7 @@ class LlamaContext:
         at = 0
         self.outputs = []
         for run in runs:
+            assert run.sequence.slot is not None, "only running sequences are scheduled"
             end = at + run.count
             if run.count == 1:
                 self._tokens[at] = run.sequence.tokens[run.start]

@@ -13,7 +13,7 @@ import time
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from appliance.core.errors import ApplianceError, EngineError, InvalidRequestError, OverloadedError
 from appliance.core.types import Priority, SamplingParams
@@ -40,15 +40,22 @@ class LlamaEngine:
         ended: Done when the thread has ended; its result is the error that ended it, or None after `close`.
     """
 
-    def __init__(self, name: str, config: EngineConfig, metrics: ModelMetrics) -> None:
-        """Describe an engine; `load` makes one."""
+    def __init__(self, name: str, path: Path, config: EngineConfig, metrics: ModelMetrics) -> None:
+        """Prepare an engine; `load` makes one that runs."""
         self.name = name
         self.config = config
         self._meter = EngineMeter(metrics)
-        self._loop = asyncio.get_running_loop()
-        self.ended: asyncio.Future[ApplianceError | None] = self._loop.create_future()
-        self._ready: asyncio.Future[LlamaModel] = self._loop.create_future()
+        self._loop = loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[ApplianceError | None] = loop.create_future()
+        self._ready: asyncio.Future[LlamaModel] = loop.create_future()
         self._open: set[LlamaGeneration] = set()
+        self._worker = Worker(
+            path,
+            config,
+            on_ready=lambda model: _post(loop, self._ready.set_result, model),
+            on_report=lambda report: _post(loop, self._take_report, report),
+            on_end=lambda error: _post(loop, self._take_end, error),
+        )
 
     @classmethod
     async def load(cls, name: str, path: Path, config: EngineConfig, metrics: ModelMetrics) -> LlamaEngine:
@@ -58,22 +65,23 @@ class LlamaEngine:
             ModelFileError: llama.cpp refuses the file.
             EngineError: There is not enough memory, or the model cannot be evaluated.
         """
-        engine = cls(name, config, metrics)
-        engine._worker = Worker(
-            path,
-            config,
-            on_ready=lambda model: _post(engine._loop, engine._ready.set_result, model),
-            on_report=lambda report: _post(engine._loop, engine._take_report, report),
-            on_end=lambda error: _post(engine._loop, engine._take_end, error),
-        )
+        engine = cls(name, path, config, metrics)
         engine._worker.start()
-        await asyncio.wait({engine._ready, engine.ended}, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            outcomes: list[asyncio.Future[Any]] = [engine._ready, engine.ended]
+            await asyncio.wait(outcomes, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            engine._worker.stop()
+            raise
         if not engine._ready.done():
-            raise engine.ended.result() or EngineError("The engine ended while loading.")
-        engine._model = engine._ready.result()
+            raise engine.ended.result() or EngineError("The engine ended while loading.", code="engine_died")
         return engine
 
     # What the model is
+
+    @property
+    def _model(self) -> LlamaModel:
+        return self._ready.result()
 
     @property
     def context_length(self) -> int:
@@ -118,9 +126,7 @@ class LlamaEngine:
         """Return the text's token ids; long texts do not hold up the loop."""
         if len(text) <= INLINE_TOKENIZE_CHARACTERS:
             return self._model.tokenize(text, add_special=add_special, parse_special=parse_special)
-        return await asyncio.to_thread(
-            self._model.tokenize, text, add_special=add_special, parse_special=parse_special
-        )
+        return await asyncio.to_thread(self._model.tokenize, text, add_special=add_special, parse_special=parse_special)
 
     # Work
 

@@ -45,9 +45,7 @@ class LlamaModel:
         self._pieces: dict[int, bytes] = {}
         self.vocabulary_size: int = short.llama_vocab_n_tokens(self._vocabulary)
         self.training_context: int = short.llama_model_n_ctx_train(self.handle)
-        self.can_rewind = not (
-            short.llama_model_is_recurrent(self.handle) or short.llama_model_is_hybrid(self.handle)
-        )
+        self.can_rewind = not (short.llama_model_is_recurrent(self.handle) or short.llama_model_is_hybrid(self.handle))
         tokens = range(self.vocabulary_size)
         self.end_tokens = frozenset(each for each in tokens if short.llama_vocab_is_eog(self._vocabulary, each))
 
@@ -108,7 +106,7 @@ class LlamaModel:
                 self._vocabulary, encoded, len(encoded), tokens, capacity, add_special, parse_special
             )
             if count >= 0:
-                return tokens[:count]
+                return list(tokens[:count])
             capacity = -count
         raise InvalidRequestError(f"The text of {len(encoded)} bytes cannot be tokenized.", param="prompt")
 

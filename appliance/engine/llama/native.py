@@ -38,13 +38,15 @@ class _ShortCalls:
 short = _ShortCalls()
 
 
-@llama.llama_log_callback
 def _forward_log(level: int, text: bytes, _user_data: Any) -> None:
     LOGGER.log(_LEVELS.get(level, logging.DEBUG), "%s", text.decode("utf-8", "replace").rstrip())
+
+
+_log_callback = llama.llama_log_callback(_forward_log)
 
 
 @cache
 def initialize() -> None:
     """Start llama.cpp once a process and send its log lines to ours."""
-    llama.llama_log_set(_forward_log, None)
+    llama.llama_log_set(_log_callback, None)
     llama.llama_backend_init()

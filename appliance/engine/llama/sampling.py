@@ -104,7 +104,5 @@ def token_logprob(model: LlamaModel, logits: Logits, row: int, token: int, top: 
 
 def _has_penalties(params: SamplingParams) -> bool:
     return bool(
-        params.frequency_penalty
-        or params.presence_penalty
-        or (params.repeat_penalty != 1.0 and params.repeat_last_n)
+        params.frequency_penalty or params.presence_penalty or (params.repeat_penalty != 1.0 and params.repeat_last_n)
     )

@@ -1,18 +1,19 @@
 """Who runs next, and on which tokens: the policy of continuous batching, as a pure state machine.
 
-A *sequence* is one choice of one request: its tokens, and how many of them have been evaluated. A *slot* is one of the context's
-native sequence ids: it holds KV cells, for a running sequence or left behind by one that ended. The worker calls,
-in a loop:
+A *sequence* is one choice of one request: its tokens, and how many of them have been evaluated. A *slot* is one of the
+context's native sequence ids: it holds KV cells, for a running sequence or left behind by one that ended. The worker
+calls, in a loop:
 
     submit / cancel …        as requests arrive and leave
-    step = plan(now)         memory operations to carry out, then the tokens to decode
+    step = plan()            memory operations to carry out, then the tokens to decode
     complete(step, seconds)  the step was decoded; `append` or `finish` follows for each sampled sequence
     refuse()                 it was not, for want of cells: someone gives way, and `plan` is asked again
 
-Admission is by priority aged by waiting time, strictly in that order, so that nothing starves: a sequence is
-admitted when a slot is free and the cells suffice for its uncached prompt and a small reserve for everyone's answers. (Reserving
-`max_tokens` instead would block everyone for answers that end early.) When answers outgrow the cells, idle slots are dropped,
-least recently used first; then the running sequence last in order gives way: it goes back to the queue and is recomputed later.
+Admission is by priority aged by waiting time, strictly in that order, so that nothing starves: a sequence is admitted
+when a slot is free and the cells suffice for its uncached prompt and a small reserve for everyone's answers. (Reserving
+`max_tokens` instead would block everyone for answers that end early.) When answers outgrow the cells, idle slots are
+dropped, least recently used first; then the running sequence last in order gives way: it goes back to the queue and is
+recomputed later.
 
 While anyone is decoding, a step's prefill tokens are cut so that the step takes `target_latency`, by measured cost.
 """
@@ -356,7 +357,9 @@ class Scheduler:
             affordable = self.cost.prefill_tokens_within(self.limits.target_latency, decoding=len(decoders))
             room = min(room, max(MINIMUM_PREFILL_TOKENS, affordable))
         shares = _share_out(readers, room)
-        runs += [Run(each, each.evaluated, n, sample=n == each.pending) for each, n in zip(readers, shares, strict=True) if n]
+        runs += [
+            Run(each, each.evaluated, n, sample=n == each.pending) for each, n in zip(readers, shares, strict=True) if n
+        ]
         return tuple(runs), sum(shares)
 
     # Giving way

@@ -137,7 +137,7 @@ class Worker:
                 self._step()
         except ApplianceError as failure:
             error = failure
-        except Exception as failure:  # noqa: BLE001  (whatever killed the thread: the process must hear of it)
+        except Exception as failure:  # whatever killed the thread: the process must hear of it
             LOGGER.exception("the engine thread of %s died", self._path.name)
             error = EngineError(f"The engine thread died: {failure}.", code="engine_died")
         finally:
@@ -276,7 +276,9 @@ class Worker:
             self._of_generation.pop(running.choice.generation, None)
 
     def _end_everyone(self, error: ApplianceError | None) -> None:
-        reason = error or EngineError("The model was unloaded.", advice="Send the request again.", code="model_unloaded")
+        reason = error or EngineError(
+            "The model was unloaded.", advice="Send the request again.", code="model_unloaded"
+        )
         for running in list(self._choices.values()):
             self._emit(running.choice, Failed(reason, time.monotonic()))
             self._forget(running)
@@ -326,4 +328,3 @@ class Worker:
                 raise EngineError("The model's answers are not numbers: the file is damaged.", code="not_a_number")
             cost.observe(decoding=int(count == 1), prefill_tokens=0 if count == 1 else count, seconds=seconds)
         self._context.clear()
-
