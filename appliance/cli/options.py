@@ -28,7 +28,7 @@ from appliance.core.errors import (
     NotFoundError,
     SettingsError,
 )
-from appliance.core.settings import EffectiveSetting, Settings, load_settings
+from appliance.core.settings import EffectiveSetting, Settings, load_settings, setting_fields
 
 EXIT_CODES: dict[type[ApplianceError], int] = {
     SettingsError: 2,
@@ -87,7 +87,8 @@ def verb_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
     @functools.wraps(function)
     def wrapper(*, data_dir: Path | None, config_file: Path | None, as_json: bool, **arguments: Any) -> None:
-        flags = {"data_dir": data_dir, **arguments.pop("setting_flags", {})}
+        flags = {name: arguments.pop(name) for name in setting_fields() if name in arguments}
+        flags["data_dir"] = data_dir
         try:
             settings, effective = load_settings(flags=flags, environment=os.environ, config_file=config_file)
             function(Context(settings, effective, as_json), **arguments)

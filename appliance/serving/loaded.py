@@ -21,7 +21,8 @@ from appliance.engine.llama.engine import LlamaEngine
 from appliance.engine.llama.worker import EngineConfig
 from appliance.observe.metrics import Metrics
 from appliance.observe.resources import memory, physical_cores
-from appliance.registry.versions import Hold, RegisteredModel, Registry
+from appliance.registry.locks import Hold
+from appliance.registry.versions import RegisteredModel, Registry
 from appliance.serving.prompts import PromptRenderer
 
 LOGGER = logging.getLogger("appliance.serving")
@@ -69,7 +70,7 @@ class LoadedModels:
         self._loaded: dict[str, LoadedModel] = {}
         self._wishes: dict[str, _Wish] = {}
         self._wake = asyncio.Event()
-        self._first_attempt = asyncio.Event()
+        self._attempted = False
         self._problem = "starting"
         self._draining = False
 
@@ -111,16 +112,17 @@ class LoadedModels:
                 name, wish = next(iter(self._wishes.items()))
                 await self._grant(wish)
                 del self._wishes[name]
-            self._first_attempt.set()
+            self._attempted = True
             self._raise_death()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RETRY_MISSING_S):
                     await self._wake.wait()
             self._wake.clear()
 
-    async def first_attempt(self) -> None:
-        """Wait until the model of the settings has been loaded or has failed to."""
-        await self._first_attempt.wait()
+    @property
+    def attempted(self) -> bool:
+        """Return True once the model of the settings has been loaded or has failed to."""
+        return self._attempted
 
     def drain(self) -> None:
         """Turn readiness red: the process is about to stop."""
@@ -145,7 +147,7 @@ class LoadedModels:
         full = [name for name, model in self._loaded.items() if model.engine.queue_full]
         if full:
             return Health(ready=False, reason=f"The queue of {', '.join(full)} is full.")
-        if self._problem and (self._settings.model or not self._first_attempt.is_set()):
+        if self._problem and (self._settings.model or not self._attempted):
             return Health(ready=False, reason=self._problem)
         return Health(ready=True)
 
@@ -178,7 +180,7 @@ class LoadedModels:
             return
         if registered.full_name in self._loaded:
             self._problem = ""
-        elif not self._first_attempt.is_set() or not self._loaded:
+        elif not self._attempted or not self._loaded:
             self._wishes.setdefault(registered.full_name, _Wish(registered))
 
     def _report(self, problem: str) -> None:

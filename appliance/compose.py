@@ -1,0 +1,196 @@
+"""The one file that knows every room: builds them, connects them, starts and stops them.
+
+One event loop, one TaskGroup; every task is named. A task that dies takes the process down with exit code 1, and
+systemd starts it again. SIGTERM or Ctrl-C ends it in order: readiness turns red, no new connection is accepted, open
+requests finish or are cut off after a limit, engines and databases close, exit code 0. A second signal cuts the wait
+short.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import sdnotify
+
+from appliance.api.app import create_app
+from appliance.api.exposure import check_exposure
+from appliance.api.server import HttpServer
+from appliance.core.clock import SystemClock
+from appliance.core.errors import ApplianceError
+from appliance.core.settings import Settings
+from appliance.observe.logs import configure_logging
+from appliance.observe.metrics import Metrics
+from appliance.registry.versions import open_registry
+from appliance.security.keys import KeyStore
+from appliance.serving.generate import TextGeneration
+from appliance.serving.loaded import LoadedModels
+from appliance.store.database import Database
+
+LOGGER = logging.getLogger("appliance")
+SWITCH_INTERVAL_S = 0.0002
+"""How soon a thread that wants the GIL gets it: Python's 5 ms would delay engine or loop by as much, each time."""
+BEAT_S = 1.0
+"""How often systemd hears of us, at most; half its watchdog's limit if that is shorter."""
+
+LAST_WORDS_S = 3.0
+"""Time for the error answers to reach their clients when an engine has died."""
+
+
+@dataclass(slots=True)
+class Appliance:
+    """A running appliance: its parts and how to stop it.
+
+    Attributes:
+        port: The port that it listens on, 0 before `listening` is set.
+    """
+
+    settings: Settings
+    models: LoadedModels
+    server: HttpServer
+    port: int = 0
+    listening: asyncio.Event = field(default_factory=asyncio.Event)
+    _stop: asyncio.Event = field(default_factory=asyncio.Event)
+    _hurry: asyncio.Event = field(default_factory=asyncio.Event)
+    _systemd: sdnotify.SystemdNotifier = field(default_factory=sdnotify.SystemdNotifier)
+
+    def stop(self) -> None:
+        """Begin an orderly stop; a second call stops waiting for open requests."""
+        (self._hurry if self._stop.is_set() else self._stop).set()
+
+    async def run(self) -> None:
+        """Serve until `stop`.
+
+        Raises:
+            BaseExceptionGroup: A task died.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            http = tasks.create_task(self.server.serve(self._on_listening), name="http")
+            models = tasks.create_task(self._run_models(http), name="models")
+            systemd = tasks.create_task(self._tell_systemd(), name="systemd")
+            await self._stop.wait()
+            LOGGER.info("stopping: open requests have %g s to end", self.settings.shutdown_grace_s)
+            self._systemd.notify("STOPPING=1\nSTATUS=Stopping: open requests are finishing.")
+            self.models.drain()
+            self.server.stop()
+            await self._end_requests(http)
+            models.cancel()
+            systemd.cancel()
+
+    async def _run_models(self, http: asyncio.Task[None]) -> None:
+        """Run the models; when one dies, let those who waited for it hear so before the process goes down."""
+        try:
+            await self.models.run()
+        except ApplianceError:
+            self.models.drain()
+            self.server.stop()
+            await asyncio.wait({http}, timeout=LAST_WORDS_S)
+            raise
+
+    def _on_listening(self, port: int) -> None:
+        self.port = port
+        scheme = "https" if self.settings.tls_certificate else "http"
+        LOGGER.info("listening on %s://%s:%d", scheme, self.settings.host, port)
+        self.listening.set()
+
+    async def _end_requests(self, http: asyncio.Task[None]) -> None:
+        """Wait for the open requests; after the limit, or when hurried, end their work and then their connections."""
+        async with asyncio.TaskGroup() as waiting:
+            hurry = waiting.create_task(self._hurry.wait(), name="hurry")
+            await asyncio.wait({http, hurry}, timeout=self.settings.shutdown_grace_s, return_when="FIRST_COMPLETED")
+            hurry.cancel()
+        if not http.done():
+            LOGGER.warning("open requests are cut off")
+            await self.models.close()
+            await asyncio.wait({http}, timeout=BEAT_S)
+            self.server.abort()
+            await http
+
+    async def _tell_systemd(self) -> None:
+        """Say when we are ready, and feed the watchdog for as long as loop and engines are alive."""
+        watchdog_s = int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6
+        every_s = min(BEAT_S, watchdog_s / 2) if watchdog_s else BEAT_S
+        ready, status = False, ""
+        await self.listening.wait()
+        while True:
+            health = self.models.health()
+            if not ready and self.models.attempted:
+                ready = True
+                self._systemd.notify("READY=1")
+            elif not ready:
+                self._systemd.notify(f"EXTEND_TIMEOUT_USEC={int(1e6 * (every_s + 30))}")
+            if not self.models.stalled:
+                self._systemd.notify("WATCHDOG=1")
+            now = "Ready." if health.ready else health.reason
+            if now != status:
+                status = now
+                self._systemd.notify(f"STATUS={status}")
+                LOGGER.info("status: %s", status)
+            await asyncio.sleep(every_s)
+
+
+@asynccontextmanager
+async def build(settings: Settings) -> AsyncIterator[Appliance]:
+    """Build every room and connect them; on leaving, close what was opened, newest first.
+
+    Raises:
+        SettingsError: The settings would let strangers in, or name files that cannot be used.
+        StorageError: The database cannot be opened.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        database = Database(settings.database_path)
+        stack.callback(database.close)
+        keys = KeyStore(database, SystemClock())
+        check_exposure(settings, keys.has_keys())
+        metrics = Metrics()
+        registry = open_registry(settings, database)
+        models = LoadedModels(settings, registry, metrics)
+        stack.push_async_callback(models.close)
+        app = create_app(
+            settings=settings,
+            text_models=TextGeneration(registry, models),
+            keys=keys,
+            metrics=metrics,
+            health=models,
+        )
+        yield Appliance(settings, models, HttpServer(app, settings))
+
+
+def serve(settings: Settings) -> int:
+    """Run the appliance in this process until a signal; returns the process's exit code.
+
+    Raises:
+        ApplianceError: It cannot start.
+    """
+    configure_logging(settings.log_level, settings.log_format)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    try:
+        asyncio.run(_serve(settings))
+    except* ApplianceError as group:
+        errors = list(_leaves(group))
+        for error in errors:
+            LOGGER.critical("%s", error)
+        raise errors[0] from None
+    return 0
+
+
+async def _serve(settings: Settings) -> None:
+    async with build(settings) as appliance:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, appliance.stop)
+        await appliance.run()
+
+
+def _leaves(group: BaseExceptionGroup[ApplianceError]) -> list[ApplianceError]:
+    leaves: list[ApplianceError] = []
+    for each in group.exceptions:
+        leaves += _leaves(each) if isinstance(each, BaseExceptionGroup) else [each]
+    return leaves
