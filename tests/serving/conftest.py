@@ -1,0 +1,74 @@
+"""A serving floor over a real registry with tiny models."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from appliance.core.settings import Settings
+from appliance.core.types import Delta, Generation
+from appliance.observe.metrics import Metrics
+from appliance.registry.install import import_model
+from appliance.registry.versions import Registry, open_registry
+from appliance.serving.generate import TextGeneration
+from appliance.serving.loaded import LoadedModels
+from appliance.store.database import Database
+from tests.tiny_gguf import write_tiny_llama
+
+DEADLINE_S = 30.0
+
+
+class Box:
+    """Settings, database, registry and the folder they are in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.database = Database(folder / "appliance.db")
+        self.settings = Settings(
+            data_dir=folder, model="", context_cells=512, max_sequences=4, batch_tokens=64, threads=1
+        )
+        self.registry: Registry = open_registry(self.settings, self.database)
+
+    def add(self, name: str, *, seed: int = 0, chat_template: str | None = "default") -> None:
+        template = {} if chat_template == "default" else {"chat_template": chat_template}
+        path = write_tiny_llama(self.folder / f"{name}-{seed}.gguf", seed=seed, **template)  # type: ignore[arg-type]
+        import_model(path, self.registry, name=name, licence="Apache-2.0")
+
+
+class Floor:
+    """The serving floor of a box, running."""
+
+    def __init__(self, box: Box, models: LoadedModels) -> None:
+        self.models = models
+        self.text = TextGeneration(box.registry, models)
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Box]:
+    subject = Box(tmp_path)
+    subject.add("tiny")
+    yield subject
+    subject.database.close()
+
+
+@asynccontextmanager
+async def serving(box: Box, **changes: object) -> AsyncIterator[Floor]:
+    settings = replace(box.settings, **changes)  # type: ignore[arg-type]
+    models = LoadedModels(settings, box.registry, Metrics())
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(models.run())
+        try:
+            yield Floor(box, models)
+        finally:
+            task.cancel()
+            await models.close()
+
+
+async def text_of(generation: Generation) -> str:
+    deltas: list[Delta] = [delta async for delta in generation]
+    return "".join(delta.text for delta in deltas)
