@@ -1,0 +1,216 @@
+"""The application: the table of routes, and the layers that every request passes.
+
+From the outside in: the boundary (request id, errors, log, metrics), the guard against foreign web pages, the limits
+of bodies, the router, the API key, the handler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from appliance.api.auth import Authenticator
+from appliance.api.boundary import RequestBoundary
+from appliance.api.browsers import BrowserGuard
+from appliance.api.health import HealthResponse, Observation
+from appliance.api.limits import BodyLimits
+from appliance.api.openai.chat import ChatChunk, ChatCompletion, ChatCompletionRequest, ChatCompletions
+from appliance.api.openai.completions import Completion, CompletionRequest, Completions
+from appliance.api.openai.models import ModelList, ModelResponse, Models
+from appliance.api.openai.tokenize import Tokenize, TokenizeChatRequest, TokenizeResponse, TokenizeTextRequest
+from appliance.api.openapi import openapi_document
+from appliance.api.routes import Operation, starlette_routes
+from appliance.core.errors import NotFoundError
+from appliance.observe.metrics import Metrics
+
+if TYPE_CHECKING:
+    from appliance.api.auth import Keys
+    from appliance.core.settings import Settings
+    from appliance.core.types import HealthSource, TextModels
+
+GENERATION_ERRORS = (404, 429)
+
+
+def create_app(
+    *, settings: Settings, text_models: TextModels, keys: Keys, metrics: Metrics, health: HealthSource
+) -> Starlette:
+    """Return the ASGI application.
+
+    Args:
+        settings: Limits, and whether API keys are required.
+        text_models: What answers completions.
+        keys: The API keys.
+        metrics: Counts requests and is read by `/metrics`.
+        health: What `/health` says.
+    """
+    authenticator = Authenticator(settings, keys)
+    document = _Document()
+    operations = (
+        *openai_operations(settings, text_models),
+        *box_operations(Observation(health, metrics), document),
+    )
+    document.set(openapi_document(operations, settings, keys_required=authenticator.required))
+    app = Starlette(
+        routes=starlette_routes(operations, authenticator),
+        middleware=[
+            Middleware(RequestBoundary, metrics),
+            Middleware(BrowserGuard, settings, authenticator),
+            Middleware(BodyLimits, settings),
+        ],
+        exception_handlers={HTTPException: _no_such_path},
+    )
+    app.router.redirect_slashes = False  # a redirected POST loses its body in many clients
+    return app
+
+
+def openai_operations(settings: Settings, text_models: TextModels) -> Sequence[Operation]:
+    """Return the routes of the OpenAI API."""
+    models = Models(text_models)
+    model = settings.model or "smollm2-135m-instruct"
+    return (
+        Operation(
+            method="GET",
+            path="/v1/models",
+            operation_id="listModels",
+            summary="List the registered models",
+            handler=models.list,
+            access="inference",
+            response=ModelList,
+        ),
+        Operation(
+            method="GET",
+            path="/v1/models/{model}",
+            operation_id="retrieveModel",
+            summary="Show one model",
+            handler=models.retrieve,
+            access="inference",
+            parameters={"model": "`name` or `name:version`"},
+            response=ModelResponse,
+            errors=(404,),
+        ),
+        Operation(
+            method="POST",
+            path="/v1/chat/completions",
+            operation_id="createChatCompletion",
+            summary="Answer a conversation",
+            handler=ChatCompletions(text_models, settings).create,
+            access="inference",
+            request=(ChatCompletionRequest,),
+            examples={
+                "question": {"model": model, "messages": [{"role": "user", "content": "What is a heat pump?"}]},
+                "stream": {
+                    "model": model,
+                    "messages": [
+                        {"role": "system", "content": "You answer in one sentence."},
+                        {"role": "user", "content": "用一句话解释热泵。"},
+                    ],
+                    "max_completion_tokens": 64,
+                    "stream": True,
+                    "stream_options": {"include_usage": True},
+                },
+            },
+            response=ChatCompletion,
+            stream=ChatChunk,
+            errors=GENERATION_ERRORS,
+        ),
+        Operation(
+            method="POST",
+            path="/v1/completions",
+            operation_id="createCompletion",
+            summary="Continue texts",
+            handler=Completions(text_models, settings).create,
+            access="inference",
+            request=(CompletionRequest,),
+            examples={
+                "text": {"model": model, "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0},
+                "texts": {"model": model, "prompt": ["One, two,", "Red, green,"], "max_tokens": 4, "logprobs": 2},
+            },
+            response=Completion,
+            stream=Completion,
+            errors=GENERATION_ERRORS,
+        ),
+        Operation(
+            method="POST",
+            path="/v1/tokenize",
+            operation_id="tokenize",
+            summary="Show a prompt as the engine would read it",
+            handler=Tokenize(text_models, settings).create,
+            access="inference",
+            request=(TokenizeTextRequest, TokenizeChatRequest),
+            examples={
+                "text": {"model": model, "prompt": "Heat pumps move heat.", "return_token_strs": True},
+                "chat": {"model": model, "messages": [{"role": "user", "content": "Hello"}]},
+            },
+            response=TokenizeResponse,
+            errors=GENERATION_ERRORS,
+        ),
+    )
+
+
+def box_operations(observation: Observation, document: _Document) -> Sequence[Operation]:
+    """Return the routes about the box itself."""
+    return (
+        Operation(
+            method="GET",
+            path="/health",
+            operation_id="health",
+            summary="Whether requests can be answered now",
+            handler=observation.ready,
+            access=None,
+            response=HealthResponse,
+            other_responses={503: HealthResponse},
+        ),
+        Operation(
+            method="GET",
+            path="/health/live",
+            operation_id="live",
+            summary="Whether the process runs",
+            handler=observation.live,
+            access=None,
+            response=HealthResponse,
+        ),
+        Operation(
+            method="GET",
+            path="/metrics",
+            operation_id="metrics",
+            summary="Figures for Prometheus",
+            handler=observation.metrics,
+            access="metrics",
+            media_type="text/plain",
+        ),
+        Operation(
+            method="GET",
+            path="/openapi.json",
+            operation_id="openapi",
+            summary="This document",
+            handler=document.get,
+            access="inference",
+        ),
+    )
+
+
+class _Document:
+    """Serves the OpenAPI document, which is made from the table that it is itself in."""
+
+    def __init__(self) -> None:
+        self._encoded = b""
+
+    def set(self, document: dict[str, object]) -> None:
+        self._encoded = msgspec.json.encode(document)
+
+    async def get(self, _: Request) -> Response:
+        """Answer with the document."""
+        return Response(self._encoded, media_type="application/json")
+
+
+async def _no_such_path(request: Request, _: Exception) -> Response:
+    raise NotFoundError(
+        f"There is no {request.scope['path'][:200]!r} here.", advice="GET /openapi.json lists what there is."
+    )

@@ -1,0 +1,139 @@
+"""The outermost layer of the application: every request comes in here and leaves with exactly one answer.
+
+It gives the request its id, turns every error into JSON, counts the answer and writes one line to the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+
+import msgspec
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from appliance.api.disconnect import ClientGoneError
+from appliance.api.errors import error_headers, error_response, internal_error, kind_of
+from appliance.api.protocol import REFUSAL
+from appliance.core.errors import ApplianceError
+from appliance.observe.logs import request_id as logged_request_id
+from appliance.observe.metrics import Metrics
+
+logger = logging.getLogger("appliance.api")
+
+CLIENT_GONE = 499
+"""The status that is logged and counted for a client that left; it is never sent."""
+
+UNMATCHED = "unmatched"
+"""The route that is logged and counted when there is none."""
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
+class RequestBoundary:
+    """ASGI middleware around everything else."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, whatever happens."""
+        if scope["type"] != "http":
+            return  # neither WebSocket nor lifespan events are switched on
+        state = scope.setdefault("state", {})
+        request_id = state["request_id"] = request_id_of(Headers(scope=scope))
+        in_log = logged_request_id.set(request_id)
+        answer = _Answer(send, request_id)
+        started = time.monotonic()
+        self._metrics.http_started()
+        try:
+            if REFUSAL in state:
+                answer.close = True
+                raise state[REFUSAL]  # noqa: TRY301  (the connection's refusal joins the path of all others)
+            await self._app(scope, receive, answer.send)
+        except ClientGoneError:
+            answer.status = CLIENT_GONE
+        except ApplianceError as error:
+            if kind_of(error).status == 500:
+                logger.exception("A request failed.")
+            await self._refuse(error, answer)
+        except Exception:
+            logger.exception("A request failed on a mistake of ours.")
+            await self._refuse(internal_error(), answer)
+        finally:
+            route = state.get("route", UNMATCHED)
+            self._metrics.http_finished(route, answer.status)
+            _log(scope["method"], route, answer, time.monotonic() - started, state)
+            logged_request_id.reset(in_log)
+
+    async def _refuse(self, error: ApplianceError, answer: _Answer) -> None:
+        kind = kind_of(error)
+        answer.code = error.code
+        if answer.started:
+            logger.error("An answer broke off: %s", error)
+            return  # the server closes the connection, which tells the client that the answer is not whole
+        body = msgspec.json.encode(error_response(error, answer.request_id))
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            *error_headers(error),
+        ]
+        await answer.send({"type": "http.response.start", "status": kind.status, "headers": headers})
+        await answer.send({"type": "http.response.body", "body": body})
+
+
+class _Answer:
+    """The answer to one request as it goes out.
+
+    Attributes:
+        status: As sent; 499 until then.
+        code: The error's slug, or "".
+        close: Whether the connection ends with this answer.
+    """
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self.request_id = request_id
+        self.status = CLIENT_GONE
+        self.started = False
+        self.code = ""
+        self.close = False
+
+    async def send(self, message: Message) -> None:
+        """Send a message on, with the headers that every answer has."""
+        if message["type"] == "http.response.start":
+            self.started = True
+            self.status = message["status"]
+            headers = [
+                *message.get("headers", []),
+                (b"x-request-id", self.request_id.encode()),
+                (b"x-content-type-options", b"nosniff"),
+            ]
+            if self.close:
+                headers.append((b"connection", b"close"))
+            message = {**message, "headers": headers}
+        await self._send(message)
+
+
+def request_id_of(headers: Headers) -> str:
+    """Return the client's `X-Request-Id` if it is fit for a log line, or a new one."""
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
+
+
+def _log(method: str, route: str, answer: _Answer, duration_s: float, state: dict[str, object]) -> None:
+    fields = {
+        "request_id": answer.request_id,
+        "method": method,
+        "route": route,
+        "status": answer.status,
+        "duration_s": round(duration_s, 6),
+        "model": state.get("model", ""),
+        "tenant": state.get("tenant", ""),
+        "code": answer.code or state.get("code", ""),
+    }
+    level = logging.WARNING if answer.status >= 500 else logging.INFO
+    logger.log(level, "%s %s %d in %.3f s", method, route, answer.status, duration_s, extra=fields)

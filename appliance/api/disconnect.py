@@ -1,0 +1,58 @@
+"""Work that ends when its client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from starlette.types import Receive
+
+T = TypeVar("T")
+
+
+class ClientGoneError(Exception):
+    """The client closed its connection; nobody waits for the answer. Never leaves the door."""
+
+
+@asynccontextmanager
+async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
+    """Open a TaskGroup whose first error is raised as itself, so that callers can catch it by its class.
+
+    The others, if any, are in its context.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0]  # noqa: B904  (the group is the context, and that is meant)
+
+
+async def until_disconnected(receive: Receive, work: Awaitable[T]) -> T:
+    """Return what the work returns; cancel it when the client leaves.
+
+    Args:
+        receive: The request's, whose body has been read.
+        work: What to wait for.
+
+    Raises:
+        ClientGoneError: The client left; the work was cancelled and has ended.
+    """
+    results: list[T] = []
+    try:
+        async with task_group() as group:
+            watcher = group.create_task(_raise_on_disconnect(receive), name="disconnect watcher")
+            results.append(await work)
+            watcher.cancel()
+    except ClientGoneError:
+        if not results:
+            raise
+        # Both happened at once. The result may own something, so it goes to the caller, who will notice soon enough.
+    return results[0]
+
+
+async def _raise_on_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass  # trailing empty parts of the body
+    raise ClientGoneError

@@ -1,0 +1,241 @@
+"""`POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+from starlette.requests import Request
+from starlette.types import ASGIApp
+
+from appliance.api.body import read_json
+from appliance.api.choices import Choices
+from appliance.api.disconnect import until_disconnected
+from appliance.api.openai.answers import Heading, ending, heading, includes_usage, send_stream, send_whole
+from appliance.api.openai.logprobs import ChatLogprobs, chat_logprobs
+from appliance.api.openai.messages import Messages, Nothing, chat_messages
+from appliance.api.openai.sampling import (
+    SamplingFields,
+    TimingsResponse,
+    TokenCount,
+    TopLogprobs,
+    UsageResponse,
+    check_common,
+    generation_request,
+    sampling_params,
+)
+from appliance.api.wire import Text, convert, ignored, meaning, refused
+from appliance.core.errors import InvalidRequestError
+from appliance.core.settings import Settings
+from appliance.core.types import Delta, FinishReason, SamplingParams, TextModels
+
+NO_TOOLS = "tool calls are not supported."
+
+
+class TextFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The one response format there is."""
+
+    type: Literal["text"]
+
+
+class ChatCompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A chat completion request: OpenAI's fields, each acted on, ignored or refused, and our extensions."""
+
+    messages: Messages
+    max_completion_tokens: Annotated[TokenCount | None, meaning("Most tokens of one choice")] = None
+    max_tokens: Annotated[TokenCount | None, meaning("Older name of `max_completion_tokens`")] = None
+    logprobs: Annotated[bool | None, meaning("Return the log probabilities of the answer's tokens")] = None
+    top_logprobs: Annotated[TopLogprobs | None, meaning("Likeliest tokens at each place; needs `logprobs`")] = None
+    metadata: Annotated[dict[Text, Text] | None, ignored("labels of the caller")] = None
+    safety_identifier: Annotated[Text | None, ignored("names the end user")] = None
+    prompt_cache_key: Annotated[Text | None, ignored("every prefix is cached")] = None
+    prompt_cache_retention: Annotated[Literal["in_memory", "in-memory", "24h"] | None, ignored("as above")] = None
+    prompt_cache_options: Annotated[dict[str, Any] | None, ignored("every prefix is cached")] = None
+    prediction: Annotated[dict[str, Any] | None, ignored("it would change the speed alone")] = None
+    parallel_tool_calls: Annotated[bool | None, ignored("it says how tools are called, and none are")] = None
+    tools: Annotated[Nothing | None, refused(NO_TOOLS)] = None
+    tool_choice: Annotated[Literal["none", "auto"] | None, refused(NO_TOOLS)] = None
+    functions: Annotated[Nothing | None, refused(NO_TOOLS)] = None
+    function_call: Annotated[Literal["none", "auto"] | None, refused(NO_TOOLS)] = None
+    response_format: Annotated[TextFormat | None, refused("answers are plain text.")] = None
+    modalities: Annotated[list[Literal["text"]] | None, refused("answers are plain text.")] = None
+    audio: Annotated[None, refused("answers are plain text.")] = None
+    web_search_options: Annotated[None, refused("the appliance searches no web.")] = None
+    moderation: Annotated[None, refused("there is no moderation model.")] = None
+    reasoning_effort: Annotated[Literal["none"] | None, refused("the models here do not reason by degrees.")] = None
+    verbosity: Annotated[Literal["medium"] | None, refused("the models here have one verbosity.")] = None
+    store: Annotated[
+        Annotated[bool, Meta(extra_json_schema={"const": False})] | None,
+        meaning("Nothing is stored, so only false is accepted"),
+    ] = None
+
+
+class ChatAnswerMessage(msgspec.Struct, frozen=True):
+    """What the model said."""
+
+    content: str
+    role: Literal["assistant"] = "assistant"
+    refusal: None = None
+
+
+class ChatChoice(msgspec.Struct, frozen=True):
+    """One answer."""
+
+    index: int
+    message: ChatAnswerMessage
+    finish_reason: FinishReason | None
+    logprobs: ChatLogprobs | None = None
+
+
+class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole chat completion."""
+
+    id: str
+    created: int
+    model: str
+    service_tier: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: UsageResponse
+    timings: TimingsResponse
+    object: Literal["chat.completion"] = "chat.completion"
+
+
+class ChatDelta(msgspec.Struct, frozen=True):
+    """What a choice gained: its role at first, then text, then nothing."""
+
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+
+
+class ChatChunkChoice(msgspec.Struct, frozen=True):
+    """One choice in a chunk; the last one of each choice has the finish reason."""
+
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
+    """One event of a chat completion's stream.
+
+    With `include_usage` every chunk has `usage`, null but for the last one, whose `choices` are empty.
+    """
+
+    id: str
+    created: int
+    model: str
+    service_tier: str
+    system_fingerprint: str
+    choices: list[ChatChunkChoice]
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    usage: UsageResponse | UnsetType | None = UNSET
+    timings: TimingsResponse | UnsetType = UNSET
+
+
+class ChatCompletions:
+    """The resource."""
+
+    def __init__(self, models: TextModels, settings: Settings) -> None:
+        self._models = models
+        self._settings = settings
+
+    async def create(self, request: Request) -> ASGIApp:
+        """Answer a chat completion request.
+
+        Raises:
+            ApplianceError: The request will not do, or as `TextModels.generate`.
+        """
+        settings = self._settings
+        fields = await read_json(request, self._check)
+        request.scope["state"]["model"] = fields.model
+        work = generation_request(
+            request, fields, chat_messages(fields.messages, settings), self._sampling(fields), settings
+        )
+        choices = await until_disconnected(request.receive, Choices.accept(self._models, [work]))
+        head = heading("chatcmpl", fields, choices)
+        if not fields.stream:
+            with_logprobs = bool(fields.logprobs)
+            return await send_whole(
+                request, choices, lambda deltas: _completion(head, choices, deltas, with_logprobs=with_logprobs)
+            )
+        chunks = _Chunks(head, with_usage=includes_usage(fields))
+        return send_stream(
+            choices, fields, settings.stream_keep_alive_s, chunks.of, lambda: chunks.last(**ending(choices))
+        )
+
+    def _check(self, document: Any) -> ChatCompletionRequest:
+        fields = convert(document, ChatCompletionRequest)
+        check_common(fields, self._settings)
+        if fields.store:
+            raise InvalidRequestError(
+                "'store' is not supported: nothing is stored.", param="store", code="unsupported_parameter"
+            )
+        if fields.top_logprobs is not None and not fields.logprobs:
+            raise InvalidRequestError(
+                "top_logprobs needs `logprobs` to be true.", param="top_logprobs", code="invalid_value"
+            )
+        limits = {fields.max_tokens, fields.max_completion_tokens} - {None}
+        if len(limits) > 1:
+            raise InvalidRequestError(
+                f"max_tokens is {fields.max_tokens} and max_completion_tokens is {fields.max_completion_tokens}.",
+                advice="They are two names of one limit: send one.",
+                param="max_tokens",
+                code="invalid_value",
+            )
+        return fields
+
+    def _sampling(self, fields: ChatCompletionRequest) -> SamplingParams:
+        limit = fields.max_completion_tokens if fields.max_tokens is None else fields.max_tokens
+        return sampling_params(
+            fields, max_tokens=limit, top_logprobs=(fields.top_logprobs or 0) if fields.logprobs else None
+        )
+
+
+def _completion(head: Heading, choices: Choices, deltas: Sequence[Delta], *, with_logprobs: bool) -> ChatCompletion:
+    return ChatCompletion(
+        **head.fields(),
+        **ending(choices),
+        choices=[
+            ChatChoice(
+                index=each.index,
+                message=ChatAnswerMessage(each.text),
+                finish_reason=each.finish_reason,
+                logprobs=_logprobs(each) if with_logprobs else None,
+            )
+            for each in deltas
+        ],
+    )
+
+
+def _logprobs(delta: Delta) -> ChatLogprobs:
+    return ChatLogprobs(chat_logprobs(delta.logprobs))
+
+
+class _Chunks:
+    """Makes the chunks of one stream."""
+
+    def __init__(self, head: Heading, *, with_usage: bool) -> None:
+        self._same: dict[str, Any] = {**head.fields(), **({"usage": None} if with_usage else {})}
+        self._begun: set[int] = set()
+
+    def of(self, delta: Delta) -> Iterator[ChatChunk]:
+        """Yield the role if the choice is new, the text if there is any, and the end if this is it."""
+        if delta.index not in self._begun:
+            self._begun.add(delta.index)
+            yield self._chunk(ChatChunkChoice(delta.index, ChatDelta(role="assistant", content="")))
+        if delta.text or delta.logprobs:
+            logprobs = _logprobs(delta) if delta.logprobs else None
+            yield self._chunk(ChatChunkChoice(delta.index, ChatDelta(content=delta.text), logprobs))
+        if delta.finish_reason is not None:
+            yield self._chunk(ChatChunkChoice(delta.index, ChatDelta(), None, delta.finish_reason))
+
+    def last(self, **totals: Any) -> ChatChunk:
+        """Return the chunk with the usage."""
+        return ChatChunk(**{**self._same, **totals}, choices=[])
+
+    def _chunk(self, choice: ChatChunkChoice) -> ChatChunk:
+        return ChatChunk(**self._same, choices=[choice])

@@ -1,0 +1,102 @@
+"""`GET /v1/models` and `GET /v1/models/{model}`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from appliance.core.errors import NotFoundError
+from appliance.core.types import ModelCard, TextModels
+
+
+class ModelResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """One registered model; the fields behind `owned_by` are extensions.
+
+    Attributes:
+        id: What to send as `model`: the name, or `name:version` where the name has several versions.
+        context_length: Tokens that a prompt and its answer may have together, 0 when unknown.
+        loaded: Whether it is in memory; another is loaded by the first request for it.
+    """
+
+    id: str
+    created: int
+    object: Literal["model"] = "model"
+    owned_by: str = "appliance"
+    version: str
+    kind: str
+    task: str
+    license: str
+    size: int
+    context_length: int
+    loaded: bool
+
+
+class ModelList(msgspec.Struct, frozen=True):
+    """All registered models."""
+
+    data: list[ModelResponse]
+    object: Literal["list"] = "list"
+
+
+class Models:
+    """The resource."""
+
+    def __init__(self, models: TextModels) -> None:
+        self._models = models
+
+    async def list(self, _: Request) -> ASGIApp:
+        """Answer with every registered model."""
+        return _json(ModelList(model_responses(self._models.cards())))
+
+    async def retrieve(self, request: Request) -> ASGIApp:
+        """Answer with one model, by name (its newest version then) or by `name:version`.
+
+        Raises:
+            NotFoundError: There is none; the message names those that exist.
+        """
+        wanted = request.path_params["model"]
+        cards = self._models.cards()
+        fitting = [each for each in cards if wanted in (each.name, f"{each.name}:{each.version}")]
+        if not fitting:
+            known = ", ".join(each.id for each in model_responses(cards)) or "none"
+            raise NotFoundError(
+                f"There is no model {wanted[:200]!r}; there is {known}.",
+                advice="`appliance models pull` fetches more.",
+                param="model",
+                code="model_not_found",
+            )
+        newest = max(fitting, key=lambda card: card.created)
+        return _json(_model_response(newest, wanted))
+
+
+def model_responses(cards: Sequence[ModelCard]) -> list[ModelResponse]:
+    """Return the models as they go on the wire."""
+    versions = Counter(each.name for each in cards)
+    return [
+        _model_response(each, each.name if versions[each.name] == 1 else f"{each.name}:{each.version}")
+        for each in cards
+    ]
+
+
+def _model_response(card: ModelCard, model_id: str) -> ModelResponse:
+    return ModelResponse(
+        id=model_id,
+        created=card.created,
+        version=card.version,
+        kind=card.kind,
+        task=card.task,
+        license=card.licence,
+        size=card.size,
+        context_length=card.context_length,
+        loaded=card.loaded,
+    )
+
+
+def _json(value: msgspec.Struct) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")

@@ -1,0 +1,169 @@
+"""The OpenAPI document, made from the table of routes and the wire types, so that it cannot drift from either.
+
+Format: OpenAPI 3.1, whose schemas are JSON Schema 2020-12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+
+from appliance import __version__
+from appliance.api.errors import ErrorResponse
+from appliance.api.routes import Operation
+from appliance.core.settings import Settings
+
+REF = "#/components/schemas/{name}"
+
+ALWAYS = (400, 403, 431, 500, 503)
+"""Statuses that any request may be answered with: bad HTTP, a foreign web page, a long head, our fault, overload."""
+
+WITH_BODY = (413, 415)
+WITH_KEY = (401,)
+
+_MEANINGS = {
+    400: "The request is wrong; `param` says where.",
+    401: "No API key, or one that is not valid.",
+    403: "The API key lacks the scope, or the request comes from a foreign web page.",
+    404: "No such model; the message names those that exist.",
+    413: "The request body is too large.",
+    415: "The request body is not JSON.",
+    429: "The queue is full.",
+    431: "The request head is too large.",
+    500: "The appliance failed; its log has the reason under the request id.",
+    503: "Not ready, out of time, or too many connections.",
+}
+
+_REQUEST_ID = {
+    "description": "The client's `X-Request-Id`, or a new one; the log has it too.",
+    "schema": {"type": "string"},
+}
+_RETRY_AFTER = {"description": "Seconds until a retry may succeed.", "schema": {"type": "integer", "minimum": 1}}
+_CHALLENGE = {"description": "How to authenticate.", "schema": {"type": "string"}}
+
+
+def openapi_document(operations: Sequence[Operation], settings: Settings, *, keys_required: bool) -> dict[str, Any]:
+    """Return the document of this server as it is set up.
+
+    Args:
+        operations: The table of routes.
+        settings: For limits that appear in schemas.
+        keys_required: Whether requests need an API key.
+    """
+    types = [each for operation in operations for each in _types(operation)]
+    _, schemas = msgspec.json.schema_components([ErrorResponse, *types], ref_template=REF)
+    for wire_type in types:
+        _sharpen(schemas[wire_type.__name__], wire_type, settings)
+    for schema in schemas.values():
+        if "description" in schema:
+            schema["description"] = schema["description"].partition("\n\nAttributes:")[0]
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in operations:
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, keys_required)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "appliance",
+            "version": __version__,
+            "description": "Chat models on this box behind the OpenAI API. Fields that OpenAI defines are acted on, "
+            "ignored where they change nothing, or refused where ignoring them would change the answer.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "responses": {str(status): _error(status) for status in _MEANINGS},
+            "securitySchemes": {
+                "apiKey": {"type": "http", "scheme": "bearer", "description": "`appliance keys create` makes one."}
+            },
+        },
+    }
+
+
+def _types(operation: Operation) -> Iterable[type[msgspec.Struct]]:
+    return (each for each in (*operation.request, operation.response, operation.stream) if each is not None)
+
+
+def _sharpen(schema: dict[str, Any], wire_type: type[msgspec.Struct], settings: Settings) -> None:
+    """Say what the types alone cannot: limits that are settings, and fields of alternative types."""
+    properties = schema.get("properties", {})
+    if "n" in properties:
+        properties["n"]["anyOf"][0]["maximum"] = settings.max_choices
+    for name, alternatives in getattr(wire_type, "schema_alternatives", {}).items():
+        found, _ = msgspec.json.schema_components(alternatives, ref_template=REF)
+        description = properties[name].get("description")
+        properties[name] = {"anyOf": list(found), **({"description": description} if description else {})}
+    schema.update(getattr(wire_type, "schema_conditions", {}))
+
+
+def _operation(operation: Operation, keys_required: bool) -> dict[str, Any]:
+    protected = operation.access is not None and keys_required
+    statuses = sorted(
+        {*ALWAYS, *operation.errors, *(WITH_BODY if operation.request else ()), *(WITH_KEY if protected else ())}
+    )
+    document: dict[str, Any] = {
+        "operationId": operation.operation_id,
+        "summary": operation.summary,
+        "responses": {"200": _success(operation)}
+        | {str(status): {"$ref": f"#/components/responses/{status}"} for status in statuses}
+        | {str(status): _answer(wire_type) for status, wire_type in operation.other_responses.items()},
+    }
+    if operation.access is not None:
+        document["description"] = f"Needs the scope `{operation.access}` where API keys are required."
+    if protected:
+        document["security"] = [{"apiKey": []}]
+    if operation.parameters:
+        document["parameters"] = [
+            {"name": name, "in": "path", "required": True, "description": words, "schema": {"type": "string"}}
+            for name, words in operation.parameters.items()
+        ]
+    if operation.request:
+        document["requestBody"] = {"required": True, "content": {"application/json": _request(operation)}}
+    return document
+
+
+def _request(operation: Operation) -> dict[str, Any]:
+    references = [_reference(each) for each in operation.request]
+    return {
+        "schema": references[0] if len(references) == 1 else {"anyOf": references},
+        "examples": {name: {"value": value} for name, value in operation.examples.items()},
+    }
+
+
+def _success(operation: Operation) -> dict[str, Any]:
+    schema = {"type": "string"} if operation.response is None else _reference(operation.response)
+    content: dict[str, Any] = {operation.media_type: {"schema": schema}}
+    if operation.stream is not None:
+        content["text/event-stream"] = {
+            "schema": {
+                "type": "string",
+                "description": 'Events `data: {…}`, an error as `data: {"error": {…}}`, at the end `data: [DONE]`.',
+                "x-event": {"anyOf": [_reference(operation.stream), _reference(ErrorResponse)]},
+            }
+        }
+    return {"description": "The answer.", "headers": {"X-Request-Id": _REQUEST_ID}, "content": content}
+
+
+def _answer(wire_type: type[msgspec.Struct]) -> dict[str, Any]:
+    """Describe an answer that is no success and has a body of its own."""
+    content = {"application/json": {"schema": {"anyOf": [_reference(wire_type), _reference(ErrorResponse)]}}}
+    return {"description": "Not now.", "headers": {"X-Request-Id": _REQUEST_ID}, "content": content}
+
+
+def _error(status: int) -> dict[str, Any]:
+    headers: dict[str, Any] = {"X-Request-Id": _REQUEST_ID}
+    if status in (429, 503):
+        headers["Retry-After"] = _RETRY_AFTER
+    if status == 401:
+        headers["WWW-Authenticate"] = _CHALLENGE
+    return {
+        "description": f"{HTTPStatus(status).phrase}. {_MEANINGS[status]}",
+        "headers": headers,
+        "content": {"application/json": {"schema": _reference(ErrorResponse)}},
+    }
+
+
+def _reference(wire_type: type[msgspec.Struct]) -> dict[str, str]:
+    return {"$ref": REF.format(name=wire_type.__name__)}
