@@ -104,11 +104,6 @@ class Settings:
     )
 
     @property
-    def listens_on_loopback(self) -> bool:
-        """Return whether only programs on this machine can reach the server."""
-        return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
-
-    @property
     def database_path(self) -> Path:
         """Return the path of `appliance.db`."""
         return self.data_dir / "appliance.db"

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from appliance.core.errors import ConflictError, StorageError
-from appliance.store.migrations import migrate
+from appliance.store.migrations import check_history, migrate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,20 +49,26 @@ class Database:
     or disk a StorageError; any other exception is theirs and reaches the caller as it is.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         """Open or create the file and bring its schema up to date.
 
         A new file is readable by its owner only, and so is a new folder: they hold the hashes of API keys.
+
+        Args:
+            path: The file; SQLite keeps `-wal` and `-shm` beside it.
+            read_only: Only look: make nothing, migrate nothing, refuse to write.
 
         Raises:
             StorageError: The file cannot be opened, is damaged, or was written by a newer version.
         """
         self.path = path
-        _create(path)
+        self._read_only = read_only
+        if not read_only:
+            _create(path)
         with _storage_errors(path):
-            connection = _connect(path)
+            connection = _connect(path, read_only=read_only)
             try:
-                migrate(connection)
+                (check_history if read_only else migrate)(connection)
             except BaseException:
                 connection.close()
                 raise
@@ -108,6 +114,8 @@ class Database:
             StorageError: The database is closed.
         """
         future: Future[T] = Future()
+        if self._read_only:
+            raise StorageError(f"The database {self.path} was opened to look at only; nothing was changed.")
         with self._closing:  # else a write could be queued behind the writer's end and never be answered
             self._refuse_when_closed()
             self._inbox.put((function, future))
@@ -140,9 +148,7 @@ class Database:
         try:
             return self._idle_readers.pop()
         except IndexError:
-            connection = _connect(self.path)
-            connection.execute("PRAGMA query_only=ON")
-            return connection
+            return _connect(self.path, read_only=self._read_only, query_only=True)
 
     def _give_back(self, connection: Connection) -> None:
         if connection.in_transaction:
@@ -214,15 +220,25 @@ def _touch_private(path: Path) -> None:
         os.close(descriptor)
 
 
-def _connect(path: Path) -> Connection:
-    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+def _connect(path: Path, *, read_only: bool = False, query_only: bool = False) -> Connection:
+    """Open a connection: `read_only` needs no right to write to the file, `query_only` makes no use of it."""
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}",
+        uri=True,
+        timeout=BUSY_TIMEOUT_S,
+        isolation_level=None,
+        check_same_thread=False,
+    )
     try:
         connection.row_factory = sqlite3.Row
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute(f"PRAGMA journal_size_limit={_WAL_BYTES_KEPT}")
+        if not read_only:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute(f"PRAGMA journal_size_limit={_WAL_BYTES_KEPT}")
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute("PRAGMA trusted_schema=OFF")
+        if query_only:
+            connection.execute("PRAGMA query_only=ON")
     except BaseException:
         connection.close()
         raise

@@ -352,6 +352,9 @@ def test_a_file_that_root_makes_in_a_services_folder_belongs_to_the_service(tmp_
             ("appliance.db-wal", 65534),
             ("appliance.db-shm", 65534),
         }
+    with closing(Database(tmp_path / "appliance.db", read_only=True)) as view:
+        view.read(subjects)
+        assert {each.stat().st_uid for each in tmp_path.iterdir()} == {65534}
 
 
 def test_a_file_that_is_no_database_is_refused_untouched(tmp_path: Path) -> None:
@@ -402,6 +405,41 @@ def test_a_refused_database_leaves_no_thread_behind(tmp_path: Path) -> None:
     with pytest.raises(StorageError):
         Database(tmp_path / "appliance.db")
     assert threading.active_count() == before
+
+
+# Looking only
+
+
+def test_looking_reads_what_others_write_and_changes_nothing(database: Database) -> None:
+    with closing(Database(database.path, read_only=True)) as view:
+        database.write_blocking(lambda connection: note(connection, "new"))
+        assert view.read(subjects) == ["new"]
+        with pytest.raises(StorageError, match="look at only"):
+            view.write_blocking(lambda connection: note(connection, "refused"))
+        with pytest.raises(StorageError, match="readonly"):
+            view.read(lambda connection: note(connection, "refused"))
+    assert database.read(subjects) == ["new"]
+
+
+def test_looking_makes_neither_file_nor_folder(path: Path) -> None:
+    with pytest.raises(StorageError, match="unable to open"):
+        Database(path, read_only=True)
+    assert not path.parent.exists()
+
+
+def test_looking_migrates_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "appliance.db"
+    path.touch()
+    with closing(Database(path, read_only=True)) as view, pytest.raises(StorageError, match="no such table"):
+        view.read(subjects)
+    assert path.read_bytes() == b""
+
+
+def test_a_path_with_the_marks_of_a_web_address_is_a_path(tmp_path: Path) -> None:
+    path = tmp_path / "100%41 #1?mode=memory" / "appliance.db"
+    Database(path).close()
+    assert path.exists()
+    Database(path, read_only=True).close()
 
 
 # Other processes, and the end of this one
