@@ -10,6 +10,7 @@ Every verb is declared with `@verb_options` and takes a `Context` first:
 from __future__ import annotations
 
 import functools
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from appliance.core.errors import (
     NotFoundError,
     SettingsError,
 )
+from appliance.core.printable import printable
 from appliance.core.settings import EffectiveSetting, Settings, load_settings, setting_fields
 
 EXIT_CODES: dict[type[ApplianceError], int] = {
@@ -50,8 +52,8 @@ class Context:
     json: bool
 
     def print_json(self, value: Any) -> None:
-        """Write one JSON document to standard output."""
-        text = msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2).decode()
+        """Write one JSON document to standard output; what JSON has no form for is written as text."""
+        text = msgspec.json.format(msgspec.json.encode(value, enc_hook=_as_text), indent=2).decode()
         click.echo(text)
 
 
@@ -64,10 +66,14 @@ def report_error(error: ApplianceError, *, as_json: bool) -> None:
     """Write an error to standard error, as a person or a script reads it."""
     if as_json:
         document = {"error": {"code": error.code, "message": error.message, "advice": error.advice}}
-        click.echo(msgspec.json.encode(document).decode(), err=True)
+        click.echo(json.dumps(document), err=True)
     else:
         click.secho("Error: ", fg="red", bold=True, err=True, nl=False)
-        click.echo(str(error), err=True)
+        click.echo(printable(str(error)), err=True)
+
+
+def _as_text(value: object) -> str:
+    return str(value).encode("utf-8", "backslashreplace").decode()
 
 
 def verb_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,17 +82,18 @@ def verb_options(function: Callable[..., Any]) -> Callable[..., Any]:
     Keyword arguments of the verb that are names of settings override them as flags.
     """
 
-    @click.option("--data", "data_dir", type=click.Path(path_type=Path), help="Folder of databases and models.")
+    @click.option("--data", "data_dir", metavar="FOLDER", help="Folder of databases and models.")
     @click.option(
         "--config",
         "config_file",
+        metavar="FILE",
         type=click.Path(path_type=Path),
         envvar="APPLIANCE_CONFIG",
         help="TOML file with settings.",
     )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
     @functools.wraps(function)
-    def wrapper(*, data_dir: Path | None, config_file: Path | None, as_json: bool, **arguments: Any) -> None:
+    def wrapper(*, data_dir: str | None, config_file: Path | None, as_json: bool, **arguments: Any) -> None:
         flags = {name: arguments.pop(name) for name in setting_fields() if name in arguments}
         flags["data_dir"] = data_dir
         try:

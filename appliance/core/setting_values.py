@@ -69,8 +69,8 @@ def _path(value: Any, folder: Path, *, optional: bool) -> Path | None:
         if optional:
             return None
         raise BadValueError("it takes a path, and this one is empty")
-    if "\0" in value:
-        raise BadValueError("it takes a path, and no path has a NUL character")
+    if not value.isprintable():
+        raise BadValueError("it takes a path of visible characters in UTF-8")
     try:
         return (folder / Path(value).expanduser()).absolute()
     except RuntimeError as error:

@@ -1,0 +1,112 @@
+"""`appliance keys`: create, list and revoke API keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+import click
+
+from appliance.cli.options import Context, verb_options
+from appliance.cli.tables import print_table
+from appliance.core.clock import SystemClock, iso_timestamp
+from appliance.security.keys import SCOPES, ApiKey, KeyStore
+from appliance.store.database import Database
+
+
+@click.group(epilog="Start with: appliance keys create NAME. A running server sees every change at once.")
+def command() -> None:
+    """Create, list and revoke API keys."""
+
+
+@command.command(epilog="Examples: `appliance keys create camera-3`, `appliance keys create ops --scope admin`.")
+@click.argument("name")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice(SCOPES),
+    default=("inference",),
+    show_default=True,
+    help="What it may do; may be given more than once. admin implies all.",
+)
+@verb_options
+def create(context: Context, *, name: str, scopes: tuple[str, ...]) -> None:
+    """Create a key called NAME and print its secret, this once."""
+    with _open_keys(context) as keys:
+        key, secret = keys.create(name, scopes)
+    if context.json:
+        context.print_json(_document(key) | {"secret": secret})
+        return
+    click.echo(secret)
+    click.secho(
+        f"{key.id} ({key.name}) is for: {_scopes(key)}. Keep the line above: it is stored nowhere, never shown again.",
+        err=True,
+    )
+    click.secho("Clients send it as: Authorization: Bearer ea-…", err=True, dim=True)
+
+
+@command.command("list")
+@verb_options
+def list_keys(context: Context) -> None:
+    """List all keys, revoked ones too, without their secrets."""
+    keys: tuple[ApiKey, ...] = ()
+    if context.settings.database_path.exists():
+        with _open_keys(context) as store:
+            keys = store.list()
+    if context.json:
+        context.print_json([_document(each) for each in keys])
+    elif not keys:
+        click.echo("There is no API key yet. Create one with: appliance keys create NAME")
+    else:
+        print_table(
+            ["Id", "Name", "Scopes", "Created", "Last used", "State"],
+            [
+                [each.id, each.name, _scopes(each), _time(each.created), _time(each.last_used), _state(each)]
+                for each in keys
+            ],
+            {"valid": "green"},
+        )
+
+
+@command.command(epilog="`appliance keys list` shows the ids.")
+@click.argument("key_id", metavar="ID")
+@verb_options
+def revoke(context: Context, *, key_id: str) -> None:
+    """Make the key with this ID useless from its next request on."""
+    with _open_keys(context) as keys:
+        key = keys.revoke(key_id)
+    if context.json:
+        context.print_json(_document(key))
+    else:
+        click.echo(f"{key.id} ({key.name}) is {_state(key)}.")
+
+
+@contextmanager
+def _open_keys(context: Context) -> Iterator[KeyStore]:
+    with closing(Database(context.settings.database_path)) as database:
+        yield KeyStore(database, SystemClock())
+
+
+def _document(key: ApiKey) -> dict[str, Any]:
+    return {
+        "id": key.id,
+        "name": key.name,
+        "scopes": sorted(key.scopes),
+        "created": key.created,
+        "last_used": key.last_used,
+        "revoked": key.revoked,
+    }
+
+
+def _scopes(key: ApiKey) -> str:
+    return ", ".join(sorted(key.scopes))
+
+
+def _state(key: ApiKey) -> str:
+    return "valid" if key.revoked is None else f"revoked {_time(key.revoked)}"
+
+
+def _time(unix_seconds: float | None) -> str:
+    return "never" if unix_seconds is None else iso_timestamp(unix_seconds)
