@@ -130,7 +130,7 @@ class Blobs:
         return Partial(self, f"sha256-{sha256}")
 
     def unnamed_partial(self) -> Partial:
-        """Open a partial file for content whose hash is not known yet."""
+        """Open a partial file for content whose hash is not known yet; it is gone when it is closed unpublished."""
         return Partial(self, f"{_IMPORT}{os.getpid()}-{time.monotonic_ns()}")
 
     def require_space(self, needed: int, purpose: str) -> None:
@@ -285,7 +285,8 @@ class Partial:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self.file.closed and not self.size and self.path.exists():
+        is_unnamed = self.path.name.startswith(_IMPORT)
+        if not self.file.closed and (is_unnamed or self.size == 0):
             self.discard()
         self.close()
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.core.clock import Clock, SystemClock
-from appliance.core.errors import ConflictError, InvalidRequestError, ModelFileError
+from appliance.core.errors import InvalidRequestError, ModelFileError
 from appliance.registry.catalog import CatalogEntry
 from appliance.registry.files import Progress, no_progress, sha256_of, storage_errors
 from appliance.registry.gguf_header import GGUFHeader, read_header
@@ -48,15 +48,9 @@ def find_installed(entry: CatalogEntry, registry: Registry) -> RegisteredModel |
         ConflictError: Other files are registered under its name and version.
     """
     manifest = entry.manifest
-    for model in registry.list():
-        if model.full_name == manifest.full_name:
-            if {each.sha256 for each in model.files} != {each.sha256 for each in manifest.files}:
-                raise ConflictError(
-                    f"There is a model {model.full_name} already, with other files than the catalog's.",
-                    advice=f"Remove it first: appliance models remove {model.full_name}",
-                    code="model_exists",
-                )
-            return model if all(registry.blobs.has(each.sha256, each.size) for each in model.files) else None
+    model = registry.registered(manifest.name, manifest.version, {each.sha256 for each in manifest.files})
+    if model and all(registry.blobs.has(each.sha256, each.size) for each in model.files):
+        return model
     return None
 
 
@@ -148,6 +142,7 @@ def import_model(
     """
     path = _model_file(path)
     name = _checked_name("name", name or _name_from(path))
+    version = _checked_name("version", version) if version else None
     licence = check_licence(licence) if licence else None
     read_header(path)  # before the long copy
     blobs = registry.blobs
@@ -156,22 +151,14 @@ def import_model(
         with storage_errors(path):
             size = path.stat().st_size
         blobs.require_space(size, f"import {path.name}")
-        try:
-            local.copy(path, partial, size, progress=progress)
-            header = read_header(partial.path)
+        local.copy(path, partial, size, progress=progress)
+        header = read_header(partial.path)
+        with storage_errors(partial.path):
             sha256 = sha256_of(partial.file, progress)
-        except BaseException:
-            partial.discard()  # unlike a download it cannot be gone on with
-            raise
-        present = [
-            each
-            for each in registry.list()
-            if each.name == name and version in (None, each.version) and each.files[0].sha256 == sha256
-        ]
-        if present and blobs.has(sha256, size):
-            partial.discard()
-            return Installed(present[-1], was_present=True)
-        version = _checked_name("version", version or (present[-1].version if present else _next(registry, name)))
+        version = version or _version_of(registry, name, sha256)
+        known = registry.registered(name, version, {sha256})
+        if known and blobs.has(sha256, size):
+            return Installed(known, was_present=True)
         partial.publish(sha256)
         model = RegisteredModel(
             name=name,
@@ -189,7 +176,7 @@ def import_model(
             stop=(),
             default_context=None,
         )
-        return Installed(registry.register(model, f"import of {path}"), was_present=bool(present))
+        return Installed(registry.register(model, f"import of {path}"), was_present=False)
 
 
 def _now(clock: Clock | None) -> int:
@@ -233,9 +220,13 @@ def _checked_name(param: str, text: str) -> str:
     return text
 
 
-def _next(registry: Registry, name: str) -> str:
-    numbers = [int(each.version) for each in registry.list() if each.name == name and each.version.isdecimal()]
-    return str(max(numbers, default=0) + 1)
+def _version_of(registry: Registry, name: str, sha256: str) -> str:
+    """Return the version these bytes have under the name already, or else the next number."""
+    versions = [each for each in registry.list() if each.name == name]
+    for model in reversed(versions):
+        if model.files[0].sha256 == sha256:
+            return model.version
+    return str(max((int(each.version) for each in versions if each.version.isdecimal()), default=0) + 1)
 
 
 def _licence_of(header: GGUFHeader) -> str:

@@ -162,13 +162,17 @@ def check_licence(expression: str) -> str:
     Raises:
         InvalidRequestError: It is none.
     """
+    refusal = InvalidRequestError(
+        f"{expression!r:.80} is no SPDX licence expression.",
+        advice="Use one such as Apache-2.0, or LicenseRef-NAME for a licence that SPDX does not list.",
+        param="licence",
+    )
+    if len(expression) > MAX_LICENCE_CHARACTERS:
+        raise refusal
     try:
-        return canonicalize_license_expression(expression[:MAX_LICENCE_CHARACTERS])
+        return canonicalize_license_expression(expression)
     except InvalidLicenseExpression as error:
-        raise InvalidRequestError(
-            f"{expression!r:.80} is no SPDX licence expression.",
-            advice="Use one such as Apache-2.0, or LicenseRef-NAME for a licence that SPDX does not list.",
-        ) from error
+        raise refusal from error
 
 
 @contextmanager

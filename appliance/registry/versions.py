@@ -6,7 +6,7 @@ line added or removed. What a process has loaded it holds (`Registry.hold`), and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +110,19 @@ class Registry:
             param="model",
         )
 
+    def registered(self, name: str, version: str, digests: Collection[str]) -> RegisteredModel | None:
+        """Return the model of just these files that has the name and version, or None if nothing has.
+
+        Raises:
+            ConflictError: Other files have that name and version.
+        """
+        for model in self.list():
+            if (model.name, model.version) == (name, version):
+                if {each.sha256 for each in model.files} != set(digests):
+                    raise _other_files(model.full_name)
+                return model
+        return None
+
     def hold(self, model: RegisteredModel) -> Hold:
         """Keep the model's files from being removed until the hold is closed or the process ends.
 
@@ -151,11 +164,7 @@ class Registry:
             rows = connection.execute(f"{_SELECT} WHERE name = ? AND version = ?", (model.name, model.version))
             if present := rows.fetchone():
                 if _digests(present) != {each.role: (each.sha256, each.size) for each in model.files}:
-                    raise ConflictError(
-                        f"There is a model {model.full_name} already, with other files; nothing was changed.",
-                        advice="Choose another version, or remove that one first.",
-                        code="model_exists",
-                    )
+                    raise _other_files(model.full_name)
                 return False
             _insert(connection, model)
             digests = {each.role: each.sha256 for each in model.files}
@@ -233,6 +242,14 @@ _SELECT = """
     ) AS files
     FROM models
 """
+
+
+def _other_files(full_name: str) -> ConflictError:
+    return ConflictError(
+        f"There is a model {full_name} already, with other files; nothing was changed.",
+        advice=f"Choose another version, or remove that one first: appliance models remove {full_name}",
+        code="model_exists",
+    )
 
 
 def _select_all(connection: Connection) -> list[Row]:

@@ -160,7 +160,7 @@ def _open(address: str, partial: Partial, stall_timeout_s: float) -> Iterator[Ba
 def _redirected(url: Url, location: str) -> Url:
     try:
         target = check_url(urljoin(url.url, location))
-    except InvalidRequestError as error:
+    except (InvalidRequestError, ValueError) as error:
         raise SourceError(f"{shown(url)} leads to an address that is not followed: {error}") from error
     if url.scheme == "https" and target.scheme != "https":
         raise SourceError(f"{shown(url)} leads from https to {shown(target)}, which is not followed.")

@@ -102,6 +102,8 @@ def unpack(
                 while chunk := content.read(CHUNK_BYTES):
                     partial.append(chunk)  # the archive's reader ends at the claimed size
                     progress("unpacking", partial.size, size)
+            if partial.size != size:
+                raise SourceError(f"{what} ends after {partial.size:,} of {size:,} bytes.")
     except (
         zipfile.BadZipFile,
         zlib.error,

