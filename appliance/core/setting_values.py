@@ -30,13 +30,12 @@ def convert(value: Any, wanted: Any, *, from_text: bool, folder: Path) -> Any:
         value = str(value)
     if is_path(wanted):
         return _path(value, folder, optional=wanted is not Path)
+    if isinstance(value, str) and not value.isprintable():
+        raise BadValueError(f"it takes {describe(wanted)}, in visible characters")
     try:
-        result = msgspec.convert(value, wanted, strict=not (from_text and isinstance(value, str)))
+        return msgspec.convert(value, wanted, strict=not (from_text and isinstance(value, str)))
     except (msgspec.ValidationError, OverflowError) as error:
         raise BadValueError(f"it takes {describe(wanted)}") from error
-    if isinstance(result, str) and not result.isprintable():
-        raise BadValueError("it takes text of visible characters")
-    return result
 
 
 def is_path(wanted: Any) -> bool:

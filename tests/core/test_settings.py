@@ -112,6 +112,7 @@ def test_a_bad_value_is_refused_even_where_a_stronger_source_overrides_it(tmp_pa
         ("port", "8_080"),
         ("port", "٣"),
         ("port", ""),
+        ("port", "\udc80"),
         ("port", True),
         ("port", 8080.5),
         ("port", [8080]),
