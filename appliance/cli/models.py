@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from appliance.cli.options import Context, verb_options
+from appliance.cli.tables import print_table
 from appliance.core.errors import InvalidRequestError, NotFoundError, StorageError
 
 if TYPE_CHECKING:
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from appliance.registry.install import Installed
     from appliance.registry.verify import Finding
     from appliance.registry.versions import RegisteredModel, Registry
-
-PIPED_WIDTH = 160
-"""Columns of a table that goes into a file or a pipe."""
 
 
 @click.group(epilog="Start with: appliance models pull smollm2-135m-instruct")
@@ -35,12 +33,11 @@ def catalog(context: Context) -> None:
     from appliance.registry.catalog import open_catalog
 
     entries = open_catalog(context.settings).entries
-    with _registry(context) as registry:
-        installed = {each.full_name for each in registry.list()}
+    installed = {each.full_name for each in _models(context)}
     if context.json:
         context.print_json([_entry_document(each, each.manifest.full_name in installed) for each in entries])
         return
-    _print_table(
+    print_table(
         ["Model", "Size", "Memory", "Licence", "Here", "Description"],
         [
             [
@@ -103,14 +100,13 @@ def import_file(context: Context, *, path: Path, name: str | None, version: str 
 @verb_options
 def list_models(context: Context) -> None:
     """List the models on this box."""
-    with _registry(context) as registry:
-        models = registry.list()
+    models = _models(context)
     if context.json:
         context.print_json([_document(each) for each in models])
     elif not models:
         click.echo("There is no model yet. Get one with: appliance models pull smollm2-135m-instruct")
     else:
-        _print_table(
+        print_table(
             ["Model", "Task", "Architecture", "Quantisation", "Context", "Size", "Memory", "Licence"],
             [
                 [
@@ -134,15 +130,15 @@ def list_models(context: Context) -> None:
 def show(context: Context, *, name: str) -> None:
     """Show all that is known of the model NAME, on this box or in the catalog."""
     from appliance.registry.catalog import open_catalog
+    from appliance.registry.versions import find_model
 
-    with _registry(context) as registry:
+    try:
+        document = _document(find_model(_models(context), name))
+    except NotFoundError as not_here:
         try:
-            document = _document(registry.resolve(name))
-        except NotFoundError as not_here:
-            try:
-                document = _entry_document(open_catalog(context.settings).find(name), installed=False)
-            except NotFoundError:
-                raise not_here from None
+            document = _entry_document(open_catalog(context.settings).find(name), installed=False)
+        except NotFoundError:
+            raise not_here from None
     if context.json:
         context.print_json(document)
     else:
@@ -156,19 +152,23 @@ def verify(context: Context, *, name: str | None) -> None:
     """Read the files of the model NAME, or of all, from the disk again and compare their hashes."""
     from appliance.cli.progress import ProgressReport
     from appliance.registry.verify import verify as verify_models
+    from appliance.registry.versions import find_model
 
-    with _registry(context) as registry, ProgressReport(silent=context.json) as progress:
-        models = [registry.resolve(name)] if name else registry.list()
+    models = _models(context)
+    if name:
+        models = [find_model(models, name)]
+    with ProgressReport(silent=context.json) as progress:
         findings = verify_models(models, progress)
     if context.json:
         context.print_json([_finding_document(each) for each in findings])
     else:
-        _print_table(
+        print_table(
             ["Model", "File", "Size", "State"],
             [
                 [each.model.full_name, each.file.path.name[:19], _size(each.file.size), each.problem or "sound"]
                 for each in findings
             ],
+            {"sound": "green"},
         )
     if damaged := sorted({each.model.full_name for each in findings if each.problem}):
         raise StorageError(
@@ -185,10 +185,12 @@ def verify(context: Context, *, name: str | None) -> None:
 @verb_options
 def remove(context: Context, *, name: str, yes: bool) -> None:
     """Remove the model NAME and its files, unless a process has it loaded."""
+    from appliance.registry.versions import find_model
+
+    model = find_model(_models(context), name)
+    if not yes:
+        _ask(f"Remove {model.full_name} ({_size(model.size)})?")
     with _registry(context) as registry:
-        model = registry.resolve(name)
-        if not yes:
-            _ask(f"Remove {model.full_name} ({_size(model.size)})?")
         removed, freed = registry.remove(model.full_name)
     if context.json:
         context.print_json({"removed": removed.full_name, "freed_bytes": freed})
@@ -201,11 +203,16 @@ def _registry(context: Context) -> Iterator[Registry]:
     from appliance.registry.versions import open_registry
     from appliance.store.database import Database
 
-    database = Database(context.settings.database_path)
-    try:
+    with closing(Database(context.settings.database_path)) as database:
         yield open_registry(context.settings, database)
-    finally:
-        database.close()
+
+
+def _models(context: Context) -> list[RegisteredModel]:
+    """Return the models on this box; a box without a database is left without one."""
+    if not context.settings.database_path.exists():
+        return []
+    with _registry(context) as registry:
+        return registry.list()
 
 
 def _ask(question: str) -> None:
@@ -284,22 +291,6 @@ def _size(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"
 
 
-def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*headings, box=None, header_style="bold", pad_edge=False)
-    for row in rows:
-        table.add_row(
-            *(
-                Text(cell, style="red" if heading == "State" and cell != "sound" else "", overflow="fold")
-                for heading, cell in zip(headings, row, strict=True)
-            )
-        )
-    Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False).print(table)
-
-
 def _print_fields(document: dict[str, Any]) -> None:
     rows = []
     for name, value in document.items():
@@ -313,4 +304,4 @@ def _print_fields(document: dict[str, Any]) -> None:
             rows.append(
                 [name.replace("_", " "), ", ".join(map(repr, shown)) if isinstance(shown, tuple) else str(shown)]
             )
-    _print_table(["Field", "Value"], rows)
+    print_table(["Field", "Value"], rows)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 QUIET_S = 1.0
-"""Steps shorter than this are not worth a bar."""
+"""Steps on this machine that are shorter are not worth a bar."""
 
 
 class ProgressReport:
@@ -32,7 +32,7 @@ class ProgressReport:
         """Report that `done` of the `total` bytes of the activity are done."""
         if activity != self._activity:
             self._activity, self._began, self._shown, self._task = activity, time.monotonic(), False, None
-        if self._silent or (not self._shown and time.monotonic() - self._began < QUIET_S and done):
+        if self._silent or not (self._shown or self._is_long(activity)):
             return
         if not sys.stderr.isatty():
             if not self._shown:
@@ -44,6 +44,10 @@ class ProgressReport:
         if self._task is None:
             self._task = bars.add_task(activity.capitalize(), total=total)
         bars.update(self._task, completed=done)
+
+    def _is_long(self, activity: str) -> bool:
+        """Tell whether a step is worth showing: a download always is, since the network may fall silent."""
+        return activity.startswith("downloading") or time.monotonic() - self._began >= QUIET_S
 
     def _started_bars(self) -> Progress:
         if self._bars is None:

@@ -6,7 +6,7 @@ line added or removed. What a process has loaded it holds (`Registry.hold`), and
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,17 +98,7 @@ class Registry:
         Raises:
             NotFoundError: There is none; the message names those that exist.
         """
-        models = self.list()
-        for model in reversed(models):
-            if name in (model.name, model.full_name):
-                return model
-        known = ", ".join(each.full_name for each in models)
-        raise NotFoundError(
-            f"There is no model {name!r:.100}; " + (f"there are: {known}." if known else "there is none at all yet."),
-            advice="`appliance models catalog` lists what can be had, `appliance models pull NAME` gets it.",
-            code="model_not_found",
-            param="model",
-        )
+        return find_model(self.list(), name)
 
     def registered(self, name: str, version: str, digests: Collection[str]) -> RegisteredModel | None:
         """Return the model of just these files that has the name and version, or None if nothing has.
@@ -229,6 +219,24 @@ class Registry:
             stop=tuple(msgspec.json.decode(row["stop"], type=list[str])),
             default_context=row["default_context"],
         )
+
+
+def find_model(models: Sequence[RegisteredModel], name: str) -> RegisteredModel:
+    """Return the model called `name:version`, or the last one called `name`.
+
+    Raises:
+        NotFoundError: There is none; the message names those that exist.
+    """
+    for model in reversed(models):
+        if name in (model.name, model.full_name):
+            return model
+    known = ", ".join(each.full_name for each in models)
+    raise NotFoundError(
+        f"There is no model {name!r:.100}; " + (f"there are: {known}." if known else "there is none at all yet."),
+        advice="`appliance models catalog` lists what can be had, `appliance models pull NAME` gets it.",
+        code="model_not_found",
+        param="model",
+    )
 
 
 def open_registry(settings: Settings, database: Database) -> Registry:

@@ -75,6 +75,7 @@ def fetch(
         StorageError: The disk is full.
     """
     tries, most = _BODIES, partial.size
+    progress("downloading", partial.size, size)
     while partial.size < size:
         try:
             _fetch_once(address, partial, size, stall_timeout_s, progress)
