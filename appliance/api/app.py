@@ -1,7 +1,7 @@
 """The application: the table of routes, and the layers that every request passes.
 
-From the outside in: the boundary (request id, errors, log, metrics), the guard against foreign web pages, the limits
-of bodies, the router, the API key, the handler.
+From the outside in: the limits of bodies, the boundary (request id, errors, log, metrics), the guard against foreign
+web pages, the router, the API key, the handler.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def create_app(
     app = Starlette(
         routes=starlette_routes(operations, authenticator),
         middleware=[
+            Middleware(BodyLimits, settings),
             Middleware(RequestBoundary, metrics),
             Middleware(BrowserGuard, settings, authenticator),
-            Middleware(BodyLimits, settings),
         ],
         exception_handlers={HTTPException: _no_such_path},
     )

@@ -1,4 +1,4 @@
-"""The outermost layer of the application: every request comes in here and leaves with exactly one answer.
+"""The boundary of the application: every request that comes in here leaves with exactly one answer.
 
 It gives the request its id, turns every error into JSON, counts the answer and writes one line to the log.
 """
@@ -29,11 +29,14 @@ CLIENT_GONE = 499
 UNMATCHED = "unmatched"
 """The route that is logged and counted when there is none."""
 
+PROBES = ("/health", "/health/live", "/metrics")
+"""Routes that monitors ask every few seconds; their answers, "not ready" included, would fill the log."""
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
 class RequestBoundary:
-    """ASGI middleware around everything else."""
+    """ASGI middleware around everything that can fail."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -41,8 +44,6 @@ class RequestBoundary:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever happens."""
-        if scope["type"] != "http":
-            return  # neither WebSocket nor lifespan events are switched on
         state = scope.setdefault("state", {})
         request_id = state["request_id"] = request_id_of(Headers(scope=scope))
         in_log = logged_request_id.set(request_id)
@@ -124,6 +125,12 @@ def request_id_of(headers: Headers) -> str:
     return given if _REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
 
 
+def _level(route: str, status: int) -> int:
+    if route in PROBES and status != 500:
+        return logging.DEBUG
+    return logging.WARNING if status >= 500 else logging.INFO
+
+
 def _log(method: str, route: str, answer: _Answer, duration_s: float, state: dict[str, object]) -> None:
     fields = {
         "request_id": answer.request_id,
@@ -135,5 +142,6 @@ def _log(method: str, route: str, answer: _Answer, duration_s: float, state: dic
         "tenant": state.get("tenant", ""),
         "code": answer.code or state.get("code", ""),
     }
-    level = logging.WARNING if answer.status >= 500 else logging.INFO
-    logger.log(level, "%s %s %d in %.3f s", method, route, answer.status, duration_s, extra=fields)
+    logger.log(
+        _level(route, answer.status), "%s %s %d in %.3f s", method, route, answer.status, duration_s, extra=fields
+    )

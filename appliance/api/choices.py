@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from appliance.api.disconnect import task_group
-from appliance.core.errors import EngineError
+from appliance.core.errors import ApplianceError, EngineError
 from appliance.core.types import Delta, Generation, GenerationRequest, TextModels, Timings, Usage
 
 Take = Callable[[Sequence[Delta]], Awaitable[None]]
@@ -57,6 +57,7 @@ class Choices:
         self._buffer = DeltaBuffer()
         self._wake = asyncio.Event()
         self._running = len(self._generations)
+        self._error: ApplianceError | None = None
         self._unfinished = set(range(n * len(self._generations)))
 
     @classmethod
@@ -111,7 +112,7 @@ class Choices:
             generation.cancel()
 
     async def run(self, take: Take, *, idle_s: float | None = None) -> None:
-        """Hand everything to `take`, to the end of every choice; however this ends, nothing runs on.
+        """Hand everything to `take`, to the end of every choice or up to an error; nothing runs on after this.
 
         Args:
             take: Awaited before more is handed over.
@@ -122,13 +123,19 @@ class Choices:
         """
         try:
             async with task_group() as group:
-                for position, generation in enumerate(self._generations):
+                pumps = [
                     group.create_task(self._pump(position * self._n, generation), name="deltas of a generation")
-                while self._running or self._buffer:
+                    for position, generation in enumerate(self._generations)
+                ]
+                while (self._running and self._error is None) or self._buffer:
                     if not await self._gained(idle_s):
                         await take(())
                     elif self._buffer:
                         await take(self._buffer.drain())
+                for pump in pumps:
+                    pump.cancel()
+            if self._error is not None:
+                raise self._error
             if self._unfinished:
                 raise EngineError(f"{len(self._unfinished)} choices ended without a reason.")
         finally:
@@ -150,12 +157,15 @@ class Choices:
         return sorted(whole.drain(), key=lambda delta: delta.index)
 
     async def _pump(self, first_index: int, generation: Generation) -> None:
-        async for delta in generation:
-            shifted = delta if first_index == 0 else replace(delta, index=first_index + delta.index)
-            if shifted.finish_reason is not None:
-                self._unfinished.discard(shifted.index)
-            self._buffer.add(shifted)
-            self._wake.set()
+        try:
+            async for delta in generation:
+                shifted = delta if first_index == 0 else replace(delta, index=first_index + delta.index)
+                if shifted.finish_reason is not None:
+                    self._unfinished.discard(shifted.index)
+                self._buffer.add(shifted)
+                self._wake.set()
+        except ApplianceError as error:
+            self._error = self._error or error
         self._running -= 1
         self._wake.set()
 

@@ -28,6 +28,8 @@ class BodyLimits:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on with a `receive` that raises and a `send` that ends the connection when it must."""
+        if scope["type"] != "http":
+            return  # neither WebSocket nor lifespan events are switched on
         body = _Body(Headers(scope=scope), receive, self._settings)
         await self._app(scope, body.receive, _Sender(body, send).send)
 

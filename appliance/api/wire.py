@@ -29,7 +29,7 @@ _LONE_SURROGATE = re.compile(
 )
 _AT_PATH = re.compile(r" - at `(?P<path>[^`]*)`$")
 _AT_BYTE = re.compile(r"\(byte (\d+)\)")
-_UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL)
+_UNKNOWN_FIELD = re.compile(r"object contains unknown field `(?P<name>.*)`", re.DOTALL)
 
 
 def meaning(words: str) -> Meta:
@@ -98,6 +98,7 @@ def _invalid(problem: str, request_type: type[msgspec.Struct]) -> InvalidRequest
     match = _AT_PATH.search(problem)
     path = match["path"].removeprefix("$").removeprefix(".").replace("[...]", "") if match else ""
     problem = _AT_PATH.sub("", problem)
+    problem = problem[:1].lower() + problem[1:]
     field = re.split(r"[.\[]", path, maxsplit=1)[0]
     why = refused_fields(request_type).get(field)
     if why is not None:

@@ -1,0 +1,244 @@
+"""Appliances that really listen, on a scripted serving floor or on the whole house with a tiny model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+import urllib3
+
+from appliance.api.app import create_app
+from appliance.api.disconnect import task_group
+from appliance.api.server import HttpServer
+from appliance.core.clock import SystemClock
+from appliance.core.settings import Settings
+from appliance.observe.metrics import Metrics
+from appliance.registry.install import import_model
+from appliance.registry.versions import open_registry
+from appliance.security.keys import KeyStore
+from appliance.serving.generate import TextGeneration
+from appliance.serving.loaded import LoadedModels
+from appliance.store.database import Database
+from tests.api.scripted import ScriptedHealth, ScriptedModels
+
+DEADLINE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer, read to its end."""
+
+    status: int
+    headers: urllib3.HTTPHeaderDict
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error object, which must have the one shape that clients know."""
+        document = self.json()
+        assert set(document) == {"error"}
+        error: dict[str, Any] = document["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert error["message"]
+        assert error["code"]
+        return error
+
+
+@dataclass(slots=True)
+class Box:
+    """An appliance that listens on 127.0.0.1.
+
+    Attributes:
+        model: A model that answers.
+    """
+
+    port: int
+    server: HttpServer
+    model: str = "tiny"
+    pool: urllib3.PoolManager = field(default_factory=lambda: urllib3.PoolManager(retries=False))
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        document: Any = None,
+        *,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Reply:
+        """Send one request and read the whole answer."""
+        if document is not None:
+            body = json.dumps(document).encode()
+        sent = {"content-type": "application/json"} if body is not None else {}
+        sent |= dict(headers or {})
+
+        def request() -> Reply:
+            response = self.pool.request(method, self.url + path, body=body, headers=sent, timeout=DEADLINE_S)
+            return Reply(response.status, response.headers, response.data)
+
+        return await anyio.to_thread.run_sync(request)
+
+    async def chat(self, text: str = "Hello", **fields: Any) -> Reply:
+        """Send a chat completion request."""
+        messages = [{"role": "user", "content": text}]
+        return await self.ask("POST", "/v1/chat/completions", {"model": self.model, "messages": messages, **fields})
+
+    async def complete(self, prompt: Any = "Hello", **fields: Any) -> Reply:
+        """Send a text completion request."""
+        return await self.ask("POST", "/v1/completions", {"model": self.model, "prompt": prompt, **fields})
+
+
+@dataclass(slots=True)
+class ScriptedBox(Box):
+    """A box whose serving floor, keys, metrics and health are in the test's hands."""
+
+    models: ScriptedModels = field(default_factory=ScriptedModels)
+    health: ScriptedHealth = field(default_factory=ScriptedHealth)
+    metrics: Metrics = field(default_factory=Metrics)
+    keys: KeyStore | None = None
+
+
+@asynccontextmanager
+async def listening(server: HttpServer) -> AsyncIterator[int]:
+    """Run a server and yield its port; on leaving it stops, and whatever is still open is cut."""
+    port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    async with asyncio.timeout(DEADLINE_S), task_group() as tasks:
+        tasks.create_task(server.serve(port.set_result))  # a failure to listen cancels what follows
+        try:
+            yield await port
+        finally:
+            server.stop()
+            server.abort()
+
+
+def settings_with(folder: Path, **changes: Any) -> Settings:
+    """Return settings for a test: a free port, and no model but on demand."""
+    return replace(Settings(), **{"data_dir": folder, "port": 0, "model": "", **changes})
+
+
+@asynccontextmanager
+async def scripted_box(folder: Path, **changes: Any) -> AsyncIterator[ScriptedBox]:
+    """Run the real door over a scripted serving floor."""
+    settings = settings_with(folder, **changes)
+    models, health, metrics = ScriptedModels(), ScriptedHealth(), Metrics()
+    database = Database(folder / "appliance.db")
+    try:
+        keys = KeyStore(database, SystemClock())
+        app = create_app(settings=settings, text_models=models, keys=keys, metrics=metrics, health=health)
+        server = HttpServer(app, settings)
+        async with listening(server) as port:
+            box = ScriptedBox(port, server, models=models, health=health, metrics=metrics, keys=keys)
+            try:
+                yield box
+            finally:
+                box.pool.clear()
+    finally:
+        database.close()
+
+
+@asynccontextmanager
+async def real_box(folder: Path, model: Path, **changes: Any) -> AsyncIterator[Box]:
+    """Run the real door over the real serving floor with a tiny model, which the first request loads."""
+    settings = settings_with(folder, threads=1, context_cells=512, max_sequences=4, batch_tokens=64, **changes)
+    database = Database(settings.database_path)
+    metrics = Metrics()
+    try:
+        registry = open_registry(settings, database)
+        import_model(model, registry, name="tiny", licence="Apache-2.0")
+        loaded = LoadedModels(settings, registry, metrics)
+        text_models = TextGeneration(registry, loaded)
+        keys = KeyStore(database, SystemClock())
+        app = create_app(settings=settings, text_models=text_models, keys=keys, metrics=metrics, health=loaded)
+        server = HttpServer(app, settings)
+        async with task_group() as tasks:
+            running = tasks.create_task(loaded.run())
+            try:
+                async with listening(server) as port:
+                    box = Box(port, server)
+                    yield box
+                    box.pool.clear()
+            finally:
+                running.cancel()
+                await loaded.close()
+    finally:
+        database.close()
+
+
+@dataclass(slots=True)
+class Wire:
+    """One connection, byte by byte."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def read_to_end(self) -> bytes:
+        """Return everything up to the server's closing of the connection."""
+        async with asyncio.timeout(DEADLINE_S):
+            return await self.reader.read()
+
+    async def read_until(self, mark: bytes) -> bytes:
+        async with asyncio.timeout(DEADLINE_S):
+            return await self.reader.readuntil(mark)
+
+    async def read_reply(self) -> Reply:
+        """Return one answer with a Content-Length; the connection may go on."""
+        head = await self.read_until(b"\r\n\r\n")
+        status_line, *lines = head.decode().strip().split("\r\n")
+        headers = urllib3.HTTPHeaderDict((name, value) for name, _, value in (line.partition(": ") for line in lines))
+        async with asyncio.timeout(DEADLINE_S):
+            body = await self.reader.readexactly(int(headers["content-length"]))
+        return Reply(int(status_line.split()[1]), headers, body)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+@asynccontextmanager
+async def wire(box: Box) -> AsyncIterator[Wire]:
+    """Open one TCP connection to a box."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", box.port)
+    try:
+        yield Wire(reader, writer)
+    finally:
+        writer.close()
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Give the loop its turns until something is true."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not true():  # noqa: ASYNC110  (what is waited for here is no event of ours)
+            await asyncio.sleep(0)
+
+
+def post(path: str, document: Any, *headers: str) -> bytes:
+    """Return the bytes of a POST request."""
+    body = json.dumps(document).encode()
+    lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json", *headers]
+    return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
+
+
+def events(body: bytes) -> list[Any]:
+    """Return the documents of a stream's events; `[DONE]` stays text."""
+    found: list[Any] = []
+    for block in body.decode().split("\n\n"):
+        if block.startswith("data: "):
+            data = block.removeprefix("data: ")
+            found.append(data if data == "[DONE]" else json.loads(data))
+    return found

@@ -1,0 +1,172 @@
+"""A serving floor that answers as a test says: the same promises as the real one, kept without an engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+
+from appliance.core.errors import ApplianceError, NotFoundError
+from appliance.core.types import (
+    ChatMessage,
+    Delta,
+    FinishReason,
+    GenerationRequest,
+    Health,
+    ModelCard,
+    Prompt,
+    Timings,
+    Tokenization,
+    Usage,
+)
+
+CONTEXT_LENGTH = 4096
+
+Step = Delta | ApplianceError | Exception | asyncio.Event
+"""What a generation does next: yield a delta, fail, or wait until the test sets the event."""
+
+Script = Callable[[GenerationRequest], Iterable[Step]]
+
+TIMINGS = Timings(queue_s=0.25, prefill_s=0.5, decode_s=1.5)
+
+
+def say(*texts: str, index: int = 0, reason: FinishReason = FinishReason.STOP) -> list[Delta]:
+    """Return deltas of one token each and the end of the choice."""
+    return [
+        *(Delta(index=index, text=text, token_count=1) for text in texts),
+        Delta(index=index, text="", token_count=0, finish_reason=reason),
+    ]
+
+
+def greet(request: GenerationRequest) -> Iterable[Step]:
+    """Say the same to everyone, each choice in turn, as far as `max_tokens` allows."""
+    words = ("Hello", ", ", "世界", "!")
+    allowed = len(words) if request.sampling.max_tokens is None else request.sampling.max_tokens
+    reason = FinishReason.LENGTH if allowed < len(words) else FinishReason.STOP
+    for index in range(request.n):
+        yield from say(*words[:allowed], index=index, reason=reason)
+
+
+class ScriptedGeneration:
+    """Accepted work that follows its script.
+
+    Attributes:
+        cancelled: Set once it was cancelled before its end.
+    """
+
+    def __init__(self, request: GenerationRequest, model: str, steps: Iterable[Step], prompt_tokens: int) -> None:
+        self.request = request
+        self.model = model
+        self.cancelled = asyncio.Event()
+        self.ended = False
+        self.taken = 0
+        self._steps = iter(steps)
+        self._usage = Usage(prompt_tokens, 0, prompt_tokens // 2)
+
+    @property
+    def usage(self) -> Usage:
+        return self._usage
+
+    @property
+    def timings(self) -> Timings:
+        return TIMINGS
+
+    async def __aiter__(self) -> AsyncIterator[Delta]:
+        for step in self._steps:
+            if isinstance(step, asyncio.Event):
+                await step.wait()
+            elif isinstance(step, Exception):
+                self.ended = True
+                raise step
+            else:
+                self.taken += 1
+                done = self._usage.completion_tokens + step.token_count
+                self._usage = Usage(self._usage.prompt_tokens, done, self._usage.cached_tokens)
+                yield step
+                await asyncio.sleep(0)
+        self.ended = True
+
+    def cancel(self) -> None:
+        if not self.ended:
+            self.cancelled.set()
+
+
+class ScriptedModels:
+    """A serving floor with one model, whose tokens are the bytes of the prompt.
+
+    Attributes:
+        script: What the next generations do.
+        refusals: Raised instead by the next calls of `generate`, one each.
+        gate: When set by a test, `generate` waits for it, as for a model that loads.
+    """
+
+    def __init__(self, name: str = "tiny") -> None:
+        self.name = name
+        self.script: Script = greet
+        self.refusals: list[Exception] = []
+        self.gate: asyncio.Event | None = None
+        self.waiting = asyncio.Event()
+        self.generations: list[ScriptedGeneration] = []
+        self.accepted = asyncio.Event()
+
+    @property
+    def requests(self) -> list[GenerationRequest]:
+        return [each.request for each in self.generations]
+
+    def cards(self) -> Sequence[ModelCard]:
+        return [
+            ModelCard(
+                name=self.name,
+                version="1",
+                kind="gguf",
+                task="chat",
+                created=1_800_000_000,
+                size=123,
+                licence="Apache-2.0",
+                context_length=CONTEXT_LENGTH,
+                loaded=True,
+            )
+        ]
+
+    async def generate(self, request: GenerationRequest) -> ScriptedGeneration:
+        self._resolve(request.model)
+        if self.gate is not None:
+            self.waiting.set()
+            await self.gate.wait()
+        if self.refusals:
+            raise self.refusals.pop(0)
+        tokens = _tokens(request.prompt)
+        generation = ScriptedGeneration(request, f"{self.name}:1", self.script(request), len(tokens))
+        self.generations.append(generation)
+        self.accepted.set()
+        return generation
+
+    async def tokenize(
+        self, model: str, prompt: Prompt, *, add_special: bool = True, parse_special: bool = False
+    ) -> Tokenization:
+        self._resolve(model)
+        tokens = _tokens(prompt)
+        special = (256,) if add_special and not isinstance(prompt, tuple) else ()
+        pieces = tuple(b"" if token == 256 else bytes([token]) for token in (*special, *tokens))
+        return Tokenization((*special, *tokens), pieces, CONTEXT_LENGTH)
+
+    def _resolve(self, name: str) -> None:
+        if name not in (self.name, f"{self.name}:1"):
+            raise NotFoundError(f"There is no model {name!r}; there is {self.name}.", code="model_not_found")
+
+
+def _tokens(prompt: Prompt) -> tuple[int, ...]:
+    if isinstance(prompt, str):
+        return tuple(prompt.encode())
+    if prompt and isinstance(prompt[0], ChatMessage):
+        return tuple("".join(each.content for each in prompt if isinstance(each, ChatMessage)).encode())
+    return tuple(each % 256 for each in prompt if isinstance(each, int))
+
+
+class ScriptedHealth:
+    """A health source that a test sets by hand."""
+
+    def __init__(self) -> None:
+        self.now = Health(ready=True)
+
+    def health(self) -> Health:
+        return self.now
