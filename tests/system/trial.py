@@ -76,7 +76,7 @@ def ask() -> str:
     """Return the model's answer to a question, or the error's text."""
     body = {
         "model": "smollm2-135m-instruct",
-        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "messages": [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}],
         "temperature": 0,
         "max_tokens": 20,
     }
