@@ -67,6 +67,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def __init__(self, config: Config, state: ConnectionState, settings: Settings) -> None:
         super().__init__(config=config, server_state=state, app_state={})
+        self.access_log = False  # it would write raw paths, which may hold secrets; the boundary logs the route
         self._state = state
         self._settings = settings
         self._head_bytes = 0
