@@ -206,6 +206,17 @@ def test_a_source_over_plain_http_elsewhere_is_refused(registry: Registry, tiny:
     assert_nothing_visible(registry)
 
 
+def test_a_file_of_another_size_is_refused_without_copying_it(
+    registry: Registry, tiny: TinyModel, tmp_path: Path
+) -> None:
+    path = tmp_path / "longer.gguf"
+    path.write_bytes(tiny.content + b"x")
+    with pytest.raises(SourceError, match=f"has {tiny.size + 1:,} bytes, not {tiny.size:,}"):
+        pull(entry(tiny, file_source(path)), registry, stall_timeout_s=5)
+    assert_nothing_visible(registry)
+    assert partial_names(registry) == []
+
+
 def test_a_folder_without_the_file_is_no_source(registry: Registry, tiny: TinyModel, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"has no file tiny\.gguf"):
         pull(entry(tiny), registry, stall_timeout_s=5, only_source=str(tmp_path))

@@ -92,6 +92,15 @@ def test_other_files_under_a_known_name_and_version_are_refused(
     assert registry.list() == [model]
 
 
+def test_of_two_that_register_one_name_at_once_the_second_is_refused(
+    registry: Registry, model: RegisteredModel
+) -> None:
+    other = dataclasses.replace(model, files=(dataclasses.replace(model.files[0], sha256="e" * 64),))
+    with pytest.raises(ConflictError, match="tiny:1 already"):
+        registry.register(other, "a test")
+    assert registry.list() == [model]
+
+
 def test_changes_leave_an_audit_row(registry: Registry, model: RegisteredModel) -> None:
     registry.remove("tiny")
     rows = registry._database.read(

