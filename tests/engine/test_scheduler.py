@@ -10,15 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from appliance.core.types import Priority
-from appliance.engine.llama.scheduler import (
-    Fork,
-    Limits,
-    Scheduler,
-    Sequence,
-    Step,
-    Truncate,
-    common_prefix,
-)
+from appliance.engine.llama.prefix import common_prefix
+from appliance.engine.llama.scheduler import Scheduler
+from appliance.engine.llama.step import Fork, Limits, Sequence, Step, Truncate
 
 
 def sequence(number: int, tokens: list[int], priority: Priority = Priority.DEFAULT, arrived: float = 0.0) -> Sequence:

@@ -3,6 +3,9 @@
 One step is schedule → decode → sample → deliver, told by `worker.Worker._step`:
 
 - `cells`      which KV cells are whose (pure)
+- `prefix`     what two sequences share (pure)
+- `cost`       what a step costs (pure)
+- `step`       what the scheduler is given and answers with (pure)
 - `scheduler`  who runs next, on which tokens (pure)
 - `text`       bytes become characters, stop strings are held back (pure)
 - `sampling`   a logits row becomes a token

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from appliance.core.types import Delta, FinishReason, Priority, SamplingParams, TokenLogprob
 from appliance.engine.llama.model import LlamaModel
 from appliance.engine.llama.sampling import Sampler
-from appliance.engine.llama.scheduler import Sequence
+from appliance.engine.llama.step import Sequence
 from appliance.engine.llama.text import TextAssembler
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from appliance.core.errors import EngineError
 from appliance.engine.llama.model import LlamaModel
 from appliance.engine.llama.native import llama, short
-from appliance.engine.llama.scheduler import Fork, Run, Truncate
+from appliance.engine.llama.step import Fork, Run, Truncate
 
 Logits = npt.NDArray[np.float32]
 

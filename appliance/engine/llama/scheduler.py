@@ -24,114 +24,17 @@ from array import array
 from bisect import insort
 from dataclasses import dataclass, field
 
-from appliance.core.types import Priority
 from appliance.engine.llama.cells import CellLedger
 from appliance.engine.llama.cost import StepCost
+from appliance.engine.llama.prefix import common_prefix
+from appliance.engine.llama.step import Fork, Limits, Run, Sequence, Step, Truncate
 
-HEAD_START_S = {Priority.PRIORITY: 20.0, Priority.DEFAULT: 0.0, Priority.FLEX: -60.0}
-"""How much earlier a request counts as having arrived; so one tier only delays another, and nothing starves."""
 RESERVE_CELLS = 16
 """Cells kept per running sequence at admission, so that a newcomer is not sent back within a few steps."""
 MINIMUM_PREFILL_TOKENS = 8
 """A step reads at least so many prompt tokens, however slow the machine, so that prompts always advance."""
 WORTH_WAITING_TOKENS = 32
 """A prefix that another sequence is just computing is waited for if it saves at least so many tokens."""
-
-
-@dataclass(eq=False, slots=True)
-class Sequence:
-    """One choice on its way.
-
-    Attributes:
-        tokens: Prompt and what was generated, as C ints.
-        evaluated: How many of `tokens` have their KV in `slot`. While decoding, all but the last.
-        cached: Prompt tokens that were reused rather than computed, at the first admission.
-        slot: The native sequence id, or None while waiting.
-    """
-
-    id: int
-    tokens: array[int]
-    priority: Priority = Priority.DEFAULT
-    arrived: float = 0.0
-    prompt_length: int = 0
-    evaluated: int = 0
-    cached: int = -1
-    slot: int | None = None
-
-    def __post_init__(self) -> None:
-        self.prompt_length = len(self.tokens)
-
-    @property
-    def order(self) -> tuple[float, int]:
-        """Return the place in the queue; ageing is in it, since all keys age alike."""
-        return (self.arrived - HEAD_START_S[self.priority], self.id)
-
-    @property
-    def pending(self) -> int:
-        """Return how many tokens must be evaluated before the next one can be sampled."""
-        return len(self.tokens) - self.evaluated
-
-    @property
-    def decoding(self) -> bool:
-        """Return True once an answer token has been sampled and only that one is pending."""
-        return self.pending == 1 and len(self.tokens) > self.prompt_length
-
-
-@dataclass(frozen=True, slots=True)
-class Truncate:
-    """Drop a slot's cells past its first `length` tokens."""
-
-    slot: int
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class Fork:
-    """Let the empty slot `target` share the first `length` tokens of `source`."""
-
-    source: int
-    target: int
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Evaluate `count` tokens of a sequence from its token `start`; `sample` if its last pending one is among them."""
-
-    sequence: Sequence
-    start: int
-    count: int
-    sample: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What to do next: the memory operations in order, then one batch. `runs` may be empty when nothing can run."""
-
-    operations: tuple[Truncate | Fork, ...]
-    runs: tuple[Run, ...]
-    admitted: tuple[Sequence, ...]
-    decoding: int = 0
-    prefill_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the context offers.
-
-    Attributes:
-        cells: KV cells shared by all slots.
-        slots: Native sequence ids.
-        batch_tokens: Most tokens of one step.
-        target_latency: Seconds a step may take while anyone is decoding.
-        can_rewind: False for recurrent and hybrid memories, which cannot drop a tail or share a part of a sequence.
-    """
-
-    cells: int
-    slots: int
-    batch_tokens: int
-    target_latency: float
-    can_rewind: bool = True
 
 
 @dataclass(eq=False, slots=True)
@@ -403,19 +306,6 @@ class Scheduler:
     def _slot_of(self, sequence: Sequence) -> _Slot:
         assert sequence.slot is not None, "the sequence is not running"
         return self._slots[sequence.slot]
-
-
-def common_prefix(left: array[int], right: array[int], limit: int) -> int:
-    """Return how many leading tokens two arrays share, at most `limit`. Costs a few comparisons of memory."""
-    low, high = 0, min(limit, len(left), len(right))
-    with memoryview(left) as a, memoryview(right) as b:
-        while low < high:
-            middle = (low + high + 1) // 2
-            if a[low:middle] == b[low:middle]:
-                low = middle
-            else:
-                high = middle - 1
-    return low
 
 
 def _share_out(readers: list[Sequence], room: int) -> list[int]:

@@ -23,8 +23,9 @@ from appliance.engine.llama.context import Decoded, LlamaContext, Logits
 from appliance.engine.llama.generation import Admitted, Event, Failed, Gained, LlamaGeneration
 from appliance.engine.llama.model import LlamaModel
 from appliance.engine.llama.sampling import token_logprob
-from appliance.engine.llama.scheduler import Limits, Run, Scheduler, Step
-from appliance.engine.llama.scheduler import Sequence as ScheduledSequence
+from appliance.engine.llama.scheduler import Scheduler
+from appliance.engine.llama.step import Limits, Run, Step
+from appliance.engine.llama.step import Sequence as ScheduledSequence
 
 LOGGER = logging.getLogger("appliance.engine")
 IDLE_BEAT_S = 1.0
