@@ -19,7 +19,7 @@ def tiny_data(tmp_path: Path, tiny_model_path: Path) -> Path:
     return data
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def real_data() -> Path:
     """Return the data folder with the real default model; tests only read it."""
     folder = os.environ.get("APPLIANCE_TEST_MODEL_DATA")
