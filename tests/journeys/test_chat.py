@@ -27,7 +27,7 @@ WATER: list[ChatCompletionMessageParam] = [
 
 @pytest.fixture(scope="module")
 def server(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    with server_process(real_data, tmp_path_factory.mktemp("server"), "--threads", "2") as subject:
+    with server_process(real_data, tmp_path_factory.mktemp("server")) as subject:
         subject.wait_until_ready()
         yield subject
 
@@ -90,7 +90,7 @@ def test_chinese_comes_back_whole(client: openai.OpenAI) -> None:
     prompt = "你好，世界。" * 4
     chunks = client.completions.create(model=MODEL, prompt=prompt, temperature=0, max_tokens=40, stream=True)
     text = "".join(each.choices[0].text for each in chunks if each.choices)
-    assert "世界" in text
+    assert text.startswith("你好")
     assert "�" not in text
 
 
