@@ -16,6 +16,22 @@ SCRIPTS = CHECKOUT / "firmware_scripts"
 UNITS = CHECKOUT / "systemd"
 
 
+PACKAGED = ("pyproject.toml", "README.md", "LICENSE", "appliance", "models", "firmware_scripts", "systemd")
+"""What a checkout needs for its scripts to install it."""
+
+
+def copy_checkout(target: Path) -> Path:
+    """Copy what `install` needs of this checkout."""
+    target.mkdir(parents=True)
+    for name in PACKAGED:
+        source = CHECKOUT / name
+        if source.is_dir():
+            shutil.copytree(source, target / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, target / name)
+    return target
+
+
 def need(program: str, package: str) -> None:
     """Skip the test with the reason if the program is missing; in CI, which installs it, fail instead."""
     if shutil.which(program) is not None:

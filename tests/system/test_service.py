@@ -15,23 +15,9 @@ from typing import Any
 
 import pytest
 
-from tests.system.programs import CHECKOUT, need, run, system_python, unavailable
+from tests.system.programs import copy_checkout, need, run, system_python, unavailable
 
 pytestmark = [pytest.mark.slow, pytest.mark.journey, pytest.mark.timeout(600)]
-
-PACKAGED = ("pyproject.toml", "README.md", "LICENSE", "appliance", "models", "firmware_scripts", "systemd")
-
-
-def copy_checkout(target: Path) -> Path:
-    """Copy what `install` needs of this checkout."""
-    target.mkdir(parents=True)
-    for name in PACKAGED:
-        source = CHECKOUT / name
-        if source.is_dir():
-            shutil.copytree(source, target / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy2(source, target / name)
-    return target
 
 
 def edit(path: Path, pattern: str, replacement: str) -> None:
@@ -74,16 +60,15 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         )
         assert staged.returncode == 0, staged.stderr
         # An image keeps only the version in use and the one before it; the trial needs all three, and starts with none.
-        shutil.copytree(releases, folder / "releases", symlinks=True, dirs_exist_ok=True)
+        assert run(["cp", "--archive", "--no-clobber", releases, folder]).returncode == 0
     for used in ("opt/appliance", "etc/systemd", "etc/appliance"):
         shutil.rmtree(layer / used)
 
     booted = run([Path(__file__).parent / "boot", folder, Path(__file__).parent / "trial.py", layer], timeout=400)
-    report = folder / "facts.json"
-    assert report.exists(), booted.stderr + (folder / "output").read_text()
-    output = (folder / "output").read_text()
-    assert (folder / "code").read_text().strip() == "0", output
-    result: dict[str, Any] = json.loads(report.read_text())
+    output = folder / "output"
+    assert output.exists(), f"the system did not boot: {booted.stderr}"
+    assert (folder / "code").read_text().strip() == "0", output.read_text()
+    result: dict[str, Any] = json.loads((folder / "facts.json").read_text())
     return result
 
 
