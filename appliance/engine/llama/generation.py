@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from appliance.core.errors import ApplianceError, DeadlineExceededError
 from appliance.core.types import Delta, Timings, Usage
@@ -92,12 +92,12 @@ class LlamaGeneration:
         self._deadline = asyncio.get_running_loop().call_at(when, expire)
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
-        """Yield what came since the last time, deltas of one choice joined; ends after every choice's last delta."""
+        """Yield what comes; ends after every choice's last delta."""
         while True:
             await self._arrived.wait()
             self._arrived.clear()
             deltas, self._deltas = self._deltas, []
-            for delta in joined(deltas):
+            for delta in deltas:
                 yield delta
             if self.error is not None:
                 raise self.error
@@ -145,21 +145,3 @@ class LlamaGeneration:
         if self._deadline is not None:
             self._deadline.cancel()
         self._arrived.set()
-
-
-def joined(deltas: list[Delta]) -> list[Delta]:
-    """Join neighbouring deltas of one choice, so that a reader who fell behind catches up in one piece."""
-    result: list[Delta] = []
-    for delta in deltas:
-        last = result[-1] if result else None
-        if last is None or last.index != delta.index or last.finish_reason is not None:
-            result.append(delta)
-            continue
-        result[-1] = replace(
-            last,
-            text=last.text + delta.text,
-            token_count=last.token_count + delta.token_count,
-            logprobs=last.logprobs + delta.logprobs,
-            finish_reason=delta.finish_reason,
-        )
-    return result
