@@ -95,7 +95,9 @@ def _sharpen(schema: dict[str, Any], wire_type: type[msgspec.Struct], settings: 
         found, _ = msgspec.json.schema_components(alternatives, ref_template=REF)
         description = properties[name].get("description")
         properties[name] = {"anyOf": list(found), **({"description": description} if description else {})}
-    schema.update(getattr(wire_type, "schema_conditions", {}))
+    conditions = getattr(wire_type, "schema_conditions", ())
+    if conditions:
+        schema["allOf"] = list(conditions)
 
 
 def _operation(operation: Operation, keys_required: bool) -> dict[str, Any]:
@@ -133,17 +135,30 @@ def _request(operation: Operation) -> dict[str, Any]:
 
 
 def _success(operation: Operation) -> dict[str, Any]:
-    schema = {"type": "string"} if operation.response is None else _reference(operation.response)
+    untyped = {"type": "object" if operation.media_type == "application/json" else "string"}
+    schema = untyped if operation.response is None else _reference(operation.response)
     content: dict[str, Any] = {operation.media_type: {"schema": schema}}
     if operation.stream is not None:
-        content["text/event-stream"] = {
-            "schema": {
-                "type": "string",
-                "description": 'Events `data: {…}`, an error as `data: {"error": {…}}`, at the end `data: [DONE]`.',
-                "x-event": {"anyOf": [_reference(operation.stream), _reference(ErrorResponse)]},
-            }
-        }
+        content["text/event-stream"] = {"schema": _event(operation.stream)}
     return {"description": "The answer.", "headers": {"X-Request-Id": _REQUEST_ID}, "content": content}
+
+
+def _event(wire_type: type[msgspec.Struct]) -> dict[str, Any]:
+    """Describe one event of a stream; that the schema stands for each event is the custom before OpenAPI 3.2."""
+    chunk = {"anyOf": [_reference(wire_type), _reference(ErrorResponse)]}
+    return {
+        "description": "One event. Its data is a chunk, the object of an error, or `[DONE]` at the end.",
+        "type": "object",
+        "properties": {
+            "data": {
+                "anyOf": [
+                    {"const": "[DONE]"},
+                    {"type": "string", "contentMediaType": "application/json", "contentSchema": chunk},
+                ]
+            }
+        },
+        "required": ["data"],
+    }
 
 
 def _answer(wire_type: type[msgspec.Struct]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ neutral value is accepted. The same declarations make the OpenAPI document.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -47,6 +48,14 @@ def refused(why: str) -> Meta:
     return Meta(description=f"Not supported: {why}", extra={"treatment": "refused", "why": why})
 
 
+def requires(field: str, json_type: str, switch: str) -> dict[str, Any]:
+    """Return JSON Schema saying that a field of a type, not null, needs another field to be true."""
+    return {
+        "if": {"properties": {field: {"type": json_type}}, "required": [field]},
+        "then": {"properties": {switch: {"const": True}}, "required": [switch]},
+    }
+
+
 def decode_json(body: bytes) -> Any:
     """Decode a JSON document.
 
@@ -54,7 +63,7 @@ def decode_json(body: bytes) -> Any:
         InvalidRequestError: It is not JSON, or not UTF-8; the message has the line, the column and the byte.
     """
     try:
-        return msgspec.json.decode(body)
+        return _DECODER.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _not_json(body, error) from error
 
@@ -154,6 +163,20 @@ def _explain(path: str, problem: str) -> InvalidRequestError | None:
         words = "a message needs text; assistant messages that hold only tool calls are not supported"
         return InvalidRequestError(f"{path}: {problem}; {words}.", param=path, code="invalid_value")
     return None
+
+
+def _number(text: str) -> float:
+    """Return a whole number as int: JSON knows one kind of numbers, and some clients write 8 as 8.0."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("Number out of range")
+    return int(value) if value.is_integer() and abs(value) < _EXACT else value
+
+
+_EXACT = 2.0**53
+"""Beyond it not every whole number has a float, so the float need not be the number that was meant."""
+
+_DECODER = msgspec.json.Decoder(float_hook=_number)
 
 
 def _not_json(body: bytes, error: Exception) -> InvalidRequestError:

@@ -112,10 +112,10 @@ class ScriptedBox(Box):
 
 
 @asynccontextmanager
-async def listening(server: HttpServer) -> AsyncIterator[int]:
+async def listening(server: HttpServer, deadline_s: float = DEADLINE_S) -> AsyncIterator[int]:
     """Run a server and yield its port; on leaving it stops, and whatever is still open is cut."""
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    async with asyncio.timeout(DEADLINE_S), task_group() as tasks:
+    async with asyncio.timeout(deadline_s), task_group() as tasks:
         tasks.create_task(server.serve(port.set_result))  # a failure to listen cancels what follows
         try:
             yield await port
@@ -130,7 +130,7 @@ def settings_with(folder: Path, **changes: Any) -> Settings:
 
 
 @asynccontextmanager
-async def scripted_box(folder: Path, **changes: Any) -> AsyncIterator[ScriptedBox]:
+async def scripted_box(folder: Path, deadline_s: float = DEADLINE_S, **changes: Any) -> AsyncIterator[ScriptedBox]:
     """Run the real door over a scripted serving floor."""
     settings = settings_with(folder, **changes)
     models, health, metrics = ScriptedModels(), ScriptedHealth(), Metrics()
@@ -139,7 +139,7 @@ async def scripted_box(folder: Path, **changes: Any) -> AsyncIterator[ScriptedBo
         keys = KeyStore(database, SystemClock())
         app = create_app(settings=settings, text_models=models, keys=keys, metrics=metrics, health=health)
         server = HttpServer(app, settings)
-        async with listening(server) as port:
+        async with listening(server, deadline_s) as port:
             box = ScriptedBox(port, server, models=models, health=health, metrics=metrics, keys=keys)
             try:
                 yield box
@@ -150,7 +150,7 @@ async def scripted_box(folder: Path, **changes: Any) -> AsyncIterator[ScriptedBo
 
 
 @asynccontextmanager
-async def real_box(folder: Path, model: Path, **changes: Any) -> AsyncIterator[Box]:
+async def real_box(folder: Path, model: Path, deadline_s: float = DEADLINE_S, **changes: Any) -> AsyncIterator[Box]:
     """Run the real door over the real serving floor with a tiny model, which the first request loads."""
     settings = settings_with(folder, threads=1, context_cells=512, max_sequences=4, batch_tokens=64, **changes)
     database = Database(settings.database_path)
@@ -166,7 +166,7 @@ async def real_box(folder: Path, model: Path, **changes: Any) -> AsyncIterator[B
         async with task_group() as tasks:
             running = tasks.create_task(loaded.run())
             try:
-                async with listening(server) as port:
+                async with listening(server, deadline_s) as port:
                     box = Box(port, server)
                     yield box
                     box.pool.clear()

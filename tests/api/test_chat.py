@@ -256,10 +256,13 @@ async def test_a_silent_stream_is_kept_alive_by_comments(tmp_path: Path) -> None
 
 async def test_a_refusal_before_the_first_chunk_has_a_status_of_its_own(box: ScriptedBox) -> None:
     box.models.refusals = [
-        InvalidRequestError("The prompt has 600 tokens; the context has 512.", code="context_length_exceeded")
+        InvalidRequestError(
+            "The prompt has 600 tokens; the context has 512.", code="context_length_exceeded", param="prompt"
+        )
     ]
     reply = await box.chat(stream=True)
     assert (reply.status, reply.error["code"]) == (400, "context_length_exceeded")
+    assert reply.error["param"] == "messages"
     assert reply.headers["content-type"] == "application/json"
 
 

@@ -7,6 +7,7 @@ import shutil
 import ssl
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -135,7 +136,7 @@ async def test_tls_is_served(tmp_path: Path, certificate: tuple[Path, Path]) -> 
 async def test_a_handshake_that_does_not_come_is_not_waited_for(
     tmp_path: Path, certificate: tuple[Path, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    changes = {"tls_certificate": certificate[0], "tls_key": certificate[1], "header_timeout_s": 0.1}
+    changes: dict[str, Any] = {"tls_certificate": certificate[0], "tls_key": certificate[1], "header_timeout_s": 0.1}
     async with scripted_box(tmp_path, **changes) as box, wire(box) as silent:
         assert await silent.read_to_end() == b""
 

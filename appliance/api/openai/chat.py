@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -26,7 +26,7 @@ from appliance.api.openai.sampling import (
     generation_request,
     sampling_params,
 )
-from appliance.api.wire import Text, convert, ignored, meaning, refused
+from appliance.api.wire import Text, convert, ignored, meaning, refused, requires
 from appliance.core.errors import InvalidRequestError
 from appliance.core.settings import Settings
 from appliance.core.types import Delta, FinishReason, SamplingParams, TextModels
@@ -70,6 +70,18 @@ class ChatCompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_un
         Annotated[bool, Meta(extra_json_schema={"const": False})] | None,
         meaning("Nothing is stored, so only false is accepted"),
     ] = None
+
+    schema_conditions: ClassVar[Sequence[dict[str, Any]]] = (
+        *SamplingFields.schema_conditions,
+        requires("top_logprobs", "integer", "logprobs"),
+        {
+            "not": {
+                "properties": {"max_tokens": {"type": "integer"}, "max_completion_tokens": {"type": "integer"}},
+                "required": ["max_tokens", "max_completion_tokens"],
+            }
+        },
+    )
+    """JSON Schema for what is checked by hand; of the two limits it allows one, though both may be sent if equal."""
 
 
 class ChatAnswerMessage(msgspec.Struct, frozen=True):
@@ -155,7 +167,12 @@ class ChatCompletions:
         work = generation_request(
             request, fields, chat_messages(fields.messages, settings), self._sampling(fields), settings
         )
-        choices = await until_disconnected(request.receive, Choices.accept(self._models, [work]))
+        try:
+            choices = await until_disconnected(request.receive, Choices.accept(self._models, [work]))
+        except InvalidRequestError as error:
+            if error.param == "prompt":  # as the engine calls it
+                error.param = "messages"
+            raise
         head = heading("chatcmpl", fields, choices)
         if not fields.stream:
             with_logprobs = bool(fields.logprobs)

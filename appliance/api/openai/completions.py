@@ -60,6 +60,17 @@ class CompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_unknow
     }
     """The types of a field where one msgspec type says too little: a list is of one kind throughout."""
 
+    schema_conditions: ClassVar[Sequence[dict[str, Any]]] = (
+        *SamplingFields.schema_conditions,
+        {
+            "not": {
+                "properties": {"echo": {"const": True}, "logprobs": {"type": "integer"}},
+                "required": ["echo", "logprobs"],
+            }
+        },
+    )
+    """JSON Schema for what is checked by hand."""
+
 
 class CompletionChoice(msgspec.Struct, frozen=True):
     """One answer, or in a chunk what it gained."""

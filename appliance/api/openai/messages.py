@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -17,9 +17,10 @@ Name = Annotated[Text, Meta(max_length=256)]
 Nothing = Annotated[list[Any], Meta(max_length=0)]
 
 
-class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="text"):
+class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A part of a message's content; the parts are joined by line breaks."""
 
+    type: Literal["text"]
     text: Text
     prompt_cache_breakpoint: Annotated[dict[str, Any] | None, ignored("every prefix is cached")] = None
 

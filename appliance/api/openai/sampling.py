@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
 from starlette.requests import Request
 
 from appliance import __version__
-from appliance.api.wire import Text, ignored, meaning
+from appliance.api.wire import Text, ignored, meaning, requires
 from appliance.core.errors import InvalidRequestError
 from appliance.core.settings import Settings
 from appliance.core.types import GenerationRequest, Priority, Prompt, SamplingParams, Timings, Usage
@@ -21,7 +22,9 @@ StopString = Annotated[Text, Meta(min_length=1, max_length=1024)]
 TokenCount = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
-LogitBias = Annotated[dict[str, Bias], Meta(max_length=1024)]
+LogitBias = Annotated[
+    dict[str, Bias], Meta(max_length=1024, extra_json_schema={"propertyNames": {"pattern": "^[0-9]{1,9}$"}})
+]
 ChoiceCount = Annotated[int, Meta(ge=1, le=64)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -77,6 +80,9 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     repeat_last_n: Annotated[CountOrZero | None, meaning("Extension: tokens the penalties look at")] = None
     ignore_eos: Annotated[bool | None, meaning("Extension: go on at the model's end tokens")] = None
     stop_token_ids: Annotated[StopTokens | None, meaning("Extension: tokens that end the answer")] = None
+
+    schema_conditions: ClassVar[Sequence[dict[str, Any]]] = (requires("stream_options", "object", "stream"),)
+    """JSON Schema for what `check_common` checks."""
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):
@@ -215,7 +221,7 @@ def system_fingerprint(model: str) -> str:
 
 def _logit_bias(given: dict[str, float]) -> dict[int, float]:
     for key in given:
-        if not (key.isascii() and key.isdecimal() and int(key[:11]) < 2**31):
+        if not (key.isascii() and key.isdecimal() and len(key) <= 9):
             raise InvalidRequestError(
                 f"logit_bias has the key {key[:50]!r}, which is no token id.",
                 advice='Keys are token ids as text, such as "42"; /v1/tokenize returns them.',

@@ -1,0 +1,171 @@
+"""The OpenAPI document, and the server held against it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+
+from appliance.api.app import create_app
+from appliance.api.openai.chat import ChatCompletionRequest
+from appliance.api.openai.completions import CompletionRequest
+from appliance.api.openai.tokenize import tokenize_request
+from appliance.api.wire import convert
+from appliance.core.clock import SystemClock
+from appliance.observe.metrics import Metrics
+from appliance.security.keys import KeyStore
+from appliance.store.database import Database
+from tests.api.boxes import Box, ScriptedBox, real_box, scripted_box, settings_with
+from tests.api.scripted import ScriptedHealth, ScriptedModels
+
+SCHEMATHESIS_TIMEOUT_S = 100.0
+
+
+async def document_of(box: Box, headers: dict[str, str] | None = None) -> dict[str, Any]:
+    document: dict[str, Any] = (await box.ask("GET", "/openapi.json", headers=headers)).json()
+    return document
+
+
+def references(value: Any) -> set[str]:
+    """Return every `$ref` in a document."""
+    if isinstance(value, dict):
+        inner = set().union(*(references(each) for each in value.values()))
+        return inner | ({value["$ref"]} if isinstance(value.get("$ref"), str) else set())
+    return set().union(*(references(each) for each in value)) if isinstance(value, list) else set()
+
+
+def resolve(document: dict[str, Any], reference: str) -> Any:
+    found: Any = document
+    for step in reference.removeprefix("#/").split("/"):
+        found = found[step]
+    return found
+
+
+def test_every_route_of_the_application_is_in_the_document_and_no_other(tmp_path: Path) -> None:
+    database = Database(tmp_path / "appliance.db")
+    try:
+        app = create_app(
+            settings=settings_with(tmp_path),
+            text_models=ScriptedModels(),
+            keys=KeyStore(database, SystemClock()),
+            metrics=Metrics(),
+            health=ScriptedHealth(),
+        )
+    finally:
+        database.close()
+    assert {route.path for route in app.routes} == {  # type: ignore[attr-defined]
+        "/v1/models",
+        "/v1/models/{model}",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/tokenize",
+        "/health",
+        "/health/live",
+        "/metrics",
+        "/openapi.json",
+    }
+
+
+@pytest.mark.anyio
+async def test_the_document_is_whole(box: ScriptedBox) -> None:
+    document = await document_of(box)
+    assert document["openapi"] == "3.1.0"
+    assert len(document["paths"]) == 9
+    for reference in references(document):
+        assert resolve(document, reference)
+    operations = [each for path in document["paths"].values() for each in path.values()]
+    assert len({each["operationId"] for each in operations}) == len(operations)
+    for operation in operations:
+        assert {"200", "400", "500", "503"} <= set(operation["responses"])
+        assert "security" not in operation
+
+
+@pytest.mark.anyio
+async def test_every_example_is_a_request_that_works(box: ScriptedBox) -> None:
+    document = await document_of(box)
+    checks: dict[str, Any] = {
+        "/v1/chat/completions": lambda value: convert(value, ChatCompletionRequest),
+        "/v1/completions": lambda value: convert(value, CompletionRequest),
+        "/v1/tokenize": tokenize_request,
+    }
+    for path, check in checks.items():
+        examples = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["examples"]
+        assert len(examples) == 2
+        for example in examples.values():
+            assert check(example["value"]).model == "smollm2-135m-instruct"
+            reply = await box.ask("POST", path, {**example["value"], "model": "tiny"})
+            assert reply.status == 200
+
+
+@pytest.mark.anyio
+async def test_limits_that_are_settings_are_in_the_document(tmp_path: Path) -> None:
+    async with scripted_box(tmp_path, max_choices=3) as box:
+        schemas = (await document_of(box))["components"]["schemas"]
+        for name in ("ChatCompletionRequest", "CompletionRequest"):
+            assert schemas[name]["properties"]["n"]["anyOf"][0]["maximum"] == 3
+            assert schemas[name]["additionalProperties"] is False
+        assert "Not supported" in schemas["ChatCompletionRequest"]["properties"]["tools"]["description"]
+        assert "ignored" in schemas["ChatCompletionRequest"]["properties"]["user"]["description"]
+
+
+@pytest.mark.anyio
+async def test_where_keys_are_required_the_document_says_so(tmp_path: Path) -> None:
+    async with scripted_box(tmp_path, require_api_key=True) as box:
+        assert box.keys is not None
+        _, secret = box.keys.create("reader", ["inference"])
+        document = await document_of(box, {"authorization": f"Bearer {secret}"})
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            public = path.startswith("/health")
+            assert ("security" in operation) is not public
+            assert ("401" in operation["responses"]) is not public
+
+
+async def run_schemathesis(document: dict[str, Any], box: Box, folder: Path, *arguments: str) -> None:
+    """Hold a server against its document, with models that exist so that requests get past the look-up."""
+    for name, schema in document["components"]["schemas"].items():
+        if name.endswith("Request"):
+            schema["properties"]["model"] = {"enum": ["tiny", "tiny:1"]}
+    path = folder / "openapi.json"
+    path.write_bytes(msgspec.json.encode(document))
+    command = [
+        *(sys.executable, "-m", "schemathesis.cli", "run", str(path), "--url", box.url, "--no-color"),
+        *("--seed", "1", "--generation-deterministic", *arguments),
+    ]
+    with anyio.fail_after(SCHEMATHESIS_TIMEOUT_S):
+        result = await anyio.run_process(command, cwd=folder, check=False)
+    assert result.returncode == 0, result.stdout.decode() + result.stderr.decode()
+
+
+@pytest.mark.slow
+@pytest.mark.anyio
+async def test_the_server_does_what_the_document_says_and_nothing_else(tmp_path: Path) -> None:
+    async with scripted_box(tmp_path, deadline_s=SCHEMATHESIS_TIMEOUT_S, model="tiny", max_choices=4) as box:
+        await run_schemathesis(await document_of(box), box, tmp_path, "--checks", "all", "--max-examples", "10")
+
+
+@pytest.mark.slow
+@pytest.mark.anyio
+async def test_no_request_brings_down_a_real_engine(tmp_path: Path, tiny_model_path: Path) -> None:
+    """Valid data may be refused here: no schema knows the vocabulary's size or how many tokens a text has."""
+    async with real_box(tmp_path, tiny_model_path, deadline_s=SCHEMATHESIS_TIMEOUT_S) as box:
+        arguments = ("--checks", "all", "--exclude-checks", "positive_data_acceptance", "--include-method", "POST")
+        await run_schemathesis(await document_of(box), box, tmp_path, *arguments, "--max-examples", "5")
+        assert (await box.chat(max_tokens=3)).status == 200
+
+
+@pytest.mark.slow
+@pytest.mark.anyio
+async def test_no_door_opens_without_the_key_that_the_document_asks_for(tmp_path: Path) -> None:
+    async with scripted_box(tmp_path, deadline_s=SCHEMATHESIS_TIMEOUT_S, model="tiny", require_api_key=True) as box:
+        assert box.keys is not None
+        _, secret = box.keys.create("everything", ["admin"])
+        header = f"Authorization: Bearer {secret}"
+        document = await document_of(box, {"authorization": f"Bearer {secret}"})
+        await run_schemathesis(
+            document, box, tmp_path, "--checks", "all", "--include-method", "GET", "--max-examples", "5", "-H", header
+        )
