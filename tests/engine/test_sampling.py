@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import statistics
 from collections import Counter
 from typing import Any
@@ -168,3 +169,11 @@ async def test_sampling_follows_the_models_distribution(tiny: EngineUnderTest) -
         expected = probability / total
         tolerance = 4 * math.sqrt(expected * (1 - expected) / len(answers))
         assert drawn[token] / len(answers) == pytest.approx(expected, abs=tolerance)
+
+
+async def test_a_huge_window_of_a_penalty_takes_no_memory(tiny: EngineUnderTest) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    [answer] = await ask(tiny, repeat_penalty=1.1, repeat_last_n=2**31 - 1, max_tokens=3)
+    assert len(answer.token_ids) == 3
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB; 2**31 tokens would take 8 GiB
+    assert peak - before < 2**20

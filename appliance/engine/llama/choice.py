@@ -52,7 +52,7 @@ class RunningChoice:
         return cls(
             choice=choice,
             sequence=Sequence(number, array("i", choice.prompt), choice.priority, choice.arrived),
-            sampler=Sampler(model, choice.sampling, choice.prompt, choice=choice.index),
+            sampler=Sampler(model, choice.sampling, choice.prompt, choice=choice.index, token_limit=choice.token_limit),
             assembler=TextAssembler(choice.sampling.stop),
         )
 

@@ -25,9 +25,21 @@ _BAN = -1e9
 class Sampler:
     """Draws one choice's tokens. Greedy choices without penalties need no native sampler at all."""
 
-    def __init__(self, model: LlamaModel, params: SamplingParams, prompt: Sequence[int], *, choice: int) -> None:
-        """Prepare for a prompt; `choice` sets apart the draws of one request that share a seed."""
+    def __init__(
+        self, model: LlamaModel, params: SamplingParams, prompt: Sequence[int], *, choice: int, token_limit: int
+    ) -> None:
+        """Prepare for a prompt.
+
+        Args:
+            model: Whose tokens are drawn.
+            params: How they are drawn.
+            prompt: What the repeat penalty looks back on.
+            choice: Sets apart the draws of one request that share a seed.
+            token_limit: Most tokens of prompt and answer; llama.cpp reserves memory for as many as a penalty looks
+                back on, so a caller's larger figure is cut to it.
+        """
         self._model = model
+        self._token_limit = token_limit
         self._params = params
         bias = {token: value for token, value in params.logit_bias.items() if 0 <= token < model.vocabulary_size}
         if params.ignore_eos:
@@ -60,13 +72,13 @@ class Sampler:
             entries = (llama.llama_logit_bias * len(bias))(*bias.items())
             yield short.llama_sampler_init_logit_bias(size, len(bias), entries)
         if params.frequency_penalty or params.presence_penalty:
-            window = self._model.training_context
             yield short.llama_sampler_init_penalties(
-                size, window, 1.0, params.frequency_penalty, params.presence_penalty
+                size, self._token_limit, 1.0, params.frequency_penalty, params.presence_penalty
             )
         if params.repeat_penalty != 1.0 and params.repeat_last_n:
-            repeat = short.llama_sampler_init_penalties(size, params.repeat_last_n, params.repeat_penalty, 0.0, 0.0)
-            for token in prompt[-params.repeat_last_n :]:
+            window = min(params.repeat_last_n, self._token_limit)
+            repeat = short.llama_sampler_init_penalties(size, window, params.repeat_penalty, 0.0, 0.0)
+            for token in prompt[-window:]:
                 short.llama_sampler_accept(repeat, token)
             yield repeat
         if params.temperature == 0:
