@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from tests.tiny_gguf import END_TOKEN_ID, SLIDING_WINDOW, Architecture, write_tiny_llama
+from tests.tiny_gguf import END_TOKEN_ID, SLIDING_WINDOW, Architecture, Quantisation, write_tiny_llama
 
 Logits = npt.NDArray[np.float32]
 
@@ -160,3 +160,14 @@ def test_matrices_are_stored_as_asked(tmp_path: Path) -> None:
         "q8_0": write_tiny_llama(tmp_path / "q8_0.gguf", quantisation="q8_0").stat().st_size,
     }
     assert sizes["f32"] > sizes["f16"] > sizes["q8_0"]
+
+
+def test_every_quantisation_computes_nearly_the_same(tmp_path: Path) -> None:
+    logits = {}
+    kinds: tuple[Quantisation, ...] = ("f32", "f16", "q8_0")
+    for kind in kinds:
+        with _running(write_tiny_llama(tmp_path / f"{kind}.gguf", embedding=64, quantisation=kind)) as runner:
+            logits[kind] = runner.logits_after(runner.tokenize("The quick brown fox"))
+    spread = logits["f32"].std()
+    assert np.abs(logits["f16"] - logits["f32"]).max() < 0.05 * spread
+    assert np.abs(logits["q8_0"] - logits["f32"]).max() < 0.5 * spread
