@@ -128,6 +128,7 @@ async def kill_an_engine(box: Box) -> None:
         engine._worker._context = None  # type: ignore[assignment]
         with pytest.raises(EngineError, match="thread died"):
             await text_of(generation)
+        await asyncio.shield(engine.ended)
         assert floor.models.stalled == ["tiny:1"]
         assert not floor.models.health().ready
         await asyncio.sleep(DEADLINE_S)
