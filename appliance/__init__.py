@@ -3,6 +3,7 @@
 The map, from the top floor down; imports point down only (see the contracts in `pyproject.toml`):
 
 - `cli`       the command line: serve, models, keys, config, chat, doctor, bench
+- `bench`     the figures that the appliance promises, measured from outside
 - `compose`   the one file that knows every room: builds, connects, starts and stops them
 - `api`       the HTTP door: OpenAI resources, health, metrics, OpenAPI document
 - `serving`   the corridor: a request becomes engine work

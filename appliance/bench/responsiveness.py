@@ -1,0 +1,108 @@
+"""Responsiveness: what others feel while a long prompt is read."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from appliance.bench.client import Connection, Response
+from appliance.bench.report import Effort, Figure, Measurement, Progress, Subject, at_most
+from appliance.bench.requests import CHAT, COMPLETIONS, chat, completion, context_length, filler_tokens, text_times
+from appliance.bench.server import Server, running
+from appliance.bench.statistics import longest_gap, quantile
+from appliance.core.errors import UnavailableError
+
+STREAMS = 8
+MOST_SEQUENCES = 16
+PROBE_EVERY_S = 0.01
+LONGEST_HEALTH_MS = 50.0
+LONGEST_GAP_MS = 300.0
+TIMEOUT_S = 600.0
+LONG_ANSWER_TOKENS = 8
+_COUNTED = (
+    "Eight chats stream when a long prompt arrives. From its sending to its first token: the time /health takes, on a "
+    "connection of its own, every 10 ms, each counted from when it was due, so that a slow one also counts against "
+    "those that it kept waiting; and the longest silence in any of the streams, at their client."
+)
+
+
+async def measure(subject: Subject, effort: Effort, progress: Progress) -> Measurement:
+    """Measure once; the long prompt gives thousands of probes.
+
+    Raises:
+        UnavailableError: The server does not become ready, or a stream ended before the prompt was read.
+    """
+    model = subject.model.full_name
+    progress("responsiveness")
+    sequences = max(MOST_SEQUENCES, subject.settings.max_sequences)
+    async with running(subject.settings, max_sequences=sequences) as server:
+        room = min(await context_length(server.port, model), subject.settings.context_cells)
+        long_prompt = await filler_tokens(server.port, model, 0, min(effort.long_prompt_tokens, room // 2))
+        answer_tokens = _stream_tokens(room, subject.settings.context_cells, len(long_prompt))
+        connections = [await Connection.open(server.port) for _ in range(STREAMS)]
+        try:
+            streams = [each.send("POST", CHAT, chat(model, n, answer_tokens)) for n, each in enumerate(connections)]
+            async with asyncio.timeout(TIMEOUT_S):
+                for connection in connections:
+                    await connection.begin()
+                long, probes = await _read_long_prompt(server, model, long_prompt)
+        finally:
+            for connection in connections:
+                connection.close()
+    first = text_times(long)[0]
+    times = [text_times(each) for each in streams]
+    if any(each.ended_at and each.ended_at < first for each in streams):
+        raise UnavailableError(
+            "A stream ended before the long prompt was read, so the figures would say nothing.",
+            advice="Give the model more context, or lower `threads`.",
+        )
+    gaps = [1000 * longest_gap(each, long.sent_at, first) for each in times]
+    health = [1000 * each for each in probes]
+    return Measurement(
+        name="responsiveness",
+        counted=_COUNTED,
+        figures=[
+            Figure(name="/health, median", value=quantile(health, 0.5), unit="ms"),
+            at_most("/health, 99th percentile", quantile(health, 0.99), "ms", LONGEST_HEALTH_MS),
+            at_most("longest gap in a stream", max(gaps), "ms", LONGEST_GAP_MS),
+            Figure(name="first token of the long prompt", value=first - long.sent_at, unit="s"),
+        ],
+        details={
+            "streams": STREAMS,
+            "long_prompt_tokens": len(long_prompt),
+            "health_probes": len(health),
+            "health_longest_ms": max(health),
+            "longest_gap_of_each_stream_ms": gaps,
+            "tokens_streamed_meanwhile": sum(len([at for at in each if long.sent_at < at <= first]) for each in times),
+        },
+    )
+
+
+def _stream_tokens(context: int, cells: int, long_prompt: int) -> int:
+    """Return how long the streams' answers may be at most: they only have to outlast the reading of the prompt."""
+    template = 128
+    shared = (cells - long_prompt - LONG_ANSWER_TOKENS) // STREAMS - template
+    return max(16, min(shared, context - 2 * template))
+
+
+async def _read_long_prompt(server: Server, model: str, prompt: list[int]) -> tuple[Response, list[float]]:
+    """Send the long prompt and probe the server until its answer is whole; returns the answer and the probes' times."""
+    probes: list[float] = []
+    with await Connection.open(server.port) as connection, await Connection.open(server.port) as prober:
+        long = connection.send("POST", COMPLETIONS, completion(model, prompt, LONG_ANSWER_TOKENS))
+        async with asyncio.TaskGroup() as tasks:
+            probing = tasks.create_task(_probe(prober, probes), name="probes")
+            await connection.wait()
+            probing.cancel()
+    return long, probes
+
+
+async def _probe(connection: Connection, seconds: list[float]) -> None:
+    due = time.perf_counter()
+    while True:
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        response = await connection.request("GET", "/health")
+        if response.status != 200:
+            raise UnavailableError(f"/health answered {response.status} under load: {response.body.decode()}")
+        seconds.append(response.ended_at - due)
+        due += PROBE_EVERY_S

@@ -1,0 +1,194 @@
+"""The server under measurement: `appliance serve` as a process of its own, on a free port of loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import psutil
+
+from appliance.bench.client import Connection, ConnectionLostError
+from appliance.core.errors import UnavailableError
+from appliance.core.settings import ENVIRONMENT_PREFIX, Settings, setting_fields
+
+READY_TIMEOUT_S = 300.0
+STOP_TIMEOUT_S = 60.0
+POLL_S = 0.01
+_LISTENING = re.compile(r"listening on http://127\.0\.0\.1:(\d+)")
+_OURS: dict[str, Any] = {
+    "host": "127.0.0.1",
+    "port": 0,
+    "tls_certificate": None,
+    "tls_key": None,
+    "insecure": False,
+    "require_api_key": False,
+    "shutdown_grace_s": 1.0,
+    "log_level": "info",
+    "log_format": "json",
+}
+"""Settings that a measurement decides by itself, so that it needs neither keys nor certificates and ends soon."""
+
+
+class ResidentMemory(msgspec.Struct, frozen=True):
+    """Resident bytes of the server's process, and of the processes that it started."""
+
+    server: int
+    children: int
+
+
+@dataclass(slots=True)
+class Server:
+    """A server that runs.
+
+    Attributes:
+        port: Where it listens.
+        ready_s: Seconds from starting the program to the first 200 of `/health`.
+    """
+
+    process: asyncio.subprocess.Process
+    port: int = 0
+    ready_s: float = 0.0
+
+    def memory(self) -> ResidentMemory:
+        """Return the memory that it occupies now; shared pages, such as the model file's, count."""
+        process = psutil.Process(self.process.pid)
+        return ResidentMemory(process.memory_info().rss, sum(_resident(each) for each in process.children(True)))
+
+    def cpu_s(self) -> float:
+        """Return the CPU seconds that the server and its children have used."""
+        process = psutil.Process(self.process.pid)
+        times = [process.cpu_times(), *(each.cpu_times() for each in process.children(True))]
+        return float(sum(each.user + each.system for each in times))
+
+
+def environment_for(settings: Settings, inherited: Mapping[str, str], **changes: Any) -> dict[str, str]:
+    """Return the environment in which a server has the given settings, whatever is inherited.
+
+    Args:
+        settings: Taken over, but for those about where to listen and whom to let in.
+        inherited: This process's environment; its settings are left out.
+        changes: Settings that differ in this measurement.
+    """
+    values = {name: getattr(settings, name) for name in setting_fields()} | _OURS | changes
+    environment = {name: value for name, value in inherited.items() if not name.startswith(ENVIRONMENT_PREFIX)}
+    for name, value in values.items():
+        environment[ENVIRONMENT_PREFIX + name.upper()] = _as_text(value)
+    return environment
+
+
+@asynccontextmanager
+async def running(settings: Settings, **changes: Any) -> AsyncIterator[Server]:
+    """Start a server, wait until it is ready, and stop it in the end.
+
+    Args:
+        settings: See `environment_for`.
+        changes: Settings that differ in this measurement.
+
+    Raises:
+        UnavailableError: It ended or did not become ready; the message has its last log lines.
+    """
+    started = time.perf_counter()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "appliance",
+        "serve",
+        env=environment_for(settings, os.environ, **changes),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    server = Server(process)
+    log = _Log(process)
+    async with asyncio.TaskGroup() as tasks:
+        reading = tasks.create_task(log.read(), name="log of the server")
+        try:
+            await _become_ready(server, log, started)
+            yield server
+        finally:
+            await _stop(process)
+            await reading
+
+
+class _Log:
+    """Reads what the server logs, so that it never waits for us, and keeps the port and the last lines."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._last: deque[str] = deque(maxlen=5)
+        self.port: int | None = None
+
+    async def read(self) -> None:
+        assert self._process.stderr is not None
+        async for line in self._process.stderr:
+            text = line.decode(errors="replace").strip()
+            self._last.append(text)
+            found = _LISTENING.search(text)
+            if found:
+                self.port = int(found[1])
+
+    @property
+    def last_words(self) -> str:
+        return " | ".join(self._last) or "(nothing)"
+
+
+async def _become_ready(server: Server, log: _Log, started: float) -> None:
+    try:
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            while not await _is_healthy(log.port):
+                if server.process.returncode is not None:
+                    raise UnavailableError(
+                        f"The server ended with exit code {server.process.returncode} before it was ready. "
+                        f"It logged: {log.last_words}"
+                    )
+                await asyncio.sleep(POLL_S)
+    except TimeoutError as error:
+        raise UnavailableError(
+            f"The server was not ready after {READY_TIMEOUT_S:g} s. It logged: {log.last_words}"
+        ) from error
+    server.ready_s = time.perf_counter() - started
+    assert log.port is not None
+    server.port = log.port
+
+
+async def _is_healthy(port: int | None) -> bool:
+    if port is None:
+        return False
+    try:
+        with await Connection.open(port) as connection:
+            return (await connection.request("GET", "/health")).status == 200
+    except ConnectionLostError:
+        return False  # it may be about to end; its exit code says so next
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.terminate()
+    try:
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+def _as_text(value: Any) -> str:
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _resident(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_info().rss)
+    except psutil.NoSuchProcess:
+        return 0
