@@ -6,7 +6,7 @@ web pages, the router, the API key, the handler.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -51,12 +51,11 @@ def create_app(
         health: What `/health` says.
     """
     authenticator = Authenticator(settings, keys)
-    document = _Document()
+    document = _Document(lambda: openapi_document(operations, settings, keys_required=authenticator.required))
     operations = (
         *openai_operations(settings, text_models),
         *box_operations(Observation(health, metrics), document),
     )
-    document.set(openapi_document(operations, settings, keys_required=authenticator.required))
     app = Starlette(
         routes=starlette_routes(operations, authenticator),
         middleware=[
@@ -197,16 +196,15 @@ def box_operations(observation: Observation, document: _Document) -> Sequence[Op
 
 
 class _Document:
-    """Serves the OpenAPI document, which is made from the table that it is itself in."""
+    """Serves the OpenAPI document, made on first use from the table of routes that it is itself in."""
 
-    def __init__(self) -> None:
+    def __init__(self, make: Callable[[], dict[str, object]]) -> None:
+        self._make = make
         self._encoded = b""
-
-    def set(self, document: dict[str, object]) -> None:
-        self._encoded = msgspec.json.encode(document)
 
     async def get(self, _: Request) -> Response:
         """Answer with the document."""
+        self._encoded = self._encoded or msgspec.json.encode(self._make())
         return Response(self._encoded, media_type="application/json")
 
 

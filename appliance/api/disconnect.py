@@ -9,6 +9,8 @@ from typing import TypeVar
 
 from starlette.types import Receive
 
+from appliance.core.errors import DeadlineExceededError
+
 T = TypeVar("T")
 
 
@@ -29,26 +31,35 @@ async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
         raise errors.exceptions[0]  # noqa: B904  (the group is the context, and that is meant)
 
 
-async def until_disconnected(receive: Receive, work: Awaitable[T]) -> T:
-    """Return what the work returns; cancel it when the client leaves.
+async def until_disconnected(receive: Receive, work: Awaitable[T], *, limit_s: float | None = None) -> T:
+    """Return what the work returns; cancel it when the client leaves or the time is over.
 
     Args:
         receive: The request's, whose body has been read.
         work: What to wait for.
+        limit_s: Longest time to wait; None where the work has its own limit.
 
     Raises:
         ClientGoneError: The client left; the work was cancelled and has ended.
+        DeadlineExceededError: The time was over; the work was cancelled and has ended.
     """
     results: list[T] = []
     try:
-        async with task_group() as group:
+        async with asyncio.timeout(limit_s) as limit, task_group() as group:
             watcher = group.create_task(_raise_on_disconnect(receive), name="disconnect watcher")
             results.append(await work)
             watcher.cancel()
     except ClientGoneError:
         if not results:
             raise
-        # Both happened at once. The result may own something, so it goes to the caller, who will notice soon enough.
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        if not results:
+            raise DeadlineExceededError(
+                f"The request was not accepted within {limit_s:g} s.", advice="Try again, or raise request_timeout_s."
+            ) from error
+    # Where both happened at once, the result may own something, so it goes to the caller, who will notice soon enough.
     return results[0]
 
 

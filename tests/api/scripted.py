@@ -96,6 +96,7 @@ class ScriptedModels:
     Attributes:
         script: What the next generations do.
         refusals: Raised instead by the next calls of `generate`, one each.
+        begin_token: Whether texts get a start token, 256.
         gate: When set by a test, `generate` waits for it, as for a model that loads.
     """
 
@@ -103,6 +104,7 @@ class ScriptedModels:
         self.name = name
         self.script: Script = greet
         self.refusals: list[Exception] = []
+        self.begin_token = False
         self.gate: asyncio.Event | None = None
         self.waiting = asyncio.Event()
         self.generations: list[ScriptedGeneration] = []
@@ -145,7 +147,7 @@ class ScriptedModels:
     ) -> Tokenization:
         self._resolve(model)
         tokens = _tokens(prompt)
-        special = (256,) if add_special and not isinstance(prompt, tuple) else ()
+        special = (256,) if add_special and self.begin_token and not isinstance(prompt, tuple) else ()
         pieces = tuple(b"" if token == 256 else bytes([token]) for token in (*special, *tokens))
         return Tokenization((*special, *tokens), pieces, CONTEXT_LENGTH)
 

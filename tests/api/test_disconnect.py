@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from appliance.api.disconnect import ClientGoneError, task_group, until_disconnected
-from tests.api.boxes import DEADLINE_S, Box, ScriptedBox, Wire, post, until, wire
+from tests.api.boxes import DEADLINE_S, Box, ScriptedBox, Wire, post, scripted_box, until, wire
 from tests.api.scripted import ScriptedGeneration, say
 
 pytestmark = pytest.mark.anyio
@@ -127,9 +128,31 @@ async def test_work_that_ends_as_its_client_leaves_still_gives_its_result() -> N
 
     async def work() -> str:
         left.set()
+        await asyncio.sleep(0)  # the watcher sees it now, but nobody has been told yet
         return "owned"
 
     assert await until_disconnected(receive, work()) == "owned"
+
+
+async def test_a_model_that_does_not_load_in_time_is_a_503(tmp_path: Path) -> None:
+    async with scripted_box(tmp_path, request_timeout_s=0.1) as box:
+        box.models.gate = asyncio.Event()
+        for reply in (await box.chat(), await box.complete(), await box.chat(stream=True)):
+            assert (reply.status, reply.error["code"]) == (503, "deadline_exceeded")
+            assert reply.headers["retry-after"]
+        assert box.models.generations == []
+
+
+async def test_a_time_limit_of_the_work_itself_is_its_own_error() -> None:
+    async def receive() -> dict[str, str]:
+        await asyncio.Event().wait()
+        return {}
+
+    async def work() -> None:
+        raise TimeoutError("mine")
+
+    with pytest.raises(TimeoutError, match="mine"):
+        await until_disconnected(receive, work(), limit_s=10)
 
 
 async def test_the_error_of_the_work_is_raised_as_itself() -> None:
@@ -146,9 +169,11 @@ async def test_the_error_of_the_work_is_raised_as_itself() -> None:
 
 async def test_a_clients_leaving_cancels_the_work_and_waits_for_its_end() -> None:
     ended: list[str] = []
+    messages = iter(({"type": "http.request"}, {"type": "http.disconnect"}))
 
     async def receive() -> dict[str, str]:
-        return {"type": "http.disconnect"}
+        await asyncio.sleep(0)
+        return next(messages)
 
     async def work() -> None:
         try:

@@ -60,6 +60,13 @@ async def test_the_clock_runs_for_the_second_head_of_a_connection_too(tmp_path: 
         assert b"header_timeout" in await slow.read_to_end()
 
 
+async def test_the_clock_runs_for_a_head_that_began_during_the_answer_before(tmp_path: Path) -> None:
+    async with scripted_box(tmp_path, header_timeout_s=0.1) as box, wire(box) as slow:
+        await slow.send(GET + b"GET /hea")
+        assert (await slow.read_reply()).status == 200
+        assert b"header_timeout" in await slow.read_to_end()
+
+
 async def test_line_breaks_between_requests_do_not_keep_a_connection(tmp_path: Path) -> None:
     async with scripted_box(tmp_path, header_timeout_s=0.1) as box, wire(box) as slow:
         await slow.send(GET)
@@ -187,7 +194,7 @@ async def test_a_reader_that_stops_costs_its_text_alone_until_it_is_cut_off(tmp_
 
 
 async def test_a_slow_reader_still_gets_everything(box: ScriptedBox) -> None:
-    texts = [f"{number:05d}" * 2000 for number in range(100)]
+    texts = [f"{number:05d}" * 20_000 for number in range(200)]
     box.models.script = lambda _: say(*texts)
     async with wire(box) as slow:
         await slow.send(post("/v1/completions", {"model": "tiny", "prompt": "x", "stream": True}, "Connection: close"))

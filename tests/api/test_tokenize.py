@@ -12,11 +12,13 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_a_text_is_shown_as_tokens(box: ScriptedBox) -> None:
+    box.models.begin_token = True
     reply = await box.ask("POST", "/v1/tokenize", {"model": "tiny", "prompt": "Hi", "return_token_strs": True})
     assert reply.json() == {"count": 3, "max_model_len": 4096, "tokens": [256, 72, 105], "token_strs": ["", "H", "i"]}
 
 
 async def test_the_start_token_can_be_left_out(box: ScriptedBox) -> None:
+    box.models.begin_token = True
     reply = await box.ask("POST", "/v1/tokenize", {"model": "tiny", "prompt": "Hi", "add_special_tokens": False})
     assert reply.json() == {"count": 2, "max_model_len": 4096, "tokens": [72, 105], "token_strs": None}
 
@@ -28,6 +30,12 @@ async def test_a_conversation_has_as_many_tokens_as_its_answer_counts(any_box: B
     assert shown["max_model_len"] >= 256
     answer = (await any_box.chat("热泵?", max_tokens=1)).json()
     assert answer["usage"]["prompt_tokens"] == shown["count"]
+
+
+async def test_a_text_has_as_many_tokens_as_its_completion_counts(any_box: Box) -> None:
+    text = "<|im_start|>user\n热泵?<|im_end|>"
+    shown = (await any_box.ask("POST", "/v1/tokenize", {"model": "tiny", "prompt": text})).json()
+    assert (await any_box.complete(text, max_tokens=1)).json()["usage"]["prompt_tokens"] == shown["count"]
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,12 @@ def test_what_is_not_json_is_refused_with_the_place(body: bytes, words: str) -> 
     assert words in str(caught.value)
 
 
+def test_nesting_of_any_depth_is_refused_if_it_cannot_be_read() -> None:
+    for depth in range(900, 1000):
+        with pytest.raises(InvalidRequestError):
+            decode_json(b"[" * depth + b"NaN")
+
+
 def test_whole_characters_and_doubled_keys_are_read() -> None:
     assert decode_json(rb'{"a": "\ud83d\ude00 \\ud800", "b": 1, "b": 2}') == {"a": "😀 \\ud800", "b": 2}
 

@@ -168,7 +168,9 @@ class ChatCompletions:
             request, fields, chat_messages(fields.messages, settings), self._sampling(fields), settings
         )
         try:
-            choices = await until_disconnected(request.receive, Choices.accept(self._models, [work]))
+            choices = await until_disconnected(
+                request.receive, Choices.accept(self._models, [work]), limit_s=settings.request_timeout_s
+            )
         except InvalidRequestError as error:
             if error.param == "prompt":  # as the engine calls it
                 error.param = "messages"

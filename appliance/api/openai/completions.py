@@ -118,9 +118,10 @@ class Completions:
             fields, max_tokens=fields.max_tokens or DEFAULT_MAX_TOKENS, top_logprobs=fields.logprobs
         )
         prompts = prompts_of(fields, settings)
-        echoes = await until_disconnected(request.receive, self._echoes(fields, prompts))
+        limit_s = settings.request_timeout_s
+        echoes = await until_disconnected(request.receive, self._echoes(fields, prompts), limit_s=limit_s)
         work = [generation_request(request, fields, each, sampling, settings) for each in prompts]
-        choices = await until_disconnected(request.receive, Choices.accept(self._models, work))
+        choices = await until_disconnected(request.receive, Choices.accept(self._models, work), limit_s=limit_s)
         answer = _Answer(heading("cmpl", fields, choices), fields, echoes)
         if not fields.stream:
             return await send_whole(request, choices, lambda deltas: answer.whole(deltas, **ending(choices)))

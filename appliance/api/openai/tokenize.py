@@ -77,8 +77,10 @@ class Tokenize:
         else:
             prompt = chat_messages(fields.messages, self._settings)
         add_special = fields.add_special_tokens is not False
-        work = self._models.tokenize(fields.model, prompt, add_special=add_special)
-        tokenization = await until_disconnected(request.receive, work)
+        # Control tokens in a text count as such, as they do in a text to complete.
+        work = self._models.tokenize(fields.model, prompt, add_special=add_special, parse_special=True)
+        limit_s = self._settings.request_timeout_s
+        tokenization = await until_disconnected(request.receive, work, limit_s=limit_s)
         response = TokenizeResponse(
             count=len(tokenization.tokens),
             max_model_len=tokenization.context_length,
