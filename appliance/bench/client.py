@@ -79,10 +79,15 @@ class Response:
 
 
 class Connection(asyncio.Protocol):
-    """One keep-alive connection, for one request after another. A context manager that closes it."""
+    """One keep-alive connection, for one request after another. A context manager that closes it.
+
+    Attributes:
+        patient: After each reading, read no more until `look`; what the server sends waits in the kernel.
+    """
 
     def __init__(self) -> None:
         """Use `open`."""
+        self.patient = False
         self._transport: asyncio.Transport | None = None
         self._parser: Any = None
         self._response: Response | None = None
@@ -146,6 +151,16 @@ class Connection(asyncio.Protocol):
         if self._answered.done():
             self._answered.result()
 
+    def look(self) -> None:
+        """Read, when the loop goes round, what has come since the last reading of a patient connection."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    @property
+    def answered(self) -> bool:
+        """Return True once the answer is whole or the connection has ended."""
+        return self._answered is None or self._answered.done()
+
     async def wait(self) -> None:
         """Wait until the answer is whole.
 
@@ -173,6 +188,8 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came."""
+        if self.patient and self._transport is not None:
+            self._transport.pause_reading()
         if self._answered is None or self._answered.done():
             return
         try:

@@ -49,34 +49,40 @@ def quantile(values: Sequence[float], share: float) -> float:
 def steady_rate(streams: Sequence[Sequence[float]], tokens_per_stream: int) -> float:
     """Return the tokens a second of all streams together while all of them were decoding.
 
-    That is from the first arrival of the stream that began last to the last arrival of the one that ended first, so
-    prompt reading and the end, when fewer streams are left, do not count. Within these limits each stream's rate is
-    its arrivals after the first one, divided by the time between first and last; the sum of the rates is returned, so
-    that it does not matter whose token came first at a limit. An arrival counts as the stream's tokens divided by its
-    arrivals, which is 1 unless a character spans several tokens.
+    That is from the first reading after the stream that began last has begun, to the last reading before the first
+    stream ended, so prompt reading and the end, when fewer streams are left, do not count. Several tokens may be read
+    at once. Within these limits each stream's rate is the tokens that came after its first reading, divided by the time
+    between its first and last one; the sum of the rates is returned, so that it does not matter whose token came first
+    at a limit. An event counts as the stream's tokens divided by its events, which is 1 unless a character spans
+    several tokens.
 
-    Streams so short that they hardly overlap have no such time; then all arrivals after each stream's first count, in
-    the time from the first arrival of all to the last, which is too little rather than too much.
+    Streams so short that they hardly overlap have no such time; then everything after each stream's first reading
+    counts, in the time from the first reading of all to the last, which is too little rather than too much.
 
     Args:
-        streams: For each stream, the times in seconds at which text arrived, ascending.
+        streams: For each stream, the times in seconds at which its events with text were read, ascending.
         tokens_per_stream: How many tokens each stream has.
 
     Raises:
-        ValueError: There is no time between any two arrivals.
+        ValueError: There is no time between any two readings.
     """
     begin = max(times[0] for times in streams)
     end = min(times[-1] for times in streams)
-    within = [[at for at in times if begin <= at <= end] for times in streams]
-    if any(len(times) < 2 or times[-1] <= times[0] for times in within):
-        seconds = max(times[-1] for times in streams) - min(times[0] for times in streams)
-        if seconds <= 0:
-            raise ValueError("there is no time between the arrivals")
-        return sum(tokens_per_stream * (len(times) - 1) / len(times) for times in streams) / seconds
-    return sum(
-        (len(steady) - 1) / (steady[-1] - steady[0]) * tokens_per_stream / len(times)
-        for steady, times in zip(within, streams, strict=True)
-    )
+    steady = [[at for at in times if begin <= at < end] for times in streams]
+    if all(times and times[-1] > times[0] for times in steady):
+        limits = [(times[0], times[-1]) for times in steady]
+        return sum(
+            _tokens_after(times, first, tokens_per_stream, until=last) / (last - first)
+            for times, (first, last) in zip(streams, limits, strict=True)
+        )
+    seconds = max(times[-1] for times in streams) - min(times[0] for times in streams)
+    if seconds <= 0:
+        raise ValueError("there is no time between the readings")
+    return sum(_tokens_after(times, times[0], tokens_per_stream, until=times[-1]) for times in streams) / seconds
+
+
+def _tokens_after(times: Sequence[float], first: float, tokens: int, *, until: float) -> float:
+    return sum(first < at <= until for at in times) * tokens / len(times)
 
 
 def longest_gap(times: Sequence[float], begin: float, end: float) -> float:

@@ -20,12 +20,15 @@ STREAMS = (1, 4, 8)
 LEAST_RATIO = 0.95
 BARE_LOOP_TIMEOUT_S = 600.0
 ANSWERS_TIMEOUT_S = 600.0
+LOOK_EVERY_S = 0.05
+"""How often the client reads what has come: a client that woke up for each token would take CPU from the server, which
+real clients, on machines of their own, do not."""
 _COUNTED = (
-    "Tokens a second of all streams together while all are decoding: from the first token of the stream that began "
-    "last to the last token of the one that ended first, so prompt reading is left out on both sides. The server is "
-    "measured by its client over HTTP (streaming chat completions, temperature 0); the bare loop is llama_decode and "
-    "greedy sampling in a process of its own, with the same file, KV cells, threads, prompts, number of tokens and one "
-    "token of each sequence a batch. Both are measured in turn, while the other one is idle. "
+    "Tokens a second of all streams together while all are decoding: after the stream that began last has begun and "
+    "before the first one ends, so prompt reading is left out on both sides. The server is measured by its client over "
+    "HTTP (streaming chat completions, temperature 0), which reads 20 times a second what has come; the bare loop is "
+    "llama_decode and greedy sampling in a process of its own, with the same file, KV cells, threads, prompts, number "
+    "of tokens and one token of each sequence a batch. Both are measured in turn, while the other one is idle. "
     "The ratio is the median of the ratios of the pairs."
 )
 
@@ -103,6 +106,13 @@ async def _answers(server: Server, model: str, streams: int, tokens: int) -> lis
     try:
         responses = [each.send("POST", CHAT, chat(model, number, tokens)) for number, each in enumerate(connections)]
         async with asyncio.timeout(ANSWERS_TIMEOUT_S):
+            for connection in connections:
+                await connection.begin()
+                connection.patient = True
+            while not all(each.answered for each in connections):
+                await asyncio.sleep(LOOK_EVERY_S)
+                for connection in connections:
+                    connection.look()
             for connection in connections:
                 await connection.wait()
     finally:

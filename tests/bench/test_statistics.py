@@ -50,11 +50,17 @@ def test_reading_of_prompts_and_lonely_streams_do_not_count() -> None:
     early = [0.0, 5.0, 5.1, 5.2, 5.3, 5.4]  # waits while the other's prompt is read
     late = [5.0, 5.1, 5.2, 5.3, 5.4, 5.5]
     assert steady_rate([early, late], 6) == pytest.approx(20.0)
-    assert steady_rate([[*late, 100.0], late], 6) == pytest.approx(10.0 + 10.0 * 6 / 7)
+    assert steady_rate([[*late, 100.0], late], 7) == pytest.approx(10.0 + 10.0 * 7 / 6)
+
+
+def test_several_tokens_read_at_once_count_from_reading_to_reading() -> None:
+    readings = [0.0, 0.5, 0.5, 0.5, 1.0, 1.0, 1.5, 1.5, 1.5, 1.6]  # 6 of them in the second from 0.5 on
+    assert steady_rate([readings[1:]], 9) == pytest.approx(5.0)
+    assert steady_rate([readings], 10) == pytest.approx(8 / 1.5)
 
 
 def test_a_character_of_two_tokens_counts_as_two() -> None:
-    assert steady_rate([[0.0, 0.2, 0.4, 0.6]], tokens_per_stream=8) == pytest.approx(10.0)
+    assert steady_rate([[0.0, 0.2, 0.4, 0.6, 0.8]], tokens_per_stream=10) == pytest.approx(10.0)
 
 
 @given(st.lists(st.lists(st.floats(0, 10), min_size=1, max_size=9).map(sorted), min_size=1, max_size=4))
