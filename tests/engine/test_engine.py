@@ -227,6 +227,18 @@ async def test_unloading_ends_open_requests_with_an_error(tiny_model_path: Path)
             await collect(generation)
 
 
+async def test_the_vocabulary_of_an_unloaded_model_is_refused_not_read(tiny_model_path: Path) -> None:
+    async with running(tiny_model_path) as subject:
+        long = asyncio.gather(*(subject.tokens("the quick brown fox " * 20_000) for _ in range(4)))
+        await asyncio.sleep(0)  # they are on their way in threads of their own
+        await subject.engine.close()
+        assert {len(each) for each in await long} == {len((await long)[0])}
+        with pytest.raises(EngineError, match="unloaded"):
+            await subject.tokens("hello")
+        with pytest.raises(EngineError, match="unloaded"):
+            subject.engine.piece(300)
+
+
 async def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     bad = tmp_path / "bad.gguf"
     bad.write_bytes(b"GGUF" + bytes(100))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from appliance.core.errors import InvalidRequestError, ModelFileError
+from appliance.core.errors import EngineError, InvalidRequestError, ModelFileError
 from appliance.engine.llama.native import initialize, llama, short
 
 _CONTROL = 1 << 3
@@ -17,7 +20,10 @@ _TEXT_LIMIT = 2**31 - 1
 
 
 class LlamaModel:
-    """Weights mapped into memory, and the vocabulary, which any thread may use until `close`.
+    """Weights mapped into memory, and the vocabulary.
+
+    Any thread may use the vocabulary at any time: while someone does, `close` leaves the memory to the last user, and
+    afterwards they get an EngineError instead of freed memory.
 
     Attributes:
         training_context: Tokens of context the model was trained on.
@@ -41,6 +47,9 @@ class LlamaModel:
                 f"llama.cpp cannot load {path.name}.",
                 advice="`appliance models verify` checks the file; the log has llama.cpp's own words.",
             )
+        self._lock = threading.Lock()
+        self._users = 0
+        self._closed = False
         self._vocabulary = short.llama_model_get_vocab(self.handle)
         self._pieces: dict[int, bytes] = {}
         self.vocabulary_size: int = short.llama_vocab_n_tokens(self._vocabulary)
@@ -50,41 +59,68 @@ class LlamaModel:
         self.end_tokens = frozenset(each for each in tokens if short.llama_vocab_is_eog(self._vocabulary, each))
 
     def close(self) -> None:
-        """Free the weights. Nobody may use the model afterwards."""
-        if self.handle:
-            llama.llama_model_free(self.handle)
-            self.handle = None
+        """Free the weights, or have the last user of the vocabulary do so. Idempotent."""
+        with self._lock:
+            already, self._closed = self._closed, True
+            unused = self._users == 0
+        if unused and not already:
+            self._free()
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        with self._lock:
+            if self._closed:
+                raise EngineError("The model was unloaded.", advice="Send the request again.", code="model_unloaded")
+            self._users += 1
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            last = self._closed and self._users == 0
+        if last:
+            self._free()
+
+    def _free(self) -> None:
+        llama.llama_model_free(self.handle)
+        self.handle = None
 
     @cached_property
     def chat_template(self) -> str | None:
         """Return the file's default chat template, untrusted, or None."""
-        text = short.llama_model_chat_template(self.handle, None)
-        return text.decode("utf-8", "replace") if text else None
+        with self._in_use():
+            text = short.llama_model_chat_template(self.handle, None)
+            return text.decode("utf-8", "replace") if text else None
 
     @cached_property
     def begin_text(self) -> str:
         """Return the begin-of-sequence token as text, empty when there is none."""
-        return self._special_text(short.llama_vocab_bos(self._vocabulary))
+        return self._special_text(short.llama_vocab_bos)
 
     @cached_property
     def end_text(self) -> str:
         """Return the end-of-sequence token as text, empty when there is none."""
-        return self._special_text(short.llama_vocab_eos(self._vocabulary))
+        return self._special_text(short.llama_vocab_eos)
 
     @cached_property
     def adds_begin(self) -> bool:
         """Return True if `tokenize(add_special=True)` puts the begin token first."""
-        return bool(short.llama_vocab_get_add_bos(self._vocabulary))
+        with self._in_use():
+            return bool(short.llama_vocab_get_add_bos(self._vocabulary))
 
     @cached_property
     def control_texts(self) -> list[str]:
         """Return every text that `parse_special=True` would read as a control token."""
         texts = []
-        for token in range(self.vocabulary_size):
-            if short.llama_vocab_get_attr(self._vocabulary, token) & (_CONTROL | _USER_DEFINED):
-                text = short.llama_vocab_get_text(self._vocabulary, token).decode("utf-8", "replace")
-                if text.strip():
-                    texts.append(text)
+        with self._in_use():
+            for token in range(self.vocabulary_size):
+                if short.llama_vocab_get_attr(self._vocabulary, token) & (_CONTROL | _USER_DEFINED):
+                    text = short.llama_vocab_get_text(self._vocabulary, token).decode("utf-8", "replace")
+                    if text.strip():
+                        texts.append(text)
         return texts
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
@@ -97,7 +133,12 @@ class LlamaModel:
 
         Raises:
             InvalidRequestError: The text is over 2 GiB or cannot be tokenized.
+            EngineError: The model was unloaded.
         """
+        with self._in_use():
+            return self._tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    def _tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         encoded = text.encode()
         capacity = len(encoded) + 8
         for _ in range(2):
@@ -114,11 +155,14 @@ class LlamaModel:
         """Return a token's bytes; empty for control tokens."""
         piece = self._pieces.get(token)
         if piece is None:
-            piece = self._pieces[token] = self._piece(token, special=False)
+            with self._in_use():
+                piece = self._pieces[token] = self._piece(token, special=False)
         return piece
 
-    def _special_text(self, token: int) -> str:
-        return self._piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
+    def _special_text(self, which: Callable[[Any], int]) -> str:
+        with self._in_use():
+            token = which(self._vocabulary)
+            return self._piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
 
     def _piece(self, token: int, *, special: bool) -> bytes:
         size = 64
