@@ -55,11 +55,11 @@ class Appliance:
     settings: Settings
     models: LoadedModels
     server: HttpServer
+    systemd: sdnotify.SystemdNotifier
     port: int = 0
     listening: asyncio.Event = field(default_factory=asyncio.Event)
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
     _hurry: asyncio.Event = field(default_factory=asyncio.Event)
-    _systemd: sdnotify.SystemdNotifier = field(default_factory=sdnotify.SystemdNotifier)
 
     def stop(self) -> None:
         """Begin an orderly stop; a second call stops waiting for open requests."""
@@ -77,7 +77,7 @@ class Appliance:
             systemd = tasks.create_task(self._tell_systemd(), name="systemd")
             await self._stop.wait()
             LOGGER.info("stopping: open requests have %g s to end", self.settings.shutdown_grace_s)
-            self._systemd.notify("STOPPING=1\nSTATUS=Stopping: open requests are finishing.")
+            self.systemd.notify("STOPPING=1\nSTATUS=Stopping: open requests are finishing.")
             self.models.drain()
             self.server.stop()
             await self._end_requests(http)
@@ -123,15 +123,15 @@ class Appliance:
             health = self.models.health()
             if not ready and self.models.attempted:
                 ready = True
-                self._systemd.notify("READY=1")
+                self.systemd.notify("READY=1")
             elif not ready:
-                self._systemd.notify(f"EXTEND_TIMEOUT_USEC={int(1e6 * (every_s + 30))}")
+                self.systemd.notify(f"EXTEND_TIMEOUT_USEC={int(1e6 * (every_s + 30))}")
             if not self.models.stalled:
-                self._systemd.notify("WATCHDOG=1")
+                self.systemd.notify("WATCHDOG=1")
             now = "Ready." if health.ready else health.reason
             if now != status:
                 status = now
-                self._systemd.notify(f"STATUS={status}")
+                self.systemd.notify(f"STATUS={status}")
                 LOGGER.info("status: %s", status)
             await asyncio.sleep(every_s)
 
@@ -160,7 +160,10 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
             metrics=metrics,
             health=models,
         )
-        yield Appliance(settings, models, HttpServer(app, settings))
+        systemd = sdnotify.SystemdNotifier()
+        if systemd.socket is not None:
+            stack.callback(systemd.socket.close)
+        yield Appliance(settings, models, HttpServer(app, settings), systemd)
 
 
 def serve(settings: Settings) -> int:
