@@ -44,8 +44,10 @@ def stream(server: ServerProcess, tokens: int) -> tuple[str, str | None]:
 def test_sigterm_under_load_lets_answers_finish_and_exits_cleanly(tiny_data: Path, tmp_path: Path) -> None:
     with server_process(tiny_data, tmp_path, "--model", "tiny") as server, ThreadPoolExecutor(16) as threads:
         server.wait_until_ready()
+        stream(server, 1)
+        one = server.metric("appliance_prompt_tokens_total")
         answers = [threads.submit(stream, server, 400) for _ in range(16)]
-        wait_until(lambda: server.metric("appliance_num_requests_running") >= 8)
+        wait_until(lambda: server.metric("appliance_prompt_tokens_total") == 17 * one)  # all are accepted
         assert server.end() == 0
         assert {answer.result(DEADLINE_S)[1] for answer in answers} == {"length"}
         assert '"unloaded tiny:1"' in server.log
