@@ -1,4 +1,4 @@
-"""`appliance serve` whose engine fails on purpose: FAILURE is die, hang or slow, after AFTER steps.
+"""`appliance serve` whose engine takes STEP_S seconds more a step, and after AFTER steps does FAILURE: die or hang.
 
 Nothing in the product can be asked to fail, so the fault is planted from outside, into the real process.
 """
@@ -18,13 +18,12 @@ steps = itertools.count()
 
 
 def failing_decode(self: LlamaContext, runs: Any) -> int:
+    time.sleep(float(os.environ.get("STEP_S", "0")))
     if next(steps) >= int(os.environ["AFTER"]):
         match os.environ["FAILURE"]:
             case "hang":
                 time.sleep(3600)
-            case "slow":
-                time.sleep(0.05)
-            case _:
+            case "die":
                 raise MemoryError("planted by a test")
     return decode(self, runs)
 

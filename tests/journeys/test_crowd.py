@@ -60,7 +60,7 @@ def test_two_hundred_clients_on_a_queue_of_64_each_get_an_answer_or_a_time_to_co
 @pytest.mark.parametrize("moment", ["mid-stream", "mid-queue", "mid-prefill", "while not streaming"])
 def test_a_client_that_leaves_frees_its_place(tiny_data: Path, tmp_path: Path, moment: str) -> None:
     flags = ("--model", "tiny", "--max-sequences", "1")
-    slow = {"FAILURE": "slow", "AFTER": "0", "APPLIANCE_BATCH_TOKENS": "32"}
+    slow = {"STEP_S": "0.05", "FAILURE": "none", "AFTER": "0", "APPLIANCE_BATCH_TOKENS": "32"}
     with server_process(tiny_data, tmp_path, *flags, script=FAILING, environment=slow) as server:
         server.wait_until_ready()
         connections = []

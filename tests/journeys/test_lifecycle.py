@@ -144,7 +144,7 @@ def test_a_hanging_engine_starves_the_watchdog_and_turns_readiness_red(tiny_data
 def test_a_dead_engine_ends_open_requests_with_an_error_and_the_process_for_systemd(
     tiny_data: Path, tmp_path: Path
 ) -> None:
-    fault = {"AFTER": "60", "FAILURE": "die"}
+    fault = {"STEP_S": "0.02", "AFTER": "150", "FAILURE": "die"}
     with (
         server_process(tiny_data, tmp_path, "--model", "tiny", script=FAILING, environment=fault) as server,
         ThreadPoolExecutor(4) as threads,
