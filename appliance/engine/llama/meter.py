@@ -21,8 +21,6 @@ class EngineMeter:
         self._metrics = metrics
         self._last_gain: dict[LlamaGeneration, dict[int, float]] = {}
         self._reason: dict[LlamaGeneration, str] = {}
-        self._shown_load = (-1, -1)
-        self._shown_cells = -1.0
         self.mean_request_s = 1.0
 
     def accepted(self, prompt_tokens: int) -> None:
@@ -60,15 +58,10 @@ class EngineMeter:
         self._metrics.request_finished(reason, timings.queue_s, timings.prefill_s, timings.queue_s + worked)
 
     def load(self, *, running: int, waiting: int) -> None:
-        """Show how many requests run and wait. Called every step, so it works only when they have changed."""
-        if (running, waiting) != self._shown_load:
-            self._shown_load = (running, waiting)
-            self._metrics.set_running(running)
-            self._metrics.set_waiting(waiting)
+        """Show how many requests run and wait."""
+        self._metrics.set_running(running)
+        self._metrics.set_waiting(waiting)
 
     def cells(self, ratio: float) -> None:
-        """Show the share of KV cells in use, to a thousandth."""
-        shown = round(ratio, 3)
-        if shown != self._shown_cells:
-            self._shown_cells = shown
-            self._metrics.set_kv_cache_usage(shown)
+        """Show the share of KV cells in use."""
+        self._metrics.set_kv_cache_usage(ratio)
