@@ -55,7 +55,7 @@ def test_everything_is_measured_and_reported(bench: Bench) -> None:
 
     (responsiveness,) = [each for each in report["measurements"] if each["name"] == "responsiveness"]
     assert responsiveness["details"]["long_prompt_tokens"] == 256
-    assert len(responsiveness["details"]["longest_gap_of_each_stream_ms"]) == 8
+    assert responsiveness["details"]["longest_gap_of_each_answer_ms"]
     assert responsiveness["details"]["health_probes"] >= 1
 
     overload = figures(report, "overload")
