@@ -67,6 +67,14 @@ def test_sigterm_cuts_off_what_does_not_end_in_time_and_says_so_in_the_stream(ti
             answer.result(DEADLINE_S)
 
 
+@pytest.mark.journey
+def test_sigterm_while_the_model_loads_exits_cleanly(real_data: Path, tmp_path: Path) -> None:
+    with server_process(real_data, tmp_path) as server:
+        wait_until(lambda: "loading smollm2" in server.log)
+        assert server.end() == 0
+        assert "loaded smollm2" not in server.log
+
+
 def test_a_killed_server_starts_again_with_its_models_and_keys(tiny_data: Path, tmp_path: Path) -> None:
     made = appliance("keys", "create", "camera", "--json", data=tiny_data)
     key = json.loads(made.stdout)["secret"]

@@ -71,7 +71,7 @@ class LlamaEngine:
             outcomes: list[asyncio.Future[Any]] = [engine._ready, engine.ended]
             await asyncio.wait(outcomes, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
-            engine._worker.stop()
+            await engine.close()  # native code that loads must not outlive the interpreter
             raise
         if not engine._ready.done():
             raise engine.ended.result() or EngineError("The engine ended while loading.", code="engine_died")
