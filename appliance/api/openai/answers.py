@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import anyio.to_thread
@@ -27,31 +26,25 @@ from appliance.api.openai.stream import ChunkStream
 from appliance.core.types import Delta
 
 
-@dataclass(frozen=True, slots=True)
-class Heading:
+class Heading(msgspec.Struct, frozen=True, kw_only=True):
     """The fields that are the same in an answer and in each of its chunks."""
 
     id: str
+    created: int
     model: str
     service_tier: str
     system_fingerprint: str
-    created: int = field(default_factory=lambda: int(time.time()))
 
     def fields(self) -> dict[str, Any]:
         """Return them as keyword arguments of a wire type."""
-        return {
-            "id": self.id,
-            "model": self.model,
-            "service_tier": self.service_tier,
-            "system_fingerprint": self.system_fingerprint,
-            "created": self.created,
-        }
+        return msgspec.structs.asdict(self)
 
 
 def heading(prefix: str, request: SamplingFields, choices: Choices) -> Heading:
     """Return the heading of a new answer; `prefix` is what OpenAI's ids begin with."""
     return Heading(
         id=f"{prefix}-{secrets.token_hex(12)}",
+        created=int(time.time()),
         model=choices.model,
         service_tier=service_tier(request),
         system_fingerprint=system_fingerprint(choices.model),

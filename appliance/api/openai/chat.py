@@ -101,14 +101,9 @@ class ChatChoice(msgspec.Struct, frozen=True):
     logprobs: ChatLogprobs | None = None
 
 
-class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
+class ChatCompletion(Heading, frozen=True, kw_only=True):
     """A whole chat completion."""
 
-    id: str
-    created: int
-    model: str
-    service_tier: str
-    system_fingerprint: str
     choices: list[ChatChoice]
     usage: UsageResponse
     timings: TimingsResponse
@@ -131,17 +126,12 @@ class ChatChunkChoice(msgspec.Struct, frozen=True):
     finish_reason: FinishReason | None = None
 
 
-class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
+class ChatChunk(Heading, frozen=True, kw_only=True):
     """One event of a chat completion's stream.
 
     With `include_usage` every chunk has `usage`, null but for the last one, whose `choices` are empty.
     """
 
-    id: str
-    created: int
-    model: str
-    service_tier: str
-    system_fingerprint: str
     choices: list[ChatChunkChoice]
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     usage: UsageResponse | UnsetType | None = UNSET

@@ -81,17 +81,12 @@ class CompletionChoice(msgspec.Struct, frozen=True):
     logprobs: TextLogprobs | None = None
 
 
-class Completion(msgspec.Struct, frozen=True, kw_only=True):
+class Completion(Heading, frozen=True, kw_only=True):
     """A whole text completion, or one event of its stream.
 
     With `include_usage` every chunk has `usage`, null but for the last one, whose `choices` are empty.
     """
 
-    id: str
-    created: int
-    model: str
-    service_tier: str
-    system_fingerprint: str
     choices: list[CompletionChoice]
     object: Literal["text_completion"] = "text_completion"
     usage: UsageResponse | UnsetType | None = UNSET
