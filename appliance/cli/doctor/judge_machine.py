@@ -68,7 +68,7 @@ def judge_gpu(gpus: Sequence[Gpu], llama_uses_gpu: bool | None, gpu_layers: int)
             "gpu",
             Status.WARNING,
             f"{found}, but llama.cpp was compiled without GPU support; models run on the CPU.",
-            "Install the CUDA toolkit and compile llama.cpp again with CMAKE_ARGS=-DGGML_CUDA=on.",
+            "Install the CUDA toolkit, then compile again: firmware_scripts/install --accelerator cuda.",
         )
     if gpu_layers == 0:
         return Finding(
