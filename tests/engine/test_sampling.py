@@ -74,6 +74,13 @@ async def test_bias_forces_and_bans_tokens(tiny: EngineUnderTest) -> None:
     assert banned not in without.token_ids
 
 
+async def test_a_bias_does_not_touch_the_log_probabilities(tiny: EngineUnderTest) -> None:
+    [plain] = await ask(tiny, temperature=0, max_tokens=1, top_logprobs=3)
+    [biased] = await ask(tiny, temperature=0, max_tokens=1, top_logprobs=3, logit_bias={70: 100.0})
+    assert biased.told[0].token_id == 70
+    assert [each[2] for each in biased.told[0].top] == pytest.approx([each[2] for each in plain.told[0].top], abs=1e-2)
+
+
 async def test_a_bias_on_an_unknown_token_changes_nothing(tiny: EngineUnderTest) -> None:
     [plain], [biased] = await ask(tiny, temperature=0), await ask(tiny, temperature=0, logit_bias={10**6: 100.0})
     assert plain.token_ids == biased.token_ids

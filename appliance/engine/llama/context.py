@@ -59,6 +59,8 @@ class LlamaContext:
                 code="not_enough_memory",
             )
         self._memory = short.llama_get_memory(self._handle)
+        # Without a GPU nothing is left to wait for, and letting go of the GIL once more would cost a turn.
+        self._synchronize = (llama if llama.llama_supports_gpu_offload() else short).llama_synchronize
         self.outputs: list[int] = []
         self._tokens = np.zeros(batch_tokens, dtype=np.int32)
         self._positions = np.zeros(batch_tokens, dtype=np.int32)
@@ -129,7 +131,7 @@ class LlamaContext:
             at = end
         self._batch.n_tokens = at
         code: int = llama.llama_decode(self._handle, self._batch)
-        llama.llama_synchronize(self._handle)
+        self._synchronize(self._handle)
         return code
 
     def logits(self) -> Logits:
