@@ -141,6 +141,7 @@ def _bare_loop(subject: Subject, effort: Effort, prompts: list[list[int]]) -> di
         "slots": max(STREAMS),
         "batch_tokens": settings.batch_tokens,
         "threads": subject.threads,
+        "flash_attention": settings.flash_attention,
         "gpu_layers": settings.gpu_layers,
         "prompts": prompts,
         "tokens": effort.tokens,

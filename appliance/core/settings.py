@@ -74,6 +74,9 @@ class Settings:
     gpu_layers: Annotated[int, Meta(ge=-1, le=100_000)] = _setting(
         -1, "Layers on the GPU where there is one; -1 is all"
     )
+    flash_attention: Literal["auto", "on", "off"] = _setting(
+        "auto", "Attention kernel; auto is on with a GPU and off without, where it stalls streams beside long prompts"
+    )
     target_inter_token_latency_s: Seconds = _setting(
         0.15, "Engine steps are cut to this length while anyone is streaming"
     )

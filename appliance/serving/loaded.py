@@ -238,6 +238,7 @@ class LoadedModels:
             batch_tokens=settings.batch_tokens,
             threads=settings.threads or physical_cores(),
             gpu_layers=settings.gpu_layers,
+            flash_attention=settings.flash_attention,
             target_inter_token_latency_s=settings.target_inter_token_latency_s,
             queue_size=settings.queue_size,
             context_limit=registered.default_context or settings.context_cells,

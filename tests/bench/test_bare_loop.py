@@ -16,6 +16,7 @@ def job(path: Path, *, cells: int = 512, prompts: list[list[int]] | None = None)
         batch_tokens=32,
         threads=1,
         gpu_layers=0,
+        flash_attention="auto",
         prompts=[[5, 6, 7], [8, *range(9, 60)]] if prompts is None else prompts,
         tokens=10,
     )

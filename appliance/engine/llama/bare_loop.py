@@ -13,6 +13,7 @@ import time
 from array import array
 from collections.abc import Sequence as Row
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -39,6 +40,7 @@ class BareLoop(msgspec.Struct, frozen=True, kw_only=True):
     batch_tokens: int
     threads: int
     gpu_layers: int
+    flash_attention: Literal["auto", "on", "off"]
     prompts: list[list[int]]
     tokens: int
 
@@ -65,7 +67,14 @@ def run(job: BareLoop) -> BareLoopResult:
         EngineError: The memory does not suffice, or the prompts and answers do not fit the cells.
     """
     model = LlamaModel(Path(job.model), gpu_layers=job.gpu_layers)
-    context = LlamaContext(model, cells=job.cells, slots=job.slots, batch_tokens=job.batch_tokens, threads=job.threads)
+    context = LlamaContext(
+        model,
+        cells=job.cells,
+        slots=job.slots,
+        batch_tokens=job.batch_tokens,
+        threads=job.threads,
+        flash_attention=job.flash_attention,
+    )
     sequences = [Sequence(number, array("i", prompt)) for number, prompt in enumerate(job.prompts)]
     for slot, sequence in enumerate(sequences):
         sequence.slot = slot

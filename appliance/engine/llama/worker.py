@@ -14,6 +14,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -46,6 +47,7 @@ class EngineConfig:
     target_inter_token_latency_s: float
     queue_size: int
     context_limit: int = 2**31 - 1
+    flash_attention: Literal["auto", "on", "off"] = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +301,7 @@ class Worker:
             slots=config.sequences,
             batch_tokens=config.batch_tokens,
             threads=config.threads,
+            flash_attention=config.flash_attention,
         )
 
     def _new_scheduler(self, model: LlamaModel) -> Scheduler:
