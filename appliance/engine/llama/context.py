@@ -15,6 +15,9 @@ from appliance.engine.llama.model import LlamaModel
 from appliance.engine.llama.native import llama, short
 from appliance.engine.llama.step import Fork, Run, Truncate
 
+PLAIN_ATTENTION_TOKENS = 128
+"""Tokens that plain attention computes at once: its memory is this times the cells times the heads; more is no faster."""
+
 Logits = npt.NDArray[np.float32]
 
 
@@ -57,10 +60,12 @@ class LlamaContext:
         self._model = model
         parameters = llama.llama_context_default_params()
         parameters.n_ctx = cells
-        parameters.n_batch = parameters.n_ubatch = batch_tokens
+        parameters.n_batch = batch_tokens
+        parameters.flash_attn_type = _flash_attention(flash_attention)
+        plain = parameters.flash_attn_type == llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        parameters.n_ubatch = min(batch_tokens, PLAIN_ATTENTION_TOKENS) if plain else batch_tokens
         parameters.n_seq_max = slots
         parameters.n_outputs_max = slots
-        parameters.flash_attn_type = _flash_attention(flash_attention)
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.kv_unified = True
         parameters.swa_full = True  # else the past outside the window is gone, and reusing a prefix would be wrong
