@@ -16,7 +16,7 @@ from appliance.engine.llama.native import llama, short
 from appliance.engine.llama.step import Fork, Run, Truncate
 
 PLAIN_ATTENTION_TOKENS = 128
-"""Tokens that plain attention computes at once: its memory is this times the cells times the heads; more is no faster."""
+"""Tokens that plain attention computes at once; its memory is this times cells times heads, and more is no faster."""
 
 Logits = npt.NDArray[np.float32]
 
