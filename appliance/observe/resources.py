@@ -83,11 +83,6 @@ def memory(root: Path = Path("/")) -> Memory:
     )
 
 
-def process_memory() -> int:
-    """Return the bytes of main memory that this process occupies (its resident set size)."""
-    return int(psutil.Process().memory_info().rss)
-
-
 def disk(folder: Path) -> Disk:
     """Return the file system that holds the folder, or would hold it once it is made.
 
