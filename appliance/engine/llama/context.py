@@ -86,8 +86,7 @@ class LlamaContext:
         self._slots = np.zeros(batch_tokens, dtype=np.int32)
         self._wanted = np.zeros(batch_tokens, dtype=np.int8)
         self._ones = np.ones(batch_tokens, dtype=np.int32)
-        addresses = self._slots.ctypes.data + np.arange(batch_tokens, dtype=np.uintp) * self._slots.itemsize
-        self._slot_pointers = addresses.astype(np.uintp)
+        self._slot_pointers = self._slots.ctypes.data + np.arange(batch_tokens, dtype=np.uintp) * self._slots.itemsize
         self._batch = llama.llama_batch(
             0,
             _pointer(self._tokens, ctypes.c_int32),
