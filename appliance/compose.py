@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import sdnotify
+import uvloop
 
 from appliance.api.app import create_app
 from appliance.api.exposure import check_exposure
@@ -175,7 +176,8 @@ def serve(settings: Settings) -> int:
     configure_logging(settings.log_level, settings.log_format)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
-        asyncio.run(_serve(settings))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(settings))
     except* ApplianceError as group:
         errors = list(_leaves(group))
         for error in errors:

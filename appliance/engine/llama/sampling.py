@@ -54,16 +54,17 @@ class Sampler:
         if params.temperature > 0 or _has_penalties(params):
             self._chain = self._build(bias, prompt, choice)
 
-    def sample(self, context: LlamaContext, row: int, logits: Logits) -> int:
-        """Return the next token from one row of the last batch's logits, of shape (rows, vocabulary)."""
+    def sample(self, context: LlamaContext, row: int, logits: Logits, likeliest: int) -> int:
+        """Return the next token from one row of the last batch's logits, of shape (rows, vocabulary).
+
+        `likeliest` is the place of that row's greatest value, which the caller needs anyway.
+        """
         if self._chain is None:
-            return self._likeliest(logits[row])
+            return self._likeliest(logits[row]) if len(self._biased) else likeliest
         return int(short.llama_sampler_sample(self._chain, context.handle, context.outputs[row]))
 
     def _likeliest(self, scores: Logits) -> int:
         """Return the greedy choice; the bias is put in and taken out again, since log probabilities are without it."""
-        if not len(self._biased):
-            return int(scores.argmax())
         before = scores[self._biased]
         scores[self._biased] += self._bias
         token = int(scores.argmax())

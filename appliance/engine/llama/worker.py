@@ -232,17 +232,18 @@ class Worker:
         if not sampled:
             return
         logits = self._context.logits()
-        finite = np.isfinite(logits.max(axis=1))
+        likeliest = logits.argmax(axis=1)  # NaN and infinity win too, so one number of each row tells of all
+        finite = np.isfinite(logits[np.arange(len(sampled)), likeliest])
         now = time.monotonic()
         for row, run in enumerate(sampled):
             running = self._choices[run.sequence.id]
             if finite[row]:
-                self._sample_one(running, row, logits, now)
+                self._sample_one(running, row, int(likeliest[row]), logits, now)
             else:
                 self._fail_one(running, EngineError("The model's answer is not a number.", code="not_a_number"))
 
-    def _sample_one(self, running: RunningChoice, row: int, logits: Logits, now: float) -> None:
-        token = running.sampler.sample(self._context, row, logits)
+    def _sample_one(self, running: RunningChoice, row: int, likeliest: int, logits: Logits, now: float) -> None:
+        token = running.sampler.sample(self._context, row, logits, likeliest)
         top = running.choice.sampling.top_logprobs
         logprob = None if top is None else token_logprob(self._model, logits, row, token, top)
         delta = running.take(token, self._model, logprob)
