@@ -19,6 +19,7 @@ PLAIN_ATTENTION_TOKENS = 128
 """Tokens that plain attention computes at once; its memory is this times cells times heads, and more is no faster."""
 
 Logits = npt.NDArray[np.float32]
+State = npt.NDArray[np.uint8]
 
 
 class Decoded(IntEnum):
@@ -122,6 +123,36 @@ class LlamaContext:
     def clear(self) -> None:
         """Forget everything in all slots."""
         short.llama_memory_clear(self._memory, False)
+
+    def held(self, slot: int) -> range:
+        """Return the positions whose state a slot holds; a sliding window or a recurrent memory holds few of them."""
+        first = short.llama_memory_seq_pos_min(self._memory, slot)
+        return range(max(first, 0), short.llama_memory_seq_pos_max(self._memory, slot) + 1)
+
+    def save_state(self, slot: int) -> State:
+        """Return a copy of all that the memory holds of a slot, shape (bytes,).
+
+        Raises:
+            EngineError: llama.cpp could not copy it.
+        """
+        size = llama.llama_state_seq_get_size_ext(self._handle, slot, 0)
+        state = np.empty(size, np.uint8)
+        written = llama.llama_state_seq_get_data_ext(self._handle, _pointer(state, ctypes.c_uint8), size, slot, 0)
+        if written != size:
+            raise EngineError(f"Only {written} of {size} bytes of a sequence's state could be copied.")
+        return state
+
+    def load_state(self, slot: int, state: State) -> bool:
+        """Put a saved state into an empty slot.
+
+        Returns:
+            False when llama.cpp refuses it or has no room; the slot is empty then.
+        """
+        read = llama.llama_state_seq_set_data_ext(self._handle, _pointer(state, ctypes.c_uint8), len(state), slot, 0)
+        if read == len(state):
+            return True
+        short.llama_memory_seq_rm(self._memory, slot, -1, -1)
+        return False
 
     def decode(self, runs: Sequence[Run]) -> int:
         """Evaluate a batch and wait for it; returns llama.cpp's code, see `Decoded`.
