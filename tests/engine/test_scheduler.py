@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence as Sequence_
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
@@ -12,17 +14,48 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from appliance.core.types import Priority
 from appliance.engine.llama.prefix import common_prefix
 from appliance.engine.llama.scheduler import Scheduler
-from appliance.engine.llama.step import Fork, Limits, Sequence, Step, Truncate
+from appliance.engine.llama.step import Fork, Limits, Operation, Park, Resume, Sequence, Step, Truncate
 
 
 def sequence(number: int, tokens: list[int], priority: Priority = Priority.DEFAULT, arrived: float = 0.0) -> Sequence:
     return Sequence(number, array("i", tokens), priority, arrived)
 
 
+@dataclass(eq=False)
+class State:
+    tokens: array[int]
+    adapter: str = ""
+    at_hand: bool = True
+
+
+class States:
+    """The obvious shelf of parked states, to the contract of `ParkedStates`."""
+
+    def __init__(self) -> None:
+        self.kept: list[State] = []
+
+    def best(self, tokens: array[int], adapter: str) -> tuple[State | None, int]:
+        lengths = [
+            (common_prefix(tokens, each.tokens, len(tokens)), each) for each in self.kept if each.adapter == adapter
+        ]
+        length, state = max(lengths, key=lambda pair: pair[0], default=(0, None))
+        return (state, length) if length else (None, 0)
+
+    def carry_out(self, operations: Sequence_[Operation]) -> None:
+        self.kept += [State(each.tokens, each.adapter) for each in operations if isinstance(each, Park)]
+
+
 def scheduler(
-    *, cells: int = 256, slots: int = 4, batch: int = 16, latency: float = 1.0, rewind: bool = True
+    *,
+    cells: int = 256,
+    slots: int = 4,
+    batch: int = 16,
+    latency: float = 1.0,
+    rewind: bool = True,
+    states: States | None = None,
+    running: int = 64,
 ) -> Scheduler:
-    return Scheduler(Limits(cells, slots, batch, latency, can_rewind=rewind))
+    return Scheduler(Limits(cells, slots, batch, latency, can_rewind=rewind, running=running), states)
 
 
 def work(subject: Scheduler, seconds: float = 0.01) -> Step:
@@ -241,6 +274,149 @@ def test_tiers_are_head_starts_so_that_waiting_long_enough_wins(tier: Priority, 
     assert subject.plan().runs[0].sequence.id == first
 
 
+def idle_past(subject: Scheduler, states: States, number: int, tokens: list[int]) -> None:
+    """Let a conversation run and end; its past stays in a slot."""
+    each = sequence(number, tokens)
+    states.carry_out(prefill(subject, each).operations)
+    subject.finish(each)
+
+
+def test_an_idle_past_is_parked_as_soon_as_somebody_else_runs() -> None:
+    states = States()
+    subject = scheduler(states=states, batch=64)
+    idle_past(subject, states, 1, list(range(40)))
+    newcomer = sequence(2, list(range(100, 120)))
+    subject.submit(newcomer)
+    step = subject.plan()
+    assert step.operations == (Park(0, array("i", range(40)), ""), Truncate(0, 0))
+    assert subject.ledger.used == 0
+    subject.complete(step, 0.01)
+
+
+def test_a_past_that_a_running_sequence_shares_whole_is_left_alone() -> None:
+    states = States()
+    subject = scheduler(states=states, batch=64)
+    idle_past(subject, states, 1, list(range(40)))
+    prefill(subject, sequence(2, [*range(40), *range(100, 200)]))
+    assert subject.ledger.length(0) == 140
+    prefill(subject, sequence(3, [*range(40), *range(200, 240)]))
+    assert states.kept == []
+
+
+def test_a_parked_conversation_goes_on_from_its_state() -> None:
+    states = States()
+    subject = scheduler(states=states, batch=64)
+    idle_past(subject, states, 1, list(range(40)))
+    other = sequence(2, list(range(100, 120)))
+    states.carry_out(prefill(subject, other).operations)
+    subject.finish(other)
+    again = sequence(3, [*range(40), 7, 8])
+    step = prefill(subject, again)
+    assert Resume(2, states.kept[0], 40) in step.operations
+    assert again.cached == 40
+    assert [run.count for run in step.runs] == [2]
+
+
+def test_a_resumed_conversation_shares_with_a_slot_what_both_have() -> None:
+    states = States()
+    subject = scheduler(states=states, batch=64)
+    states.kept.append(State(array("i", [*range(40), *range(50, 70)])))
+    prefill(subject, sequence(1, [*range(40), 90]))
+    used = subject.ledger.used
+    again = sequence(2, [*range(40), *range(50, 70), 7, 8])
+    subject.submit(again)
+    step = subject.plan()
+    assert step.operations == (Resume(1, states.kept[0], 60, 0, 40),)
+    assert subject.ledger.used == used + 20
+
+
+def test_a_state_on_disk_is_fetched_first_and_nobody_else_waits_for_it() -> None:
+    states = States()
+    subject = scheduler(states=states, batch=64)
+    states.kept.append(State(array("i", range(40)), at_hand=False))
+    waits, other = sequence(1, [*range(40), 7]), sequence(2, [3, 4, 5])
+    subject.submit(waits)
+    subject.submit(other)
+    step = work(subject)
+    assert step.fetches == (states.kept[0],)
+    assert step.admitted == (other,)
+    states.kept[0].at_hand = True
+    assert work(subject).admitted == (waits,)
+    assert waits.cached == 40
+
+
+def test_a_state_that_is_lost_while_it_is_fetched_means_to_begin_again() -> None:
+    states = States()
+    subject = scheduler(states=states, batch=64)
+    states.kept.append(State(array("i", range(40)), at_hand=False))
+    waits = sequence(1, [*range(40), 7])
+    subject.submit(waits)
+    assert subject.plan().runs == ()
+    states.kept.clear()
+    assert work(subject).admitted == (waits,)
+    assert waits.cached == 0
+
+
+def test_a_state_that_cannot_be_resumed_means_to_begin_again() -> None:
+    states = States()
+    subject = scheduler(states=states, batch=64)
+    states.kept.append(State(array("i", range(40))))
+    unlucky = sequence(1, [*range(40), 7])
+    subject.submit(unlucky)
+    assert [run.count for run in subject.plan().runs] == [1]
+    subject.lost(unlucky)
+    assert [run.count for run in work(subject).runs] == [41]
+    assert unlucky.cached == 0
+
+
+def test_a_state_with_more_cells_than_there_are_is_computed_rather_than_resumed() -> None:
+    states = States()
+    subject = scheduler(cells=64, states=states, batch=64)
+    states.kept.append(State(array("i", range(60))))
+    prefill(subject, sequence(1, list(range(100, 110))))
+    short = sequence(2, [*range(20), 7])
+    subject.submit(short)
+    assert work(subject).admitted == (short,)
+    assert short.cached == 0
+
+
+def test_who_gives_way_is_parked_and_goes_on_without_reading_anything_again() -> None:
+    states = States()
+    subject = scheduler(cells=80, batch=64, states=states)
+    old, young = sequence(1, list(range(20))), sequence(2, list(range(100, 120)), arrived=1.0)
+    subject.submit(old)
+    subject.submit(young)
+    while subject.preemptions == 0:
+        states.carry_out(work(subject).operations)
+    states.carry_out(work(subject).operations)
+    evaluated = len(young.tokens) - 1
+    subject.finish(old)
+    step = work(subject)
+    assert step.admitted == (young,)
+    assert [(run.start, run.count) for run in step.runs] == [(evaluated, 1)]
+
+
+def test_a_memory_that_cannot_rewind_resumes_only_a_whole_state() -> None:
+    states = States()
+    subject = scheduler(states=states, batch=64, rewind=False)
+    states.kept.append(State(array("i", range(40))))
+    branch, whole = sequence(1, [*range(30), 90]), sequence(2, [*range(40), 70])
+    prefill(subject, branch)
+    prefill(subject, whole)
+    assert (branch.cached, whole.cached) == (0, 40)
+
+
+def test_states_of_another_adapter_are_not_reused() -> None:
+    states = States()
+    subject = scheduler(states=states, batch=64)
+    idle_past(subject, states, 1, list(range(40)))
+    states.kept.append(State(array("i", range(40)), "formal"))
+    styled = sequence(2, [*range(30), 7])
+    styled.adapter = "other"
+    prefill(subject, styled)
+    assert styled.cached == 0
+
+
 @pytest.mark.parametrize("tokens", [0, 64, 65])
 def test_what_cannot_fit_is_refused_at_once(tokens: int) -> None:
     subject = scheduler(cells=64)
@@ -262,16 +438,26 @@ def test_the_common_prefix_is_the_obvious_one(left: list[int], right: list[int],
 class NativeMemory:
     """What llama.cpp would hold: for each slot the token at each position. Cells are shared objects."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, cells: int) -> None:
         self.slots: list[list[list[int]]] = [[] for _ in range(slots)]
+        self.capacity = cells
 
     def apply(self, step: Step) -> None:
         for operation in step.operations:
-            if isinstance(operation, Truncate):
-                del self.slots[operation.slot][operation.length :]
-            else:
-                assert self.slots[operation.target] == []
-                self.slots[operation.target] = self.slots[operation.source][: operation.length]
+            match operation:
+                case Truncate(slot, length):
+                    del self.slots[slot][length:]
+                case Fork(source, target, length):
+                    assert self.slots[target] == []
+                    self.slots[target] = self.slots[source][:length]
+                case Park(slot, tokens):
+                    assert [cell[0] for cell in self.slots[slot]] == list(tokens), "what is parked is what is held"
+                case Resume(slot, state, length, source, shared):
+                    assert self.slots[slot] == []
+                    assert self.cells + len(state.tokens) <= self.capacity, "a state needs all its cells for a moment"
+                    self.slots[slot] = [[token] for token in state.tokens[:length]]
+                    if source is not None:
+                        self.slots[slot][:shared] = self.slots[source][:shared]
         for run in step.runs:
             slot = run.sequence.slot
             assert slot is not None
@@ -286,10 +472,15 @@ class NativeMemory:
 class SchedulerMachine(RuleBasedStateMachine):
     """Random traffic on few cells, against a model of native memory."""
 
+    @staticmethod
+    def shelf() -> States | None:
+        return None
+
     def __init__(self) -> None:
         super().__init__()
-        self.subject = scheduler(cells=48, slots=3, batch=16, latency=0.05)
-        self.memory = NativeMemory(3)
+        self.states = self.shelf()
+        self.subject = scheduler(cells=48, slots=4, batch=16, latency=0.05, states=self.states, running=3)
+        self.memory = NativeMemory(4, 48)
         self.alive: list[Sequence] = []
         self.number = 0
         self.now = 0.0
@@ -315,11 +506,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.alive.remove(gone)
         self.subject.cancel(gone)
 
+    def carry_out(self, step: Step) -> None:
+        self.memory.apply(step)
+        if self.states is not None:
+            self.states.carry_out(step.operations)
+
     @rule(seconds=st.floats(0.001, 0.2), token=st.integers(0, 9))
     def step(self, seconds: float, token: int) -> None:
         step = self.subject.plan()
         self.now += seconds
-        self.memory.apply(step)
+        self.carry_out(step)
         self.subject.complete(step, seconds)
         assert step.runs or not self.alive, "there is work, but nothing runs"
         assert sum(run.count for run in step.runs) <= 16
@@ -333,7 +529,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.subject.running) > 1)
     @rule()
     def native_refusal(self) -> None:
-        self.memory.apply(Step(self.subject.plan().operations, (), ()))
+        self.carry_out(Step(self.subject.plan().operations, (), ()))
         if len(self.subject.running) > 1:
             self.subject.refuse()
 
@@ -345,10 +541,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_slot_holds_what_the_scheduler_believes(self) -> None:
-        pending: dict[int, int] = {}
-        for operation in self.subject._operations:
-            slot = operation.slot if isinstance(operation, Truncate) else operation.target
-            pending[slot] = 1
+        pending = {each.target if isinstance(each, Fork) else each.slot for each in self.subject.residents._operations}
         for each in self.subject.running:
             assert each.slot is not None
             if each.slot not in pending:
@@ -363,7 +556,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             if not self.alive:
                 break
             step = self.subject.plan()
-            self.memory.apply(step)
+            self.carry_out(step)
             self.subject.complete(step, 0.01)
             for run in step.runs:
                 if run.sample:
@@ -372,5 +565,32 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not self.alive, "somebody was never served"
 
 
+class ParkingMachine(SchedulerMachine):
+    """The same, and what gives way is parked; now and then a state is lost, or cannot be resumed."""
+
+    @staticmethod
+    def shelf() -> States | None:
+        return States()
+
+    @precondition(lambda self: self.states.kept)
+    @rule(data=st.data())
+    def lose(self, data: st.DataObject) -> None:
+        assert self.states is not None
+        self.states.kept.remove(data.draw(st.sampled_from(self.states.kept)))
+
+    @rule()
+    def fail_to_resume(self) -> None:
+        step = self.subject.plan()
+        failed = {each.slot for each in step.operations if isinstance(each, Resume)}
+        self.carry_out(Step(step.operations, (), ()))
+        for slot in failed:
+            self.memory.slots[slot] = []
+        for each in self.subject.running:
+            if each.slot in failed:
+                self.subject.lost(each)
+
+
 TestSchedulerMachine = SchedulerMachine.TestCase
 TestSchedulerMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestParkingMachine = ParkingMachine.TestCase
+TestParkingMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -49,6 +49,10 @@ class CellLedger:
         """Return how many cells the given slots hold together, shared ones counted once."""
         return sum({id(each): each.length for slot in slots for each in self._chains[slot]}.values())
 
+    def exclusive(self, slot: int) -> int:
+        """Return how many cells a slot holds that no other one shares."""
+        return sum(each.length for each in self._chains[slot] if len(each.slots) == 1)
+
     def extend(self, slot: int, tokens: int) -> None:
         """Add cells of its own to a slot's end. The caller made sure that they are free."""
         if tokens > self.free:

@@ -20,14 +20,14 @@ While anyone is decoding, a step's prefill tokens are cut so that the step takes
 
 from __future__ import annotations
 
-from array import array
 from bisect import insort
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 from appliance.engine.llama.cells import CellLedger
 from appliance.engine.llama.cost import StepCost
 from appliance.engine.llama.prefix import common_prefix
-from appliance.engine.llama.step import Fork, Limits, Run, Sequence, Step, Truncate
+from appliance.engine.llama.residents import Residents, Source
+from appliance.engine.llama.step import Limits, ParkedState, ParkedStates, Run, Sequence, Step
 
 RESERVE_CELLS = 16
 """Cells kept per running sequence at admission, so that a newcomer is not sent back within a few steps."""
@@ -35,29 +35,28 @@ MINIMUM_PREFILL_TOKENS = 8
 """A step reads at least so many prompt tokens, however slow the machine, so that prompts always advance."""
 WORTH_WAITING_TOKENS = 32
 """A prefix that another sequence is just computing is waited for if it saves at least so many tokens."""
-
-
-@dataclass(eq=False, slots=True)
-class _Slot:
-    tokens: array[int] = field(default_factory=lambda: array("i"))
-    owner: Sequence | None = None
-    last_used: int = 0
+WORTH_RESUMING_TOKENS = 16
+"""A parked state is resumed if it has at least so many tokens more than a slot."""
 
 
 class Scheduler:
     """The state of all sequences and slots of one context."""
 
-    def __init__(self, limits: Limits) -> None:
-        """Start with empty slots and an empty queue."""
+    def __init__(self, limits: Limits, parked: ParkedStates | None = None) -> None:
+        """Start with empty slots and an empty queue; `parked` is where states that were kept aside are found."""
         self.limits = limits
         self.cost = StepCost()
-        self.ledger = CellLedger(cells=limits.cells, slots=limits.slots)
+        self.residents = Residents(limits, parking=parked is not None)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
-        self._slots = [_Slot() for _ in range(limits.slots)]
-        self._operations: list[Truncate | Fork] = []
-        self._ticks = 0
+        self._parked = parked
+        self._fetches: dict[int, ParkedState] = {}
         self._preemptions = 0
+
+    @property
+    def ledger(self) -> CellLedger:
+        """Return the books of the KV cells."""
+        return self.residents.ledger
 
     @property
     def idle(self) -> bool:
@@ -84,11 +83,8 @@ class Scheduler:
 
     def finish(self, sequence: Sequence) -> None:
         """End a running sequence; what it evaluated stays in its slot for the next turn."""
-        slot = self._slot_of(sequence)
-        slot.tokens = sequence.tokens[: sequence.evaluated]
-        slot.owner = None
         self.running.remove(sequence)
-        sequence.slot = None
+        self.residents.release(sequence)
 
     def append(self, sequence: Sequence, token: int) -> None:
         """Add a sampled token, to be evaluated in the next step."""
@@ -101,29 +97,26 @@ class Scheduler:
             ValueError: A single sequence outgrew the cells; whoever samples must end it in time.
         """
         admitted = self._admit()
+        if self.running and self._parked is not None:
+            self.residents.tidy()
         runs, prefill_tokens = self._choose_runs()
         while sum(run.count for run in runs) > self.ledger.free:
             self._free_cells()
             runs, prefill_tokens = self._choose_runs()
-        operations, self._operations = tuple(self._operations), []
+        fetches, self._fetches = tuple(self._fetches.values()), {}
         return Step(
-            operations=operations,
+            operations=self.residents.take_operations(),
             runs=runs,
             admitted=tuple(each for each in admitted if each.slot is not None),
             decoding=sum(run.sequence.decoding for run in runs),
             prefill_tokens=prefill_tokens,
+            fetches=fetches,
         )
 
     def complete(self, step: Step, seconds: float) -> None:
         """Record that a step was decoded and how long that took."""
-        self._ticks += 1
         for run in step.runs:
-            sequence = run.sequence
-            slot = self._slot_of(sequence)
-            assert sequence.slot is not None
-            self.ledger.extend(sequence.slot, run.count)
-            sequence.evaluated += run.count
-            slot.last_used = self._ticks
+            self.residents.evaluated(run.sequence, run.count)
         self.cost.observe(decoding=step.decoding, prefill_tokens=step.prefill_tokens, seconds=seconds)
 
     def refuse(self) -> None:
@@ -138,12 +131,12 @@ class Scheduler:
 
     def drop(self, sequence: Sequence) -> None:
         """End a running sequence whose cells cannot be trusted any more; nothing of it is reused."""
-        slot = sequence.slot
-        assert slot is not None
-        sequence.evaluated = 0
-        self.finish(sequence)
-        self._operations.append(Truncate(slot, 0))  # even of an empty slot: a failed batch may have left cells there
-        self.ledger.truncate(slot, 0)
+        self.running.remove(sequence)
+        self.residents.discard(sequence)
+
+    def lost(self, sequence: Sequence) -> None:
+        """Record that a running sequence's parked state could not be resumed; it begins again."""
+        self.residents.lost(sequence)
 
     def check_integrity(self) -> None:
         """Verify that slots, sequences and cells agree.
@@ -151,16 +144,7 @@ class Scheduler:
         Raises:
             AssertionError: They do not.
         """
-        self.ledger.check_integrity()
-        owners = [slot.owner for slot in self._slots if slot.owner is not None]
-        assert len(owners) == len(self.running), "a running sequence without a slot"
-        for index, slot in enumerate(self._slots):
-            held = self.ledger.length(index)
-            if slot.owner is None:
-                assert held == len(slot.tokens), f"idle slot {index} holds {held} cells for {len(slot.tokens)} tokens"
-            else:
-                assert slot.owner.slot == index, f"slot {index} and its sequence disagree"
-                assert held == slot.owner.evaluated, f"slot {index} holds {held}, evaluated {slot.owner.evaluated}"
+        self.residents.check_integrity(self.running)
         assert all(each.slot is None and each.evaluated == 0 for each in self.waiting), "a waiting sequence holds cells"
         assert self.waiting == sorted(self.waiting, key=lambda each: each.order), "the queue is out of order"
 
@@ -168,73 +152,46 @@ class Scheduler:
 
     def _admit(self) -> list[Sequence]:
         admitted: list[Sequence] = []
+        delayed = 0
         for sequence in list(self.waiting):
-            source, prefix = self._best_source(sequence)
-            if self._prefix_in_flight(sequence) >= prefix + WORTH_WAITING_TOKENS:
-                continue
-            if not self._place(sequence, source, prefix):
+            if len(self.running) + delayed >= min(self.limits.running, self.limits.slots):
                 break
-            self.waiting.remove(sequence)
-            self.running.append(sequence)
-            admitted.append(sequence)
+            source = self._best_source(sequence)
+            if self._prefix_in_flight(sequence) >= source.length + WORTH_WAITING_TOKENS:
+                delayed += 1
+            elif source.state is not None and not source.state.at_hand:
+                self._fetches[id(source.state)] = source.state
+                delayed += 1
+            elif self._place(sequence, source):
+                self.waiting.remove(sequence)
+                self.running.append(sequence)
+                admitted.append(sequence)
+            else:
+                break
         return admitted
 
-    def _place(self, sequence: Sequence, source: int | None, prefix: int) -> bool:
+    def _place(self, sequence: Sequence, source: Source) -> bool:
         """Give a sequence a slot and its reusable cells, or return False and change nothing."""
-        idle = self._idle_slots()
-        if not idle:
-            return False
-        in_use = self._slots_in_use()
-        promised = sum(each.pending for each in self.running) + len(sequence.tokens) - prefix
+        room = sum(each.pending for each in self.running) + len(sequence.tokens)
         if self.running:
-            promised += RESERVE_CELLS * (len(self.running) + 1)
-        kept_prefix = prefix if source in idle else 0
-        if self.ledger.used_by(in_use) + kept_prefix + promised > self.limits.cells:
-            return False
-        target = self._target(idle, source, prefix)
-        if source in idle and self.ledger.used_by({*in_use, source}) + promised > self.limits.cells:
-            target = source  # the cells do not suffice beside the source's tail: take it over
-        self._move_in(sequence, target, source, prefix)
-        return True
+            room += RESERVE_CELLS * (len(self.running) + 1)
+        if self.residents.place(sequence, source, room - source.length):
+            return True
+        alone = Source(source.slot, source.slot_length)
+        return source.state is not None and self.residents.place(sequence, alone, room - alone.length)
 
-    def _move_in(self, sequence: Sequence, target: int, source: int | None, prefix: int) -> None:
-        if target == source:
-            self._truncate(target, prefix)
-        else:
-            self._truncate(target, 0)
-            if source is not None:
-                self._operations.append(Fork(source, target, prefix))
-                self.ledger.fork(source, target, prefix)
-        self._slots[target].tokens = array("i")
-        self._slots[target].owner = sequence
-        sequence.slot = target
-        sequence.evaluated = prefix
-        if sequence.cached < 0:
-            sequence.cached = prefix
-        wanted = sum(each.pending for each in self.running) + sequence.pending
-        while wanted > self.ledger.free and self._drop_idle(keep=source):
-            pass
-
-    def _target(self, idle: list[int], source: int | None, prefix: int) -> int:
-        """Choose the slot to run in: the source itself when most of it is reused, else the emptiest, oldest one."""
-        if source in idle and 2 * prefix >= self.ledger.length(source):
+    def _best_source(self, sequence: Sequence) -> Source:
+        """Return where most of a newcomer's prompt can be had from."""
+        source = self.residents.longest_prefix(sequence)
+        if self._parked is None:
             return source
-        others = [index for index in idle if index != source] or idle
-        return min(others, key=lambda index: (self.ledger.length(index) > 0, self._slots[index].last_used))
-
-    def _best_source(self, sequence: Sequence) -> tuple[int | None, int]:
-        """Return the slot that shares the longest evaluated prefix, and its length."""
-        usable = len(sequence.tokens) - 1  # the last token is evaluated anew, since its logits are needed
-        best: tuple[int | None, int] = (None, 0)
-        for index, slot in enumerate(self._slots):
-            held = self.ledger.length(index)
-            tokens = slot.owner.tokens if slot.owner is not None else slot.tokens
-            length = common_prefix(sequence.tokens, tokens, min(usable, held))
-            if not self.limits.can_rewind and (slot.owner is not None or length < held):
-                continue
-            if length > best[1]:
-                best = (index, length)
-        return best
+        state, length = self._parked.best(sequence.tokens, sequence.adapter)
+        length = min(length, len(sequence.tokens) - 1)
+        if state is None or length < source.length + WORTH_RESUMING_TOKENS:
+            return source
+        if not self.limits.can_rewind and length < len(state.tokens):
+            return source
+        return replace(source, state=state, state_length=length)
 
     def _prefix_in_flight(self, sequence: Sequence) -> int:
         """Return the longest prefix that a running sequence has in its prompt but has not evaluated yet."""
@@ -244,7 +201,7 @@ class Scheduler:
         lengths = (
             common_prefix(sequence.tokens, each.tokens, min(usable, each.prompt_length))
             for each in self.running
-            if each.evaluated < each.prompt_length
+            if each.evaluated < each.prompt_length and each.adapter == sequence.adapter
         )
         return max(lengths, default=0)
 
@@ -268,44 +225,19 @@ class Scheduler:
     # Giving way
 
     def _free_cells(self) -> None:
-        if not self._drop_idle() and not self._give_way():
+        if not self.residents.drop_idle() and not self._give_way():
             raise ValueError(f"a single sequence does not fit {self.limits.cells} cells")
-
-    def _drop_idle(self, keep: int | None = None) -> bool:
-        """Drop the idle slot unused for longest; return False when none holds any cells."""
-        candidates = [index for index in self._idle_slots() if index != keep and self.ledger.length(index) > 0]
-        if not candidates:
-            return False
-        self._truncate(min(candidates, key=lambda index: self._slots[index].last_used), 0)
-        return True
 
     def _give_way(self) -> bool:
         """Send the running sequence that is last in order back to the queue; return False if it is the only one."""
         if len(self.running) < 2:
             return False
         last = max(self.running, key=lambda each: each.order)
-        slot = last.slot
-        assert slot is not None
-        self.drop(last)
+        self.running.remove(last)
+        self.residents.park(last)
         self.submit(last)
         self._preemptions += 1
         return True
-
-    def _truncate(self, slot: int, length: int) -> None:
-        if self.ledger.length(slot) > length:
-            self._operations.append(Truncate(slot, length))
-            self.ledger.truncate(slot, length)
-        del self._slots[slot].tokens[length:]
-
-    def _idle_slots(self) -> list[int]:
-        return [index for index, slot in enumerate(self._slots) if slot.owner is None]
-
-    def _slots_in_use(self) -> set[int]:
-        return {index for index, slot in enumerate(self._slots) if slot.owner is not None}
-
-    def _slot_of(self, sequence: Sequence) -> _Slot:
-        assert sequence.slot is not None, "the sequence is not running"
-        return self._slots[sequence.slot]
 
 
 def _share_out(readers: list[Sequence], room: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
+from typing import Protocol
 
 from appliance.core.types import Priority
 
@@ -20,6 +21,7 @@ class Sequence:
         evaluated: How many of `tokens` have their KV in `slot`. While decoding, all but the last.
         cached: Prompt tokens that were reused rather than computed, at the first admission.
         slot: The native sequence id, or None while waiting.
+        adapter: The adapter it runs under; tokens that another one evaluated are not reused.
     """
 
     id: int
@@ -30,6 +32,7 @@ class Sequence:
     evaluated: int = 0
     cached: int = -1
     slot: int | None = None
+    adapter: str = ""
 
     def __post_init__(self) -> None:
         self.prompt_length = len(self.tokens)
@@ -67,6 +70,59 @@ class Fork:
     length: int
 
 
+class ParkedState(Protocol):
+    """A sequence's state that was kept aside.
+
+    Attributes:
+        tokens: What was evaluated, from the first one on.
+        at_hand: False while only the disk has it; it must be fetched before it can be resumed.
+    """
+
+    @property
+    def tokens(self) -> array[int]:
+        """The tokens whose state it is."""
+        ...
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether it can be resumed at once."""
+        ...
+
+
+class ParkedStates(Protocol):
+    """Where parked states are looked up."""
+
+    def best(self, tokens: array[int], adapter: str) -> tuple[ParkedState | None, int]:
+        """Return the state that shares the longest prefix with the tokens, and how long that is."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Park:
+    """Keep a copy of a slot's state, which is that of `tokens`, aside; its cells are taken next."""
+
+    slot: int
+    tokens: array[int]
+    adapter: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Put a parked state into the empty slot and keep its first `length` tokens.
+
+    Of these the first `shared` are then shared with the slot `source`, which has them too.
+    """
+
+    slot: int
+    state: ParkedState
+    length: int
+    source: int | None = None
+    shared: int = 0
+
+
+Operation = Truncate | Fork | Park | Resume
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """Evaluate `count` tokens of a sequence from its token `start`; `sample` if its last pending one is among them."""
@@ -79,11 +135,16 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What to do next: the memory operations in order, then one batch. `runs` may be empty when nothing can run."""
+    """What to do next: the memory operations in order, then one batch. `runs` may be empty when nothing can run.
 
-    operations: tuple[Truncate | Fork, ...]
+    Attributes:
+        fetches: Parked states that somebody waits for and that must be fetched from disk.
+    """
+
+    operations: tuple[Operation, ...]
     runs: tuple[Run, ...]
     admitted: tuple[Sequence, ...]
+    fetches: tuple[ParkedState, ...] = ()
     decoding: int = 0
     prefill_tokens: int = 0
 
@@ -94,9 +155,10 @@ class Limits:
 
     Attributes:
         cells: KV cells shared by all slots.
-        slots: Native sequence ids.
+        slots: Native sequence ids, for running sequences and idle pasts.
         batch_tokens: Most tokens of one step.
         target_latency: Seconds a step may take while anyone is decoding.
+        running: Most sequences that run at once; never more than there are slots.
         can_rewind: False for recurrent and hybrid memories, which cannot drop a tail or share a part of a sequence.
     """
 
@@ -105,3 +167,4 @@ class Limits:
     batch_tokens: int
     target_latency: float
     can_rewind: bool = True
+    running: int = 2**31 - 1

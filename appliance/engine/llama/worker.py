@@ -25,7 +25,7 @@ from appliance.engine.llama.generation import Admitted, Event, Failed, Gained, L
 from appliance.engine.llama.model import LlamaModel
 from appliance.engine.llama.sampling import token_logprob
 from appliance.engine.llama.scheduler import Scheduler
-from appliance.engine.llama.step import Limits, Run, Step
+from appliance.engine.llama.step import Fork, Limits, Run, Step, Truncate
 from appliance.engine.llama.step import Sequence as ScheduledSequence
 
 LOGGER = logging.getLogger("appliance.engine")
@@ -155,6 +155,7 @@ class Worker:
         """Schedule → decode → sample → deliver."""
         step = self._scheduler.plan()
         for operation in step.operations:
+            assert isinstance(operation, Truncate | Fork), "nothing is parked yet"
             self._context.apply(operation)
         self._note_admitted(step)
         if step.runs and self._decode(step):
