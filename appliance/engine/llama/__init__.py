@@ -3,7 +3,7 @@
 One step is schedule → decode → sample → deliver, told by `worker.Worker._step`:
 
 - `cells`      which KV cells are whose (pure)
-- `prefix`     what two sequences share (pure)
+- `prefix`     what sequences share (pure)
 - `cost`       what a step costs (pure)
 - `step`       what the scheduler is given and answers with (pure)
 - `scheduler`  who runs next, on which tokens (pure)
