@@ -452,17 +452,16 @@ class NativeMemory:
                     self.slots[target] = self.slots[source][:length]
                 case Park(slot, tokens):
                     assert [cell[0] for cell in self.slots[slot]] == list(tokens), "what is parked is what is held"
-                case Resume(slot, state, length, source, shared):
+                case Resume(slot, state, length, sharer, shared):
                     assert self.slots[slot] == []
                     assert self.cells + len(state.tokens) <= self.capacity, "a state needs all its cells for a moment"
                     self.slots[slot] = [[token] for token in state.tokens[:length]]
-                    if source is not None:
-                        self.slots[slot][:shared] = self.slots[source][:shared]
+                    if sharer is not None:
+                        self.slots[slot][:shared] = self.slots[sharer][:shared]
         for run in step.runs:
-            slot = run.sequence.slot
-            assert slot is not None
-            assert len(self.slots[slot]) == run.start, "positions must be consecutive"
-            self.slots[slot] += [[token] for token in run.sequence.tokens[run.start : run.start + run.count]]
+            held = self.slots[run.sequence.slot or 0]
+            assert len(held) == run.start, "positions must be consecutive"
+            held += [[token] for token in run.sequence.tokens[run.start : run.start + run.count]]
 
     @property
     def cells(self) -> int:

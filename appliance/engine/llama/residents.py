@@ -12,7 +12,7 @@ from collections.abc import Sequence as Row
 from dataclasses import dataclass, field, replace
 
 from appliance.engine.llama.cells import CellLedger
-from appliance.engine.llama.prefix import common_prefix
+from appliance.engine.llama.prefix import PrefixTree
 from appliance.engine.llama.step import Fork, Limits, Operation, Park, ParkedState, Resume, Sequence, Truncate
 
 WORTH_PARKING_TOKENS = 16
@@ -21,6 +21,8 @@ WORTH_PARKING_TOKENS = 16
 
 @dataclass(eq=False, slots=True)
 class _Slot:
+    """The past that an idle slot keeps, or the sequence that runs in it."""
+
     tokens: array[int] = field(default_factory=lambda: array("i"))
     adapter: str = ""
     owner: Sequence | None = None
@@ -56,6 +58,8 @@ class Residents:
         self._parking = parking
         self.ledger = CellLedger(cells=limits.cells, slots=limits.slots)
         self._slots = [_Slot() for _ in range(limits.slots)]
+        self._tree: PrefixTree[int] = PrefixTree()
+        """The past of each idle slot that has one, and the prompt of each running sequence."""
         self._operations: list[Operation] = []
         self._ticks = 0
 
@@ -92,21 +96,23 @@ class Residents:
 
     # Reuse
 
-    def longest_prefix(self, sequence: Sequence) -> Source:
-        """Return the slot that shares the longest evaluated prefix with a newcomer."""
+    def longest_prefix(self, sequence: Sequence) -> tuple[Source, int]:
+        """Return the slot that shares the longest evaluated prefix with a newcomer.
+
+        Also returns how long a prefix will be had from a running sequence once that has read its own prompt.
+        """
         usable = len(sequence.tokens) - 1  # the last token is evaluated anew, since its logits are needed
-        best = Source()
-        for index, slot in enumerate(self._slots):
-            held = self.ledger.length(index)
-            if held <= best.slot_length or slot.adapter != sequence.adapter:
-                continue
-            tokens = slot.owner.tokens if slot.owner is not None else slot.tokens
-            length = common_prefix(sequence.tokens, tokens, min(usable, held))
-            if not self._limits.can_rewind and (slot.owner is not None or length < held):
-                continue
-            if length > best.slot_length:
-                best = Source(index, length)
-        return best
+        if not self._limits.can_rewind:
+            whole = self._tree.prefixes(sequence.tokens, sequence.adapter, usable)
+            length, slot = next((each for each in whole if self._slots[each[1]].owner is None), (0, None))
+            return Source(slot, length), 0
+        best, in_flight = Source(), 0
+        for length, slot in self._tree.matches(sequence.tokens, sequence.adapter, usable):
+            held = min(length, self.ledger.length(slot))
+            if held > best.slot_length:
+                best = Source(slot, held)
+            in_flight = max(in_flight, length)
+        return best, in_flight
 
     def place(self, sequence: Sequence, source: Source, room: int) -> bool:
         """Give a newcomer a slot with all that the source has, if `room` further cells can be had from idle slots.
@@ -173,6 +179,9 @@ class Residents:
     def _own(self, target: int, sequence: Sequence, evaluated: int) -> None:
         slot = self._slots[target]
         slot.tokens = array("i")
+        if target in self._tree:
+            self._tree.remove(target)
+        self._tree.insert(target, sequence.tokens[: sequence.prompt_length], sequence.adapter)
         slot.adapter = sequence.adapter
         slot.owner = sequence
         sequence.slot = target
@@ -197,10 +206,15 @@ class Residents:
 
     def release(self, sequence: Sequence) -> None:
         """Let an ended sequence go; what it evaluated stays in its slot for the next turn."""
-        slot = self._slots[self._of(sequence)]
+        number = self._of(sequence)
+        slot = self._slots[number]
         slot.tokens = sequence.tokens[: sequence.evaluated]
         slot.owner = None
         sequence.slot = None
+        self._tree.truncate(number, sequence.evaluated)
+        self._tree.extend(number, slot.tokens[self._tree.length(number) :])
+        if not slot.tokens:
+            self._tree.remove(number)
 
     def park(self, sequence: Sequence) -> None:
         """Take a running sequence's cells, and keep its state aside so that it can go on from there."""
@@ -253,6 +267,10 @@ class Residents:
             self._operations.append(Truncate(slot, length))
             self.ledger.truncate(slot, length)
         del self._slots[slot].tokens[length:]
+        if self._slots[slot].owner is None and slot in self._tree:
+            self._tree.truncate(slot, length)
+            if not length:
+                self._tree.remove(slot)
 
     def _of(self, sequence: Sequence) -> int:
         assert sequence.slot is not None, "the sequence is not running"
@@ -265,12 +283,15 @@ class Residents:
             AssertionError: They do not.
         """
         self.ledger.check_integrity()
+        self._tree.check_integrity()
         owners = [slot.owner for slot in self._slots if slot.owner is not None]
         assert len(owners) == len(running), "a running sequence without a slot"
         for index, slot in enumerate(self._slots):
             held = self.ledger.length(index)
             if slot.owner is None:
                 assert held == len(slot.tokens), f"idle slot {index} holds {held} cells for {len(slot.tokens)} tokens"
+                assert held == (self._tree.length(index) if held else 0), f"the tree is wrong about idle slot {index}"
+                assert (index in self._tree) == (held > 0), f"the tree is wrong about idle slot {index}"
             else:
                 assert slot.owner.slot == index, f"slot {index} and its sequence disagree"
                 assert held == slot.owner.evaluated, f"slot {index} holds {held}, evaluated {slot.owner.evaluated}"

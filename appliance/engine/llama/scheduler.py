@@ -25,7 +25,6 @@ from dataclasses import replace
 
 from appliance.engine.llama.cells import CellLedger
 from appliance.engine.llama.cost import StepCost
-from appliance.engine.llama.prefix import common_prefix
 from appliance.engine.llama.residents import Residents, Source
 from appliance.engine.llama.step import Limits, ParkedState, ParkedStates, Run, Sequence, Step
 
@@ -156,8 +155,8 @@ class Scheduler:
         for sequence in list(self.waiting):
             if len(self.running) + delayed >= min(self.limits.running, self.limits.slots):
                 break
-            source = self._best_source(sequence)
-            if self._prefix_in_flight(sequence) >= source.length + WORTH_WAITING_TOKENS:
+            source, in_flight = self._best_source(sequence)
+            if in_flight >= source.length + WORTH_WAITING_TOKENS:
                 delayed += 1
             elif source.state is not None and not source.state.at_hand:
                 self._fetches[id(source.state)] = source.state
@@ -180,30 +179,18 @@ class Scheduler:
         alone = Source(source.slot, source.slot_length)
         return source.state is not None and self.residents.place(sequence, alone, room - alone.length)
 
-    def _best_source(self, sequence: Sequence) -> Source:
-        """Return where most of a newcomer's prompt can be had from."""
-        source = self.residents.longest_prefix(sequence)
+    def _best_source(self, sequence: Sequence) -> tuple[Source, int]:
+        """Return where most of a newcomer's prompt can be had from, and how much a running sequence will have."""
+        source, in_flight = self.residents.longest_prefix(sequence)
         if self._parked is None:
-            return source
+            return source, in_flight
         state, length = self._parked.best(sequence.tokens, sequence.adapter)
         length = min(length, len(sequence.tokens) - 1)
         if state is None or length < source.length + WORTH_RESUMING_TOKENS:
-            return source
+            return source, in_flight
         if not self.limits.can_rewind and length < len(state.tokens):
-            return source
-        return replace(source, state=state, state_length=length)
-
-    def _prefix_in_flight(self, sequence: Sequence) -> int:
-        """Return the longest prefix that a running sequence has in its prompt but has not evaluated yet."""
-        if not self.limits.can_rewind:
-            return 0
-        usable = len(sequence.tokens) - 1
-        lengths = (
-            common_prefix(sequence.tokens, each.tokens, min(usable, each.prompt_length))
-            for each in self.running
-            if each.evaluated < each.prompt_length and each.adapter == sequence.adapter
-        )
-        return max(lengths, default=0)
+            return source, in_flight
+        return replace(source, state=state, state_length=length), in_flight
 
     # The batch
 
