@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence as Sequence_
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from appliance.core.types import Priority
+from appliance.engine.llama.parked import ParkedState, ParkedStates
 from appliance.engine.llama.prefix import common_prefix
 from appliance.engine.llama.scheduler import Scheduler
 from appliance.engine.llama.step import Fork, Limits, Operation, Park, Resume, Sequence, Step, Truncate
@@ -21,28 +21,33 @@ def sequence(number: int, tokens: list[int], priority: Priority = Priority.DEFAU
     return Sequence(number, array("i", tokens), priority, arrived)
 
 
-@dataclass(eq=False)
-class State:
-    tokens: array[int]
-    adapter: str = ""
-    at_hand: bool = True
+class States(ParkedStates):
+    """Parked states whose native part is imagined."""
 
+    def __init__(self, *, can_rewind: bool = True) -> None:
+        super().__init__(ram_bytes=10_000, disk_bytes=10_000, can_rewind=can_rewind)
+        self.number = 0
 
-class States:
-    """The obvious shelf of parked states, to the contract of `ParkedStates`."""
+    def keep(self, tokens: Iterable[int], adapter: str = "") -> ParkedState:
+        self.number += 1
+        held = array("i", tokens)
+        state = ParkedState(str(self.number), held, adapter, size=len(held))
+        self.put(state, tick=self.number)
+        return state
 
-    def __init__(self) -> None:
-        self.kept: list[State] = []
+    def move_to_disk(self, state: ParkedState) -> None:
+        self.drop(state.id)
+        state.in_ram, state.on_disk = False, True
+        self.restore(state, tick=self.number)
 
-    def best(self, tokens: array[int], adapter: str) -> tuple[State | None, int]:
-        lengths = [
-            (common_prefix(tokens, each.tokens, len(tokens)), each) for each in self.kept if each.adapter == adapter
-        ]
-        length, state = max(lengths, key=lambda pair: pair[0], default=(0, None))
-        return (state, length) if length else (None, 0)
+    def carry_out(self, operations: Iterable[Operation]) -> None:
+        for each in operations:
+            if isinstance(each, Park) and self.wants(each.tokens, each.adapter, len(each.tokens)):
+                self.keep(each.tokens, each.adapter)
 
-    def carry_out(self, operations: Sequence_[Operation]) -> None:
-        self.kept += [State(each.tokens, each.adapter) for each in operations if isinstance(each, Park)]
+    @property
+    def kept(self) -> list[ParkedState]:
+        return list(self._states.values())
 
 
 def scheduler(
@@ -320,7 +325,7 @@ def test_a_parked_conversation_goes_on_from_its_state() -> None:
 def test_a_resumed_conversation_shares_with_a_slot_what_both_have() -> None:
     states = States()
     subject = scheduler(states=states, batch=64)
-    states.kept.append(State(array("i", [*range(40), *range(50, 70)])))
+    states.keep(array("i", [*range(40), *range(50, 70)]))
     prefill(subject, sequence(1, [*range(40), 90]))
     used = subject.ledger.used
     again = sequence(2, [*range(40), *range(50, 70), 7, 8])
@@ -333,14 +338,14 @@ def test_a_resumed_conversation_shares_with_a_slot_what_both_have() -> None:
 def test_a_state_on_disk_is_fetched_first_and_nobody_else_waits_for_it() -> None:
     states = States()
     subject = scheduler(states=states, batch=64)
-    states.kept.append(State(array("i", range(40)), at_hand=False))
+    states.move_to_disk(states.keep(array("i", range(40))))
     waits, other = sequence(1, [*range(40), 7]), sequence(2, [3, 4, 5])
     subject.submit(waits)
     subject.submit(other)
     step = work(subject)
     assert step.fetches == (states.kept[0],)
     assert step.admitted == (other,)
-    states.kept[0].at_hand = True
+    states.promote(states.kept[0].id)
     assert work(subject).admitted == (waits,)
     assert waits.cached == 40
 
@@ -348,11 +353,11 @@ def test_a_state_on_disk_is_fetched_first_and_nobody_else_waits_for_it() -> None
 def test_a_state_that_is_lost_while_it_is_fetched_means_to_begin_again() -> None:
     states = States()
     subject = scheduler(states=states, batch=64)
-    states.kept.append(State(array("i", range(40)), at_hand=False))
+    states.move_to_disk(states.keep(array("i", range(40))))
     waits = sequence(1, [*range(40), 7])
     subject.submit(waits)
     assert subject.plan().runs == ()
-    states.kept.clear()
+    states.drop(states.kept[0].id)
     assert work(subject).admitted == (waits,)
     assert waits.cached == 0
 
@@ -360,7 +365,7 @@ def test_a_state_that_is_lost_while_it_is_fetched_means_to_begin_again() -> None
 def test_a_state_that_cannot_be_resumed_means_to_begin_again() -> None:
     states = States()
     subject = scheduler(states=states, batch=64)
-    states.kept.append(State(array("i", range(40))))
+    states.keep(array("i", range(40)))
     unlucky = sequence(1, [*range(40), 7])
     subject.submit(unlucky)
     assert [run.count for run in subject.plan().runs] == [1]
@@ -372,7 +377,7 @@ def test_a_state_that_cannot_be_resumed_means_to_begin_again() -> None:
 def test_a_state_with_more_cells_than_there_are_is_computed_rather_than_resumed() -> None:
     states = States()
     subject = scheduler(cells=64, states=states, batch=64)
-    states.kept.append(State(array("i", range(60))))
+    states.keep(array("i", range(60)))
     prefill(subject, sequence(1, list(range(100, 110))))
     short = sequence(2, [*range(20), 7])
     subject.submit(short)
@@ -397,9 +402,9 @@ def test_who_gives_way_is_parked_and_goes_on_without_reading_anything_again() ->
 
 
 def test_a_memory_that_cannot_rewind_resumes_only_a_whole_state() -> None:
-    states = States()
+    states = States(can_rewind=False)
     subject = scheduler(states=states, batch=64, rewind=False)
-    states.kept.append(State(array("i", range(40))))
+    states.keep(array("i", range(40)))
     branch, whole = sequence(1, [*range(30), 90]), sequence(2, [*range(40), 70])
     prefill(subject, branch)
     prefill(subject, whole)
@@ -410,7 +415,7 @@ def test_states_of_another_adapter_are_not_reused() -> None:
     states = States()
     subject = scheduler(states=states, batch=64)
     idle_past(subject, states, 1, list(range(40)))
-    states.kept.append(State(array("i", range(40)), "formal"))
+    states.keep(array("i", range(40)), "formal")
     styled = sequence(2, [*range(30), 7])
     styled.adapter = "other"
     prefill(subject, styled)
@@ -575,7 +580,7 @@ class ParkingMachine(SchedulerMachine):
     @rule(data=st.data())
     def lose(self, data: st.DataObject) -> None:
         assert self.states is not None
-        self.states.kept.remove(data.draw(st.sampled_from(self.states.kept)))
+        self.states.drop(data.draw(st.sampled_from(self.states.kept)).id)
 
     @rule()
     def fail_to_resume(self) -> None:

@@ -12,8 +12,9 @@ from collections.abc import Sequence as Row
 from dataclasses import dataclass, field, replace
 
 from appliance.engine.llama.cells import CellLedger
+from appliance.engine.llama.parked import ParkedState
 from appliance.engine.llama.prefix import PrefixTree
-from appliance.engine.llama.step import Fork, Limits, Operation, Park, ParkedState, Resume, Sequence, Truncate
+from appliance.engine.llama.step import Fork, Limits, Operation, Park, Resume, Sequence, Truncate
 
 WORTH_PARKING_TOKENS = 16
 """A past with fewer cells of its own is dropped rather than kept aside: it is read again as fast."""
@@ -78,13 +79,11 @@ class Residents:
         """Return the slots of running sequences."""
         return {index for index, slot in enumerate(self._slots) if slot.owner is not None}
 
-    def past(self, slot: int) -> array[int]:
-        """Return the tokens whose state an idle slot keeps."""
-        return self._slots[slot].tokens
-
-    def adapter(self, slot: int) -> str:
-        """Return under which adapter a slot's tokens were evaluated."""
-        return self._slots[slot].adapter
+    def pasts(self) -> list[Park]:
+        """Return what would keep aside the pasts of the idle slots, the one used last coming last."""
+        idle = [index for index in self.idle if len(self._slots[index].tokens) >= WORTH_PARKING_TOKENS]
+        idle.sort(key=lambda index: self._slots[index].last_used)
+        return [Park(index, self._slots[index].tokens[:], self._slots[index].adapter) for index in idle]
 
     def evaluated(self, sequence: Sequence, count: int) -> None:
         """Record that `count` more tokens of a running sequence have cells."""

@@ -25,8 +25,9 @@ from dataclasses import replace
 
 from appliance.engine.llama.cells import CellLedger
 from appliance.engine.llama.cost import StepCost
+from appliance.engine.llama.parked import ParkedState, ParkedStates
 from appliance.engine.llama.residents import Residents, Source
-from appliance.engine.llama.step import Limits, ParkedState, ParkedStates, Run, Sequence, Step
+from appliance.engine.llama.step import Limits, Run, Sequence, Step
 
 RESERVE_CELLS = 16
 """Cells kept per running sequence at admission, so that a newcomer is not sent back within a few steps."""
@@ -49,7 +50,7 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self._parked = parked
-        self._fetches: dict[int, ParkedState] = {}
+        self._fetches: dict[str, ParkedState] = {}
         self._preemptions = 0
 
     @property
@@ -158,8 +159,8 @@ class Scheduler:
             source, in_flight = self._best_source(sequence)
             if in_flight >= source.length + WORTH_WAITING_TOKENS:
                 delayed += 1
-            elif source.state is not None and not source.state.at_hand:
-                self._fetches[id(source.state)] = source.state
+            elif source.state is not None and not source.state.in_ram:
+                self._fetches[source.state.id] = source.state
                 delayed += 1
             elif self._place(sequence, source):
                 self.waiting.remove(sequence)
@@ -184,13 +185,10 @@ class Scheduler:
         source, in_flight = self.residents.longest_prefix(sequence)
         if self._parked is None:
             return source, in_flight
-        state, length = self._parked.best(sequence.tokens, sequence.adapter)
-        length = min(length, len(sequence.tokens) - 1)
-        if state is None or length < source.length + WORTH_RESUMING_TOKENS:
+        found = self._parked.best(sequence.tokens, sequence.adapter, limit=len(sequence.tokens) - 1)
+        if found is None or found[1] < source.length + WORTH_RESUMING_TOKENS:
             return source, in_flight
-        if not self.limits.can_rewind and length < len(state.tokens):
-            return source, in_flight
-        return replace(source, state=state, state_length=length), in_flight
+        return replace(source, state=found[0], state_length=found[1]), in_flight
 
     # The batch
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
-from typing import Protocol
 
 from appliance.core.types import Priority
+from appliance.engine.llama.parked import ParkedState
 
 HEAD_START_S = {Priority.PRIORITY: 20.0, Priority.DEFAULT: 0.0, Priority.FLEX: -60.0}
 """How much earlier a request counts as having arrived; so one tier only delays another, and nothing starves."""
@@ -22,6 +22,9 @@ class Sequence:
         cached: Prompt tokens that were reused rather than computed, at the first admission.
         slot: The native sequence id, or None while waiting.
         adapter: The adapter it runs under; tokens that another one evaluated are not reused.
+        tenant: Whose share of the engine it counts against.
+        weight: The tenant's share, relative to the others'.
+        deadline: When its caller gives up, on the clock of `arrived`; None is never.
     """
 
     id: int
@@ -33,6 +36,9 @@ class Sequence:
     cached: int = -1
     slot: int | None = None
     adapter: str = ""
+    tenant: str = ""
+    weight: float = 1.0
+    deadline: float | None = None
 
     def __post_init__(self) -> None:
         self.prompt_length = len(self.tokens)
@@ -46,6 +52,11 @@ class Sequence:
     def pending(self) -> int:
         """Return how many tokens must be evaluated before the next one can be sampled."""
         return len(self.tokens) - self.evaluated
+
+    @property
+    def generated(self) -> int:
+        """Return how many tokens have been sampled."""
+        return len(self.tokens) - self.prompt_length
 
     @property
     def decoding(self) -> bool:
@@ -68,33 +79,6 @@ class Fork:
     source: int
     target: int
     length: int
-
-
-class ParkedState(Protocol):
-    """A sequence's state that was kept aside.
-
-    Attributes:
-        tokens: What was evaluated, from the first one on.
-        at_hand: False while only the disk has it; it must be fetched before it can be resumed.
-    """
-
-    @property
-    def tokens(self) -> array[int]:
-        """The tokens whose state it is."""
-        ...
-
-    @property
-    def at_hand(self) -> bool:
-        """Whether it can be resumed at once."""
-        ...
-
-
-class ParkedStates(Protocol):
-    """Where parked states are looked up."""
-
-    def best(self, tokens: array[int], adapter: str) -> tuple[ParkedState | None, int]:
-        """Return the state that shares the longest prefix with the tokens, and how long that is."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
