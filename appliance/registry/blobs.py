@@ -25,7 +25,7 @@ import msgspec
 
 from appliance.core.errors import ConflictError, NotFoundError, StorageError
 from appliance.registry.files import free_bytes, storage_errors, sync_folder
-from appliance.registry.locks import Hold, holders, lock, share
+from appliance.store.locks import Hold, holders, lock, share
 
 SPARE_BYTES = 64 * 1024 * 1024
 """Left free on the disk for databases and logs."""

@@ -16,9 +16,9 @@ import msgspec
 from appliance.core.errors import ConflictError, NotFoundError
 from appliance.core.settings import Settings
 from appliance.registry.blobs import Blobs
-from appliance.registry.locks import Hold
 from appliance.security.audit import local_actor, record
 from appliance.store.database import Connection, Database, Row
+from appliance.store.locks import Hold
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,9 @@ from appliance.engine.llama.engine import LlamaEngine
 from appliance.engine.llama.worker import EngineConfig
 from appliance.observe.metrics import Metrics
 from appliance.observe.resources import memory, physical_cores
-from appliance.registry.locks import Hold
 from appliance.registry.versions import RegisteredModel, Registry
 from appliance.serving.prompts import PromptRenderer
+from appliance.store.locks import Hold
 
 LOGGER = logging.getLogger("appliance.serving")
 RETRY_MISSING_S = 2.0

@@ -1,1 +1,1 @@
-"""The cellar: SQLite databases, their migrations, and nothing that knows what is kept in them."""
+"""The cellar: SQLite databases, their migrations, locks on files, and nothing that knows what is kept in them."""

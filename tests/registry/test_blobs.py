@@ -11,7 +11,7 @@ import pytest
 
 from appliance.core.errors import ConflictError, NotFoundError, StorageError
 from appliance.registry.blobs import SPARE_BYTES, STALE_PARTIAL_S, Blobs, Edition
-from appliance.registry.locks import holders, lock
+from appliance.store.locks import holders, lock
 
 CONTENT = b"content " * 1000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
