@@ -34,6 +34,7 @@ Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 CountOrZero = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400 * 366)]
 Bytes = Annotated[int, Meta(ge=1, le=2**40)]
+BytesOrZero = Annotated[int, Meta(ge=0, le=2**50)]
 
 _FLAG_NAMES = {"data_dir": "data"}
 """Flags that are not called after their setting."""
@@ -80,6 +81,13 @@ class Settings:
     target_inter_token_latency_s: Seconds = _setting(
         0.15, "Engine steps are cut to this length while anyone is streaming"
     )
+    parking_ram_bytes: BytesOrZero = _setting(
+        256 * 1024 * 1024, "RAM for the KV states of conversations that wait for their next turn; 0 is none"
+    )
+    parking_disk_bytes: BytesOrZero = _setting(
+        2 * 1024 * 1024 * 1024, "Disk for them, so that they also survive a restart; 0 is none"
+    )
+    parking_delay_s: Seconds = _setting(5.0, "Time a conversation is quiet before its KV state is written to disk")
     queue_size: CountOrZero = _setting(64, "Requests that may wait for a sequence; one more is answered 429")
     stalled_engine_s: Seconds = _setting(60.0, "Heartbeat age at which an engine counts as dead")
 
@@ -115,6 +123,11 @@ class Settings:
     def blobs_dir(self) -> Path:
         """Return the folder of content-addressed model files."""
         return self.data_dir / "models" / "blobs"
+
+    @property
+    def parking_dir(self) -> Path:
+        """Return the folder of the KV states of conversations that wait for their next turn."""
+        return self.data_dir / "kv"
 
 
 @dataclass(frozen=True, slots=True)

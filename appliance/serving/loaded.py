@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from appliance.core.errors import ApplianceError, EngineError, ModelFileError, UnavailableError
 from appliance.core.settings import Settings
 from appliance.core.types import Health
+from appliance.engine.llama.config import EngineConfig
 from appliance.engine.llama.engine import LlamaEngine
-from appliance.engine.llama.worker import EngineConfig
 from appliance.observe.metrics import Metrics
 from appliance.observe.resources import memory, physical_cores
 from appliance.registry.versions import RegisteredModel, Registry
@@ -242,6 +242,11 @@ class LoadedModels:
             target_inter_token_latency_s=settings.target_inter_token_latency_s,
             queue_size=settings.queue_size,
             context_limit=registered.default_context or settings.context_cells,
+            parking_ram_bytes=settings.parking_ram_bytes,
+            parking_disk_bytes=settings.parking_disk_bytes,
+            parking_delay_s=settings.parking_delay_s,
+            parking_dir=settings.parking_dir if settings.parking_disk_bytes and settings.parking_ram_bytes else None,
+            model_sha256=registered.files[0].sha256,
         )
 
     def _renderer(self, registered: RegisteredModel, engine: LlamaEngine) -> PromptRenderer | None:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from appliance.core.types import Delta, FinishReason, SamplingParams, TokenLogprob, Usage
+from appliance.engine.llama.config import EngineConfig
 from appliance.engine.llama.engine import LlamaEngine
 from appliance.engine.llama.generation import LlamaGeneration
-from appliance.engine.llama.worker import EngineConfig
 from appliance.observe.metrics import Metrics
 
 CONFIG = EngineConfig(

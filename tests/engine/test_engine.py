@@ -231,7 +231,7 @@ async def test_the_vocabulary_of_an_unloaded_model_is_refused_not_read(tiny_mode
     async with running(tiny_model_path) as subject:
         long = asyncio.gather(*(subject.tokens("the quick brown fox " * 20_000) for _ in range(4)))
         async with asyncio.timeout(30):
-            while subject.engine._model._users < 4:  # they are on their way in threads of their own
+            while subject.engine._model._users < 4:  # noqa: ASYNC110  (they are on their way in threads of their own)
                 await asyncio.sleep(0.001)
         await subject.engine.close()
         assert {len(each) for each in await long} == {len((await long)[0])}

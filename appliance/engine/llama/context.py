@@ -13,7 +13,7 @@ import numpy.typing as npt
 from appliance.core.errors import EngineError
 from appliance.engine.llama.model import LlamaModel
 from appliance.engine.llama.native import llama, short
-from appliance.engine.llama.step import Fork, Run, Truncate
+from appliance.engine.llama.step import Fork, Resume, Run, Truncate
 
 PLAIN_ATTENTION_TOKENS = 128
 """Tokens that plain attention computes at once; its memory is this times cells times heads, and more is no faster."""
@@ -62,9 +62,12 @@ class LlamaContext:
         parameters = llama.llama_context_default_params()
         parameters.n_ctx = cells
         parameters.n_batch = batch_tokens
-        parameters.flash_attn_type = _flash_attention(flash_attention)
-        plain = parameters.flash_attn_type == llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        parameters.n_ubatch = min(batch_tokens, PLAIN_ATTENTION_TOKENS) if plain else batch_tokens
+        if uses_flash_attention(flash_attention):
+            parameters.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_AUTO
+            parameters.n_ubatch = batch_tokens
+        else:
+            parameters.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            parameters.n_ubatch = min(batch_tokens, PLAIN_ATTENTION_TOKENS)
         parameters.n_seq_max = slots
         parameters.n_outputs_max = slots
         parameters.n_threads = parameters.n_threads_batch = threads
@@ -129,18 +132,20 @@ class LlamaContext:
         first = short.llama_memory_seq_pos_min(self._memory, slot)
         return range(max(first, 0), short.llama_memory_seq_pos_max(self._memory, slot) + 1)
 
-    def save_state(self, slot: int) -> State:
-        """Return a copy of all that the memory holds of a slot, shape (bytes,).
+    def state_bytes(self, slot: int) -> int:
+        """Return how many bytes `save_state` writes."""
+        return int(llama.llama_state_seq_get_size_ext(self._handle, slot, 0))
+
+    def save_state(self, slot: int, into: State) -> None:
+        """Copy all that the memory holds of a slot into an array of shape (state_bytes,).
 
         Raises:
             EngineError: llama.cpp could not copy it.
         """
-        size = llama.llama_state_seq_get_size_ext(self._handle, slot, 0)
-        state = np.empty(size, np.uint8)
-        written = llama.llama_state_seq_get_data_ext(self._handle, _pointer(state, ctypes.c_uint8), size, slot, 0)
+        size = len(into)
+        written = llama.llama_state_seq_get_data_ext(self._handle, _pointer(into, ctypes.c_uint8), size, slot, 0)
         if written != size:
             raise EngineError(f"Only {written} of {size} bytes of a sequence's state could be copied.")
-        return state
 
     def load_state(self, slot: int, state: State) -> bool:
         """Put a saved state into an empty slot.
@@ -153,6 +158,17 @@ class LlamaContext:
             return True
         short.llama_memory_seq_rm(self._memory, slot, -1, -1)
         return False
+
+    def resume(self, operation: Resume, state: State) -> bool:
+        """Put the state of a parked sequence into a slot; returns as `load_state`."""
+        if not self.load_state(operation.slot, state):
+            return False
+        if operation.length < len(operation.state.tokens):
+            self.apply(Truncate(operation.slot, operation.length))
+        if operation.source is not None:
+            short.llama_memory_seq_rm(self._memory, operation.slot, 0, operation.shared)
+            short.llama_memory_seq_cp(self._memory, operation.source, operation.slot, 0, operation.shared)
+        return True
 
     def decode(self, runs: Sequence[Run]) -> int:
         """Evaluate a batch and wait for it; returns llama.cpp's code, see `Decoded`.
@@ -193,9 +209,9 @@ class LlamaContext:
         return np.frombuffer(memory, np.float32).reshape(len(self.outputs), self._model.vocabulary_size)
 
 
-def _flash_attention(wanted: Literal["auto", "on", "off"]) -> int:
-    on = llama.llama_supports_gpu_offload() if wanted == "auto" else wanted == "on"
-    return int(llama.LLAMA_FLASH_ATTN_TYPE_AUTO if on else llama.LLAMA_FLASH_ATTN_TYPE_DISABLED)
+def uses_flash_attention(wanted: Literal["auto", "on", "off"]) -> bool:
+    """Return whether a context that is made with this setting uses flash attention."""
+    return bool(llama.llama_supports_gpu_offload()) if wanted == "auto" else wanted == "on"
 
 
 def _pointer(values: npt.NDArray[Any], kind: Any) -> Any:

@@ -18,10 +18,13 @@ from typing import Any, TypeVar
 from appliance.core.errors import ApplianceError, EngineError, InvalidRequestError, OverloadedError
 from appliance.core.types import Priority, SamplingParams
 from appliance.engine.llama.choice import Choice
+from appliance.engine.llama.config import EngineConfig
+from appliance.engine.llama.file_lane import FileLane
 from appliance.engine.llama.generation import LlamaGeneration
+from appliance.engine.llama.keeper import FileJob, WriteState, Written
 from appliance.engine.llama.meter import EngineMeter
 from appliance.engine.llama.model import LlamaModel
-from appliance.engine.llama.worker import Cancel, EngineConfig, Report, Submit, Worker
+from appliance.engine.llama.worker import Cancel, Report, Submit, Worker
 from appliance.observe.metrics import ModelMetrics
 
 INLINE_TOKENIZE_CHARACTERS = 20_000
@@ -55,7 +58,9 @@ class LlamaEngine:
             on_ready=lambda model: _post(loop, self._ready.set_result, model),
             on_report=lambda report: _post(loop, self._take_report, report),
             on_end=lambda error: _post(loop, self._take_end, error),
+            on_job=lambda job: _post(loop, self._take_job, job),
         )
+        self._lane: FileLane | None = None
 
     @classmethod
     async def load(cls, name: str, path: Path, config: EngineConfig, metrics: ModelMetrics) -> LlamaEngine:
@@ -75,6 +80,8 @@ class LlamaEngine:
             raise
         if not engine._ready.done():
             raise engine.ended.result() or EngineError("The engine ended while loading.", code="engine_died")
+        if config.parking_dir is not None:
+            engine._lane = await FileLane.open(config.parking_dir, config.origin, engine._worker.put)
         return engine
 
     # What the model is
@@ -211,6 +218,9 @@ class LlamaEngine:
             await asyncio.wait_for(asyncio.shield(self.ended), STOP_TIMEOUT_S)
         except TimeoutError as error:
             raise EngineError(f"The engine of {self.name} did not stop within {STOP_TIMEOUT_S:g} s.") from error
+        finally:
+            if self._lane is not None:
+                await self._lane.close()
 
     def _check_prompt(self, prompt: Sequence[int]) -> None:
         if not prompt:
@@ -261,6 +271,12 @@ class LlamaEngine:
                 self._forget(generation)
         self._meter.cells(report.used_cells / self.config.cells)
         self._show_load()
+
+    def _take_job(self, job: FileJob) -> None:
+        if self._lane is not None:
+            self._lane.put(job)
+        elif isinstance(job, WriteState):
+            self._worker.put(Written(job.head.id, succeeded=False))
 
     def _take_end(self, error: ApplianceError | None) -> None:
         reason = error or EngineError(f"{self.name} was unloaded.", advice="Try again.", code="model_unloaded")

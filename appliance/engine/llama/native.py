@@ -12,9 +12,10 @@ import logging
 from functools import cache
 from typing import Any
 
+import llama_cpp
 import llama_cpp.llama_cpp as llama
 
-__all__ = ["initialize", "llama", "short"]
+__all__ = ["initialize", "llama", "llama_cpp_version", "short"]
 
 LOGGER = logging.getLogger("appliance.llama_cpp")
 _LEVELS = {3: logging.WARNING, 4: logging.ERROR}
@@ -50,3 +51,8 @@ def initialize() -> None:
     """Start llama.cpp once a process and send its log lines to ours."""
     llama.llama_log_set(_log_callback, None)
     llama.llama_backend_init()
+
+
+def llama_cpp_version() -> str:
+    """Return the version of the binding, which comes with one version of llama.cpp."""
+    return str(llama_cpp.__version__)

@@ -120,6 +120,10 @@ class ParkedStates:
     def __getitem__(self, state_id: str) -> ParkedState:
         return self._states[state_id]
 
+    def being_written(self, state_id: str) -> ParkedState:
+        """Return a state that a `Write` names, which may have been dropped since."""
+        return self._states.get(state_id) or self._dropped[state_id]
+
     def wants(self, tokens: array[int], space: Hashable, size: int) -> bool:
         """Return whether a state of these tokens, of `size` bytes, would be kept; asked before it is copied."""
         return size <= max(self.ram_bytes, self.disk_bytes) and not self._covering(tokens, space)

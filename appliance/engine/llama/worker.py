@@ -14,18 +14,20 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from appliance.core.errors import ApplianceError, EngineError, InvalidRequestError
 from appliance.engine.llama.choice import Choice, RunningChoice
+from appliance.engine.llama.config import EngineConfig
 from appliance.engine.llama.context import Decoded, LlamaContext, Logits
 from appliance.engine.llama.generation import Admitted, Event, Failed, Gained, LlamaGeneration
+from appliance.engine.llama.keeper import Fetched, FileJob, Found, Outcome, StateKeeper, Written
 from appliance.engine.llama.model import LlamaModel
+from appliance.engine.llama.parked import ParkedStates
 from appliance.engine.llama.sampling import token_logprob
 from appliance.engine.llama.scheduler import Scheduler
-from appliance.engine.llama.step import Fork, Limits, Run, Step, Truncate
+from appliance.engine.llama.step import Limits, Park, Resume, Run, Step
 from appliance.engine.llama.step import Sequence as ScheduledSequence
 
 LOGGER = logging.getLogger("appliance.engine")
@@ -33,21 +35,6 @@ IDLE_BEAT_S = 1.0
 """How often an idle worker goes round, for its heartbeat."""
 FAILURES_UNTIL_DEAD = 3
 """So many failed batches in a row, and the engine counts as broken: a restart is better than refusing everyone."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineConfig:
-    """What a model is run with, see the settings of the same names; `context_limit` is of one request, in tokens."""
-
-    cells: int
-    sequences: int
-    batch_tokens: int
-    threads: int
-    gpu_layers: int
-    target_inter_token_latency_s: float
-    queue_size: int
-    context_limit: int = 2**31 - 1
-    flash_attention: Literal["auto", "on", "off"] = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +51,7 @@ class Cancel:
     generation: LlamaGeneration
 
 
-Command = Submit | Cancel
+Command = Submit | Cancel | Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +79,12 @@ class Worker:
         on_ready: Callable[[LlamaModel], None],
         on_report: Callable[[Report], None],
         on_end: Callable[[ApplianceError | None], None],
+        on_job: Callable[[FileJob], None],
     ) -> None:
         """Prepare a thread for the model file; the callbacks are called in that thread."""
         self._path = path
         self._config = config
-        self._on_ready, self._on_report, self._on_end = on_ready, on_report, on_end
+        self._on_ready, self._on_report, self._on_end, self._on_job = on_ready, on_report, on_end, on_job
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._choices: dict[int, RunningChoice] = {}
         self._of_generation: dict[LlamaGeneration, list[RunningChoice]] = {}
@@ -132,12 +120,15 @@ class Worker:
         try:
             model = LlamaModel(self._path, gpu_layers=self._config.gpu_layers)
             context = self._new_context(model)
+            self._keeper = self._new_keeper(model, context)
             self._scheduler = self._new_scheduler(model)
             self._model, self._context = model, context
             self._warm_up()
             self._on_ready(model)
             while self._take_commands():
                 self._step()
+            self._park_idle()
+            self._keeper.flush()
         except ApplianceError as failure:
             error = failure
         except Exception as failure:  # whatever killed the thread: the process must hear of it
@@ -154,13 +145,34 @@ class Worker:
     def _step(self) -> None:
         """Schedule → decode → sample → deliver."""
         step = self._scheduler.plan()
-        for operation in step.operations:
-            assert isinstance(operation, Truncate | Fork), "nothing is parked yet"
-            self._context.apply(operation)
+        whole = self._move(step)
+        self._keeper.fetch(step.fetches)
         self._note_admitted(step)
-        if step.runs and self._decode(step):
+        if whole and step.runs and self._decode(step):
             self._sample(step)
         self._deliver()
+        self._keeper.tend()
+
+    def _move(self, step: Step) -> bool:
+        """Carry out the memory operations; False if a parked state could not be resumed, so that the batch is void."""
+        lost = set()
+        for operation in step.operations:
+            match operation:
+                case Park():
+                    self._keeper.park(operation)
+                case Resume():
+                    if not self._keeper.resume(operation):
+                        lost.add(operation.slot)
+                case _:
+                    self._context.apply(operation)
+        for sequence in [each for each in self._scheduler.running if each.slot in lost]:
+            self._scheduler.lost(sequence)
+        return not lost
+
+    def _park_idle(self) -> None:
+        """Keep copies of what the idle slots hold, so that it is not lost with them."""
+        for operation in self._scheduler.residents.pasts():
+            self._keeper.park(operation)
 
     def _take_commands(self) -> bool:
         """Carry out what waits; when idle, wait for it. Returns False when the worker is to stop."""
@@ -171,6 +183,7 @@ class Worker:
                 command = self._inbox.get(timeout=IDLE_BEAT_S) if idle else self._inbox.get_nowait()
             except queue.Empty:
                 if idle:
+                    self._rest()
                     continue
                 return True
             if command is None:
@@ -178,8 +191,15 @@ class Worker:
             self._carry_out(command)
             idle = False
 
+    def _rest(self) -> None:
+        """Do what there is time for when nobody waits."""
+        self._park_idle()
+        self._keeper.tend()
+
     def _carry_out(self, command: Command) -> None:
         match command:
+            case Found() | Written() | Fetched():
+                self._keeper.take(command)
             case Cancel(generation):
                 for running in self._of_generation.pop(generation, []):
                     self._scheduler.cancel(running.sequence)
@@ -300,7 +320,7 @@ class Worker:
         return LlamaContext(
             model,
             cells=config.cells,
-            slots=config.sequences,
+            slots=config.slots,
             batch_tokens=config.batch_tokens,
             threads=config.threads,
             flash_attention=config.flash_attention,
@@ -311,12 +331,21 @@ class Worker:
         return Scheduler(
             Limits(
                 cells=config.cells,
-                slots=config.sequences,
+                slots=config.slots,
                 batch_tokens=config.batch_tokens,
                 target_latency=config.target_inter_token_latency_s,
                 can_rewind=model.can_rewind,
-            )
+                running=config.sequences,
+            ),
+            self._keeper.states if config.parking_ram_bytes else None,
         )
+
+    def _new_keeper(self, model: LlamaModel, context: LlamaContext) -> StateKeeper:
+        config = self._config
+        states = ParkedStates(
+            ram_bytes=config.parking_ram_bytes, disk_bytes=config.parking_disk_bytes, can_rewind=model.can_rewind
+        )
+        return StateKeeper(context, states, on_job=self._on_job, write_after_s=config.parking_delay_s)
 
     def _warm_up(self) -> None:
         """Page the weights in and learn what a prompt token and a decode step cost, before anyone waits for it."""

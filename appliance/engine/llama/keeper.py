@@ -1,0 +1,196 @@
+"""Sequences that do not run: their native states in RAM, and what is to be done with their files.
+
+Belongs to the worker's thread, as the context does. Which states are kept is decided by `ParkedStates`; here the copies
+are made and put back. Files are read and written elsewhere, by whoever `on_job` tells, and the outcome comes back
+through `take`; so no sequence ever waits for a disk that another one needs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from appliance.engine.llama.buffers import StateMemory
+from appliance.engine.llama.context import LlamaContext, State
+from appliance.engine.llama.parked import Action, Erase, Free, ParkedState, ParkedStates, Write
+from appliance.engine.llama.state_files import new_id
+from appliance.engine.llama.state_format import StateHead
+from appliance.engine.llama.step import Park, Resume
+
+TEND_EVERY_S = 0.5
+"""How often it is looked for something to write."""
+
+
+@dataclass(frozen=True, slots=True)
+class WriteState:
+    """Write a state to a file of its own; the payload does not change until the outcome is told."""
+
+    head: StateHead
+    payload: State
+
+
+@dataclass(frozen=True, slots=True)
+class ReadState:
+    """Read a state's file and verify it."""
+
+    head: StateHead
+
+
+@dataclass(frozen=True, slots=True)
+class EraseState:
+    """Delete a state's file."""
+
+    id: str
+
+
+FileJob = WriteState | ReadState | EraseState
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """States whose files were there at the start, in the order of their last use."""
+
+    states: tuple[ParkedState, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """How a `WriteState` ended."""
+
+    id: str
+    succeeded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """How a `ReadState` ended; without a payload the file was of no use and is gone."""
+
+    id: str
+    payload: State | None
+
+
+Outcome = Found | Written | Fetched
+
+
+class StateKeeper:
+    """The parked states of one context.
+
+    Attributes:
+        states: What is kept, for the scheduler to look up.
+    """
+
+    def __init__(
+        self,
+        context: LlamaContext,
+        states: ParkedStates,
+        *,
+        on_job: Callable[[FileJob], None],
+        write_after_s: float,
+    ) -> None:
+        """Keep states of the context.
+
+        Args:
+            context: Where they are copied from and to.
+            states: The books, empty.
+            on_job: Called with work on files; must return at once.
+            write_after_s: How long a state is unused before it is written to disk.
+        """
+        self.states = states
+        self._context = context
+        self._memory = StateMemory(states.ram_bytes)
+        self._payloads: dict[str, State] = {}
+        self._on_job = on_job
+        self._write_after_s = write_after_s
+        self._writing: set[str] = set()
+        self._tended_at = 0.0
+        self._fetching: set[str] = set()
+
+    def park(self, operation: Park) -> None:
+        """Copy a slot's state, unless that is kept already or fits nowhere.
+
+        Raises:
+            EngineError: llama.cpp could not copy it.
+        """
+        size = self._context.state_bytes(operation.slot)
+        if not self.states.wants(operation.tokens, operation.adapter, size):
+            return
+        payload = self._memory.take(size)
+        self._context.save_state(operation.slot, payload)
+        state = ParkedState(new_id(), operation.tokens, operation.adapter, size)
+        self._payloads[state.id] = payload
+        self._carry_out(self.states.put(state, _tick()))
+
+    def resume(self, operation: Resume) -> bool:
+        """Put a state into a slot; False if it is gone or llama.cpp refuses it, and then the slot is empty."""
+        state = operation.state
+        payload = self._payloads.get(state.id)
+        if payload is None or state.id not in self.states:
+            return False
+        if not self._context.resume(operation, payload):
+            self._carry_out(self.states.drop(state.id))
+            return False
+        self.states.touch(state.id, _tick())
+        return True
+
+    def fetch(self, states: Iterable[ParkedState]) -> None:
+        """Have states read from disk."""
+        for state in states:
+            if state.id not in self._fetching:
+                self._fetching.add(state.id)
+                self._on_job(ReadState(_head(state)))
+
+    def tend(self) -> None:
+        """Have one state written that has not been used for a while; costs nothing when called often."""
+        now = time.monotonic()
+        if not self._writing and now >= self._tended_at + TEND_EVERY_S:
+            self._tended_at = now
+            self._carry_out(self.states.write_behind(_tick() - int(1000 * self._write_after_s)))
+
+    def flush(self) -> None:
+        """Have everything written that fits the disk: the model is about to be unloaded."""
+        while actions := self.states.write_behind(_tick()):
+            self._carry_out(actions)
+
+    def take(self, outcome: Outcome) -> None:
+        """Take note of what has been done with a file."""
+        match outcome:
+            case Found(states):
+                for state in states:
+                    self._carry_out(self.states.restore(state, 0))
+            case Written(state_id, succeeded):
+                self._writing.discard(state_id)
+                self._carry_out(self.states.written(state_id) if succeeded else self.states.failed(state_id))
+            case Fetched(state_id, payload):
+                self._fetching.discard(state_id)
+                self._take_fetched(state_id, payload)
+
+    def _take_fetched(self, state_id: str, payload: State | None) -> None:
+        if state_id not in self.states or self.states[state_id].in_ram:
+            return
+        if payload is None:
+            self._carry_out(self.states.drop(state_id))
+            return
+        self._payloads[state_id] = payload
+        self._carry_out(self.states.promote(state_id))
+
+    def _carry_out(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case Write(state_id):
+                    state = self.states.being_written(state_id)
+                    self._writing.add(state_id)
+                    self._on_job(WriteState(_head(state), self._payloads[state_id]))
+                case Free(state_id):
+                    self._memory.give_back(self._payloads.pop(state_id))
+                case Erase(state_id):
+                    self._on_job(EraseState(state_id))
+
+
+def _head(state: ParkedState) -> StateHead:
+    return StateHead(state.id, str(state.space), state.tokens, state.size)
+
+
+def _tick() -> int:
+    """Return the milliseconds by which states age."""
+    return int(1000 * time.monotonic())
