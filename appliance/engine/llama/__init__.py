@@ -5,7 +5,10 @@ One step is schedule → decode → sample → deliver, told by `worker.Worker._
 - `cells`      which KV cells are whose (pure)
 - `prefix`     what sequences share (pure)
 - `parked`     which states of idle sequences are kept in RAM and on disk (pure)
-- `state_format`, `state_files`   those on disk
+- `ranges`     which parts of a memory are taken (pure)
+- `buffers`    memory for parked states
+- `state_format`, `state_files`   their files
+- `keeper`, `file_lane`   copy, write and read them
 - `cost`       what a step costs (pure)
 - `step`       what the scheduler is given and answers with (pure)
 - `scheduler`  who runs next, on which tokens (pure)
