@@ -37,6 +37,7 @@ class Caller:
             match action:
                 case Write(name):
                     assert name in self.ram, "what is written is in RAM"
+                    assert self.states.being_written(name).id == name
                     assert name not in self.disk
                     assert name not in self.writing
                     self.writing.append(name)

@@ -227,6 +227,19 @@ def test_a_flipped_bit_in_the_head_is_found_by_the_scan_and_by_reading(
             is_dropped(files, head, path, caplog)
 
 
+def test_no_byte_of_a_file_can_change_unnoticed(files: StateFiles) -> None:
+    head, payload = state(size=64, tokens=10, space="base")
+    files.write(head, payload)
+    path = files.path / f"{head.id}.kv"
+    sound = path.read_bytes()
+    for place in range(len(sound)):
+        path.write_bytes(sound[:place] + bytes([sound[place] ^ 0x10]) + sound[place + 1 :])
+        assert files.read(head) is None, place
+        assert not path.exists()
+    path.write_bytes(sound)
+    assert np.array_equal(read(files, head), payload)
+
+
 @pytest.mark.parametrize("place", [PAYLOAD, PAYLOAD + 2500, PAYLOAD + 4999])
 def test_a_flipped_bit_in_the_payload_is_found_when_it_is_read(
     files: StateFiles, caplog: pytest.LogCaptureFixture, place: int
