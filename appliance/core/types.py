@@ -9,7 +9,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
+
+
+KvCacheType = Literal["f16", "q8_0", "q4_0"]
+"""How the KV cache stores keys and values: 16-bit floats, or blocks of 32 numbers of 8 or 4 bits with a scale each."""
 
 
 class Priority(IntEnum):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from appliance.core.errors import ModelFileError
+from appliance.core.types import KvCacheType
 from appliance.registry.files import open_regular, storage_errors
 from appliance.registry.ggml_types import FILE_TYPES, GUESSED_FILE_TYPE, TENSOR_TYPES
 from appliance.registry.gguf_values import SCALARS, STRING, ArrayOf, Value, ValueReader, damaged
@@ -77,6 +78,11 @@ class GGUFHeader:
     chat_template: str | None
     tensor_count: int
     kv_bytes_per_token: int
+
+    def kv_bytes(self, cells: int, kind: KvCacheType) -> int:
+        """Return the bytes that so many KV cells of a type take."""
+        stored = next(each for each in TENSOR_TYPES.values() if each.name == kind.upper())
+        return cells * self.kv_bytes_per_token // 2 * stored.block_bytes // stored.block_elements
 
 
 def read_header(path: Path) -> GGUFHeader:

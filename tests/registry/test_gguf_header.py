@@ -107,6 +107,14 @@ def test_the_tiny_model_is_sound(tiny: TinyModel) -> None:
     assert header.vocabulary_size == 320
 
 
+def test_quantised_kv_cells_take_what_their_blocks_do() -> None:
+    header = parse(build())
+    cell = header.kv_bytes_per_token
+    assert header.kv_bytes(10, "f16") == 10 * cell
+    assert header.kv_bytes(10, "q8_0") == 10 * cell * 34 // 64
+    assert header.kv_bytes(10, "q4_0") == 10 * cell * 18 // 64
+
+
 @pytest.mark.parametrize("version", [2, 3])
 def test_versions_two_and_three_are_read(version: int) -> None:
     assert parse(build(version=version)).architecture == "llama"

@@ -324,6 +324,7 @@ class Worker:
             batch_tokens=config.batch_tokens,
             threads=config.threads,
             flash_attention=config.flash_attention,
+            kv_cache_type=config.kv_cache_type,
         )
 
     def _new_scheduler(self, model: LlamaModel) -> Scheduler:
