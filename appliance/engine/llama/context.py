@@ -117,6 +117,10 @@ class LlamaContext:
         """Return the native context, for the samplers."""
         return self._handle
 
+    def set_threads(self, threads: int) -> None:
+        """Compute the next batches with so many CPU threads."""
+        short.llama_set_n_threads(self._handle, threads, threads)
+
     def apply(self, operation: Truncate | Fork) -> None:
         """Carry out one of the scheduler's memory operations.
 
