@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 from msgspec import Meta
@@ -28,6 +28,9 @@ class RuntimeChangeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
         Annotated[float, Meta(gt=0, le=86_400 * 366)] | None,
         meaning("Engine steps are cut to this length while anyone is streaming"),
     ] = None
+
+    schema_limits: ClassVar[dict[str, tuple[str, str]]] = {"batch_tokens": ("max_sequences", "batch_tokens")}
+    """Settings that bound a field on this box, which the type cannot know."""
 
 
 class RuntimeResponse(msgspec.Struct, frozen=True, kw_only=True):
