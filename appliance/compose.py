@@ -33,6 +33,7 @@ from appliance.registry.versions import open_registry
 from appliance.security.keys import KeyStore
 from appliance.serving.generate import TextGeneration
 from appliance.serving.loaded import LoadedModels
+from appliance.serving.tuning import ModelTuning
 from appliance.store.database import Database
 
 LOGGER = logging.getLogger("appliance")
@@ -157,6 +158,7 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
         app = create_app(
             settings=settings,
             text_models=TextGeneration(registry, models),
+            tunable_models=ModelTuning(models),
             keys=keys,
             metrics=metrics,
             health=models,

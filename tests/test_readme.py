@@ -80,7 +80,14 @@ def test_every_metric_has_its_name_kind_and_labels() -> None:
 def all_operations() -> list[Operation]:
     """Return the operations that the application routes to; none is called."""
     nothing = cast("Any", None)
-    app = create_app(settings=Settings(), text_models=nothing, keys=nothing, metrics=Metrics(), health=nothing)
+    app = create_app(
+        settings=Settings(),
+        text_models=nothing,
+        tunable_models=nothing,
+        keys=nothing,
+        metrics=Metrics(),
+        health=nothing,
+    )
     resources = [cast("Resource", cast("Route", each).endpoint) for each in app.routes]
     return [operation for each in resources for method, operation in each._operations.items() if method != "HEAD"]
 

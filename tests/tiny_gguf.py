@@ -95,6 +95,104 @@ def write_tiny_llama(
     return path
 
 
+BERT_CONTROL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+BERT_START_TOKEN_ID = 2
+BERT_END_TOKEN_ID = 3
+
+
+def write_tiny_bert(
+    path: Path,
+    *,
+    seed: int = 0,
+    context_length: int = 128,
+    pooling: gguf.PoolingType | None = gguf.PoolingType.MEAN,
+    layers: int = 2,
+    embedding: int = 32,
+    heads: int = 2,
+) -> Path:
+    """Write an encoder of the BERT family and return its path; the same arguments write the same bytes.
+
+    Its WordPiece vocabulary holds the letters and digits, alone and inside words, and the words that the llama's merges
+    are trained on; another character makes its whole word unknown.
+
+    Args:
+        path: The file to write.
+        seed: Of the weights.
+        context_length: Positions that it knows.
+        pooling: What the header says of it, or None to say nothing.
+        layers: Blocks.
+        embedding: Width.
+        heads: Attention heads.
+    """
+    writer = gguf.GGUFWriter(path, "bert")
+    writer.add_name("tiny random encoder")
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    writer.add_context_length(context_length)
+    writer.add_embedding_length(embedding)
+    writer.add_feed_forward_length(2 * embedding)
+    writer.add_block_count(layers)
+    writer.add_head_count(heads)
+    writer.add_layer_norm_eps(1e-12)
+    writer.add_causal_attention(False)
+    if pooling is not None:
+        writer.add_pooling_type(pooling)
+    tokens = _add_word_pieces(writer)
+    model = _Model(np.random.default_rng(seed), layers, embedding, heads, len(tokens))
+    for name, weights in _bert(model, context_length).items():
+        writer.add_tensor(name, weights)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _bert(model: _Model, context_length: int) -> dict[str, Weights]:
+    width, inner = model.embedding, 2 * model.embedding
+    ones, zeros = np.ones(width, np.float32), np.zeros(width, np.float32)
+    tensors = {
+        "token_embd.weight": model.vocabulary(1.0),
+        "position_embd.weight": model.matrix(context_length, width, np.sqrt(width)),
+        "token_types.weight": model.matrix(2, width),
+        "token_embd_norm.weight": ones,
+        "token_embd_norm.bias": zeros,
+    }
+    for layer in range(model.layers):
+        block = f"blk.{layer}"
+        for part in ("q", "k", "v", "output"):
+            tensors[f"{block}.attn_{part}.weight"] = model.matrix(width, width, 1.8)
+            tensors[f"{block}.attn_{part}.bias"] = zeros
+        tensors |= {
+            f"{block}.attn_output_norm.weight": ones,
+            f"{block}.attn_output_norm.bias": zeros,
+            f"{block}.ffn_up.weight": model.matrix(inner, width, 2.0),
+            f"{block}.ffn_up.bias": np.zeros(inner, np.float32),
+            f"{block}.ffn_down.weight": model.matrix(width, inner),
+            f"{block}.ffn_down.bias": zeros,
+            f"{block}.layer_output_norm.weight": ones,
+            f"{block}.layer_output_norm.bias": zeros,
+        }
+    return tensors
+
+
+def _add_word_pieces(writer: gguf.GGUFWriter) -> list[str]:
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    words = sorted({word.lower() for word in _MERGES_ARE_TRAINED_ON.split() if len(word) > 1})
+    start = "\u2581"
+    tokens = [*BERT_CONTROL_TOKENS, *letters, *(start + each for each in [*letters, *",.?!", *words])]
+    kinds = [gguf.TokenType.CONTROL] * len(BERT_CONTROL_TOKENS)
+    writer.add_tokenizer_model("bert")
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds + [gguf.TokenType.NORMAL] * (len(tokens) - len(kinds)))
+    writer.add_token_type_count(2)
+    writer.add_bos_token_id(BERT_START_TOKEN_ID)
+    writer.add_sep_token_id(BERT_END_TOKEN_ID)
+    writer.add_pad_token_id(0)
+    writer.add_unk_token_id(1)
+    writer.add_mask_token_id(4)
+    return tokens
+
+
 @dataclass(frozen=True, slots=True)
 class _Model:
     random: np.random.Generator

@@ -27,25 +27,33 @@ from appliance.api.openai.models import ModelList, ModelResponse, Models
 from appliance.api.openai.tokenize import Tokenize, TokenizeChatRequest, TokenizeResponse, TokenizeTextRequest
 from appliance.api.openapi import openapi_document
 from appliance.api.routes import Operation, starlette_routes
+from appliance.api.runtime import Runtime, RuntimeChangeRequest, RuntimeResponse
 from appliance.core.errors import NotFoundError
 from appliance.observe.metrics import Metrics
 
 if TYPE_CHECKING:
     from appliance.api.auth import Keys
     from appliance.core.settings import Settings
-    from appliance.core.types import HealthSource, TextModels
+    from appliance.core.types import HealthSource, TextModels, TunableModels
 
 GENERATION_ERRORS = (404, 429)
 
 
 def create_app(
-    *, settings: Settings, text_models: TextModels, keys: Keys, metrics: Metrics, health: HealthSource
+    *,
+    settings: Settings,
+    text_models: TextModels,
+    tunable_models: TunableModels,
+    keys: Keys,
+    metrics: Metrics,
+    health: HealthSource,
 ) -> Starlette:
     """Return the ASGI application.
 
     Args:
         settings: Limits, and whether API keys are required.
         text_models: What answers completions.
+        tunable_models: What can be changed while it runs.
         keys: The API keys.
         metrics: Counts requests and is read by `/metrics`.
         health: What `/health` says.
@@ -54,6 +62,7 @@ def create_app(
     document = _Document(lambda: openapi_document(operations, settings, keys_required=authenticator.required))
     operations = (
         *openai_operations(settings, text_models),
+        *admin_operations(tunable_models),
         *box_operations(Observation(health, metrics), document),
     )
     app = Starlette(
@@ -149,6 +158,38 @@ def openai_operations(settings: Settings, text_models: TextModels) -> Sequence[O
             },
             response=TokenizeResponse,
             errors=GENERATION_ERRORS,
+        ),
+    )
+
+
+def admin_operations(tunable_models: TunableModels) -> Sequence[Operation]:
+    """Return the routes that change how the box works."""
+    runtime = Runtime(tunable_models)
+    path, parameters = "/v1/models/{model}/runtime", {"model": "`name` or `name:version` of a loaded model"}
+    return (
+        Operation(
+            method="GET",
+            path=path,
+            operation_id="showRuntime",
+            summary="Show what a loaded model runs with",
+            handler=runtime.show,
+            access="admin",
+            parameters=parameters,
+            response=RuntimeResponse,
+            errors=(404,),
+        ),
+        Operation(
+            method="PATCH",
+            path=path,
+            operation_id="changeRuntime",
+            summary="Change what a loaded model runs with, until it is unloaded",
+            handler=runtime.change,
+            access="admin",
+            parameters=parameters,
+            request=(RuntimeChangeRequest,),
+            examples={"threads": {"threads": 2}, "latency": {"target_inter_token_latency_s": 0.1}},
+            response=RuntimeResponse,
+            errors=(404,),
         ),
     )
 

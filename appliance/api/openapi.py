@@ -91,6 +91,9 @@ def _sharpen(schema: dict[str, Any], wire_type: type[msgspec.Struct], settings: 
     properties = schema.get("properties", {})
     if "n" in properties:
         properties["n"]["anyOf"][0]["maximum"] = settings.max_choices
+    for name, (least, most) in getattr(wire_type, "schema_limits", {}).items():
+        limits = {"minimum": getattr(settings, least), "maximum": getattr(settings, most)}
+        properties[name]["anyOf"][0] |= limits
     for name, alternatives in getattr(wire_type, "schema_alternatives", {}).items():
         found, _ = msgspec.json.schema_components(alternatives, ref_template=REF)
         description = properties[name].get("description")

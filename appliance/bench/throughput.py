@@ -142,6 +142,7 @@ def _bare_loop(subject: Subject, effort: Effort, prompts: list[list[int]]) -> di
         "batch_tokens": settings.batch_tokens,
         "threads": subject.threads,
         "flash_attention": settings.flash_attention,
+        "kv_cache_type": settings.kv_cache_type,
         "gpu_layers": settings.gpu_layers,
         "prompts": prompts,
         "tokens": effort.tokens,

@@ -14,8 +14,8 @@ import click
 import msgspec
 
 from appliance.cli.options import Context, verb_options
+from appliance.cli.server import open_client, server_options
 from appliance.core.errors import InvalidRequestError, NotFoundError
-from appliance.core.settings import Settings
 
 if TYPE_CHECKING:
     from appliance.cli.chat_client import ChatClient
@@ -27,19 +27,13 @@ INTERRUPTED = 130
 
 HISTORY_LINES = 1000
 
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  (read, not listened on)
-
 
 @click.command(
     epilog="Examples: `appliance chat`, `appliance chat 'Why is the sky blue?'`, `appliance chat Summarise: < a.txt`, "
     "`appliance chat --url https://box.local:8443`.",
 )
 @click.argument("question", nargs=-1)
-@click.option("--url", help="Address of the server; by default the one these settings start.")
-@click.option("--api-key", envvar="APPLIANCE_API_KEY", default="", help="API key; better in APPLIANCE_API_KEY.")
-@click.option(
-    "--ca", type=click.Path(path_type=Path), help="PEM file with a certificate to trust besides the machine's."
-)
+@server_options
 @click.option("--model", "model_name", help="Model to ask; by default the configured one, or one that is loaded.")
 @click.option("--system", default="", help="System prompt.")
 @click.option("--temperature", type=float, help="0 always takes the likeliest token.")
@@ -63,7 +57,6 @@ def command(
     **sampling: Any,
 ) -> None:
     """Talk to a model in the terminal, or ask it one QUESTION. What is piped in becomes part of the question."""
-    from appliance.cli.chat_client import ChatClient
     from appliance.cli.chat_conversation import Conversation
 
     asked = "\n\n".join(filter(None, [" ".join(question), _piped(may_wait=not question)]))
@@ -71,8 +64,7 @@ def command(
         raise InvalidRequestError("There is no question.", advice="Give one as an argument or pipe it in.")
     parameters = {name: value for name, value in sampling.items() if value not in (None, ())}
     conversation = Conversation(system)
-    authority = ca or (None if url else context.settings.tls_certificate)
-    with ChatClient(url or _own_url(context.settings), api_key=api_key, certificate_authority=authority) as client:
+    with open_client(context.settings, url=url, api_key=api_key, ca=ca) as client:
         model = model_name or _choose_model(client, context.settings.model)
         if asked:
             _ask_once(client, model, conversation.with_question(asked), parameters, as_json=context.json)
@@ -116,12 +108,6 @@ def _ask_once(
 
 def _ignore(_: str) -> None:
     """Show nothing: the answer is printed whole."""
-
-
-def _own_url(settings: Settings) -> str:
-    host = _EVERYWHERE.get(settings.host, settings.host)
-    scheme = "http" if settings.tls_certificate is None else "https"
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 
 def _choose_model(client: ChatClient, configured: str) -> str:

@@ -1,4 +1,4 @@
-"""The chat verb's HTTP client: lists models and streams answers from any server with OpenAI's API.
+"""The HTTP client of the verbs that talk to a server: lists models and streams answers from any with OpenAI's API.
 
 Errors of the connection and error bodies of the server become ours, so that the verb shows them as it shows its own.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import sseclient
 import truststore
@@ -27,6 +27,7 @@ from appliance.cli.chat_wire import (
     Message,
     Model,
     ModelList,
+    ModelRuntime,
     Usage,
     decode,
     encode,
@@ -173,15 +174,34 @@ class ChatClient:
         Raises:
             ApplianceError: It cannot be reached, or refuses.
         """
+        return decode(self._call("GET", "/models"), ModelList, self.url).data
+
+    def tune(self, model: str, changes: Mapping[str, Any]) -> ModelRuntime:
+        """Change what an appliance's loaded model runs with, and return what it then runs with.
+
+        Args:
+            model: `name` or `name:version`.
+            changes: Fields of `PATCH /v1/models/{model}/runtime`; without any, nothing is changed.
+
+        Raises:
+            ApplianceError: The server cannot be reached, or refuses.
+        """
+        path = f"/models/{quote(model, safe='')}/runtime"
+        body = self._call("PATCH", path, encode(changes)) if changes else self._call("GET", path)
+        return decode(body, ModelRuntime, self.url)
+
+    def _call(self, method: str, path: str, document: bytes | None = None) -> bytes:
+        """Send a request, with a JSON document if one is given, and return the body of the answer."""
+        headers = self._headers if document is None else {**self._headers, "Content-Type": "application/json"}
         with _connection_errors(self.url):
             response = self._pool.request(
-                "GET", f"{self.url}/models", headers=self._headers, preload_content=False, redirect=False
+                method, f"{self.url}{path}", body=document, headers=headers, preload_content=False, redirect=False
             )
             with response:
                 body = _read_body(response)
                 if response.status != 200:
                     raise refusal(response.status, body, self.url)
-        return decode(body, ModelList, self.url).data
+        return body
 
     def ask(self, model: str, messages: Sequence[Message], parameters: Mapping[str, Any]) -> AnswerStream:
         """Send a conversation and return the answer as it comes.

@@ -1,4 +1,4 @@
-"""What the chat verb and a server say to each other, and how a server's words for a problem become ours."""
+"""What a verb and the server it talks to say to each other, and how a server's words for a problem become ours."""
 
 from __future__ import annotations
 
@@ -56,6 +56,16 @@ class ModelList(msgspec.Struct, frozen=True):
     """Answer of `GET /v1/models`."""
 
     data: list[Model]
+
+
+class ModelRuntime(msgspec.Struct, frozen=True):
+    """Answer of `GET` and `PATCH /v1/models/{model}/runtime`."""
+
+    model: str
+    threads: int
+    batch_tokens: int
+    most_batch_tokens: int
+    target_inter_token_latency_s: float
 
 
 class CachedTokens(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""`appliance models`: find, download, import, check and remove models."""
+"""`appliance models`: find, download, import, check, tune and remove models."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from appliance.cli.options import Context, verb_options
+from appliance.cli.server import open_client, server_options
 from appliance.cli.tables import print_table
 from appliance.core.errors import InvalidRequestError, NotFoundError, StorageError
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 @click.group(epilog="Start with: appliance models pull smollm2-135m-instruct")
 def command() -> None:
-    """Find, download, import, check and remove models."""
+    """Find, download, import, check, tune and remove models."""
 
 
 @command.command(epilog="Example: appliance models catalog --json")
@@ -196,6 +198,40 @@ def remove(context: Context, *, name: str, yes: bool) -> None:
         context.print_json({"removed": removed.full_name, "freed_bytes": freed})
     else:
         click.echo(f"Removed {removed.full_name}; {_size(freed)} are free again.")
+
+
+@command.command(
+    epilog="Example: appliance models tune smollm2-135m-instruct --threads 2. It holds until the model is unloaded; "
+    "what is to hold for good belongs into the settings."
+)
+@click.argument("name")
+@click.option("--threads", "new_threads", type=int, metavar="N", help="CPU threads; 0 is one per physical core.")
+@click.option("--batch-tokens", "new_batch_tokens", type=int, metavar="N", help="Most tokens of one engine step.")
+@click.option("--target-latency", type=float, metavar="SECONDS", help="Longest engine step while anyone is streaming.")
+@server_options
+@verb_options
+def tune(
+    context: Context,
+    *,
+    name: str,
+    new_threads: int | None,
+    new_batch_tokens: int | None,
+    target_latency: float | None,
+    **server: Any,
+) -> None:
+    """Show or change what a running server's loaded model NAME runs with, without a restart."""
+    wanted = {
+        "threads": new_threads,
+        "batch_tokens": new_batch_tokens,
+        "target_inter_token_latency_s": target_latency,
+    }
+    with open_client(context.settings, **server) as client:
+        runtime = client.tune(name, {field: value for field, value in wanted.items() if value is not None})
+    document = msgspec.structs.asdict(runtime)
+    if context.json:
+        context.print_json(document)
+    else:
+        _print_fields(document)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from msgspec import Meta
 
 from appliance.core.errors import SettingsError
 from appliance.core.setting_values import BadValueError, convert
+from appliance.core.types import KvCacheType
 
 ENVIRONMENT_PREFIX = "APPLIANCE_"
 
@@ -77,6 +78,9 @@ class Settings:
     )
     flash_attention: Literal["auto", "on", "off"] = _setting(
         "auto", "Attention kernel; auto is on with a GPU and off without, where it stalls streams beside long prompts"
+    )
+    kv_cache_type: KvCacheType = _setting(
+        "f16", "Type of the KV cells; q8_0 and q4_0 save memory and turn flash attention on where it is auto"
     )
     target_inter_token_latency_s: Seconds = _setting(
         0.15, "Engine steps are cut to this length while anyone is streaming"
@@ -262,6 +266,18 @@ def _check_together(settings: Settings) -> None:
             f"{settings.max_sequences} sequences cannot share {settings.context_cells} context cells.",
             advice="Raise context_cells or lower max_sequences: each sequence needs at least 8 cells.",
             param="context_cells",
+        )
+    if settings.max_sequences > settings.batch_tokens:
+        raise SettingsError(
+            f"A step of {settings.batch_tokens} tokens cannot hold one of each of {settings.max_sequences} sequences.",
+            advice="Raise batch_tokens or lower max_sequences.",
+            param="batch_tokens",
+        )
+    if settings.kv_cache_type != "f16" and settings.flash_attention == "off":
+        raise SettingsError(
+            f"KV cells of the type {settings.kv_cache_type} need flash attention, which is off.",
+            advice="Set flash_attention to auto or on, or kv_cache_type to f16.",
+            param="kv_cache_type",
         )
 
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
+
+KvCacheType = Literal["f16", "q8_0", "q4_0"]
+"""How the KV cache stores keys and values: 16-bit floats, or blocks of 32 numbers of 8 or 4 bits with a scale each."""
 
 
 class Priority(IntEnum):
@@ -245,6 +248,55 @@ class TextModels(Protocol):
         self, model: str, prompt: Prompt, *, add_special: bool = True, parse_special: bool = False
     ) -> Tokenization:
         """Return the prompt as the engine would read it. Raises as `generate` does."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRuntime:
+    """What of a loaded model can be changed while it runs.
+
+    Attributes:
+        model: The full `name:version`.
+        threads: CPU threads.
+        batch_tokens: Most tokens of one engine step.
+        most_batch_tokens: What the model's context was made for; `batch_tokens` cannot be more.
+        target_inter_token_latency_s: Engine steps are cut to this length while anyone is streaming.
+    """
+
+    model: str
+    threads: int
+    batch_tokens: int
+    most_batch_tokens: int
+    target_inter_token_latency_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeChange:
+    """New values for a loaded model; None leaves one as it is. 0 threads are one per physical core."""
+
+    threads: int | None = None
+    batch_tokens: int | None = None
+    target_inter_token_latency_s: float | None = None
+
+
+class TunableModels(Protocol):
+    """The loaded models as an administrator sees them."""
+
+    def runtime(self, model: str) -> ModelRuntime:
+        """Return what a loaded model runs with now.
+
+        Raises:
+            NotFoundError: There is no such model, or it is not loaded.
+        """
+        ...
+
+    def tune(self, model: str, change: RuntimeChange) -> ModelRuntime:
+        """Change what a loaded model runs with from its next step on, until it is unloaded.
+
+        Raises:
+            NotFoundError: There is no such model, or it is not loaded.
+            InvalidRequestError: A value does not fit the model; nothing was changed.
+        """
         ...
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from appliance.core.errors import ModelFileError
+from appliance.core.types import KvCacheType
 from appliance.registry.files import open_regular, storage_errors
 from appliance.registry.ggml_types import FILE_TYPES, GUESSED_FILE_TYPE, TENSOR_TYPES
 from appliance.registry.gguf_values import SCALARS, STRING, ArrayOf, Value, ValueReader, damaged
@@ -39,6 +40,29 @@ _KEPT_STRINGS = frozenset(
     {"general.architecture", "general.type", "general.name", "general.license", "tokenizer.ggml.model", _TEMPLATE_KEY}
 )
 _IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+
+_ENCODERS = frozenset(
+    {
+        "bert",
+        "eurobert",
+        "gemma-embedding",
+        "jina-bert-v2",
+        "jina-bert-v3",
+        "llama-embed",
+        "modern-bert",
+        "neo-bert",
+        "nomic-bert",
+        "nomic-bert-moe",
+        "t5encoder",
+    }
+)
+"""Architectures of llama.cpp that write no text."""
+
+_POOLING_NONE, _POOLING_RANK = 0, 4
+"""Numbers of `enum llama_pooling_type`; between them are mean, cls and last."""
+
+_WORD_PIECE_ENDS = {"tokenizer.ggml.bos_token_id": 101, "tokenizer.ggml.seperator_token_id": 102}
+"""The tokens around every text of a WordPiece vocabulary, and what llama.cpp takes them for where the file is silent."""
 
 _OTHER_FORMATS = (
     (b"FUGG", "a big-endian GGUF file", "Convert it to little-endian."),
@@ -65,6 +89,7 @@ class GGUFHeader:
         chat_template: Jinja source, or None.
         tensor_count: Tensors.
         kv_bytes_per_token: Bytes one token takes in an f16 KV cache; an upper bound where layers differ.
+        embeds: It was made for embeddings: it writes no text, or says how its states become one vector.
     """
 
     architecture: str
@@ -77,6 +102,12 @@ class GGUFHeader:
     chat_template: str | None
     tensor_count: int
     kv_bytes_per_token: int
+    embeds: bool = False
+
+    def kv_bytes(self, cells: int, kind: KvCacheType) -> int:
+        """Return the bytes that so many KV cells of a type take."""
+        stored = next(each for each in TENSOR_TYPES.values() if each.name == kind.upper())
+        return cells * self.kv_bytes_per_token // 2 * stored.block_bytes // stored.block_elements
 
 
 def read_header(path: Path) -> GGUFHeader:
@@ -117,6 +148,7 @@ def parse_header(file: BinaryIO, size: int) -> GGUFHeader:
         chat_template=fields.chat_template(),
         tensor_count=tensor_count,
         kv_bytes_per_token=fields.kv_bytes_per_token(architecture),
+        embeds=fields.embeds(architecture),
     )
 
 
@@ -245,6 +277,9 @@ class _Fields:
                 isinstance(values, ArrayOf) and values.element_type in SCALARS and values.count >= tokens.count
             ):
                 raise damaged(f"{key} does not have one number for each of the {tokens.count:,} tokens")
+        if tokenizer == "bert":  # llama.cpp aborts the process when it cannot put these around a text
+            for key, usual in _WORD_PIECE_ENDS.items():
+                self.integer(key, 0, tokens.count - 1, default=usual)
         return tokenizer, tokens.count
 
     def chat_template(self) -> str | None:
@@ -272,6 +307,17 @@ class _Fields:
         key_length = self._scalar(f"{architecture}.attention.key_length") or head_length
         value_length = self._scalar(f"{architecture}.attention.value_length") or head_length
         return layers * kv_heads * (key_length + value_length) * 2
+
+    def embeds(self, architecture: str) -> bool:
+        """Return whether the model was made for embeddings; refuse rerankers."""
+        pooling = self.integer(f"{architecture}.pooling_type", _POOLING_NONE, 2**31, default=_POOLING_NONE)
+        if pooling >= _POOLING_RANK:
+            raise ModelFileError(
+                "The GGUF file holds a reranker, or an embedding model of a kind that is not known "
+                f"(pooling type {pooling}).",
+                advice="Models for chat, completion and embeddings can be served.",
+            )
+        return pooling != _POOLING_NONE or architecture in _ENCODERS
 
     def text(self, key: str) -> str:
         """Return a text, or "" where there is none."""

@@ -164,7 +164,7 @@ def import_model(
             name=name,
             version=version,
             kind="gguf",
-            task="chat" if header.chat_template else "completion",
+            task=_task_of(header),
             licence=licence or _licence_of(header),
             created=_now(clock),
             files=(ModelFile("model", blobs.path(sha256), sha256, size),),
@@ -227,6 +227,12 @@ def _version_of(registry: Registry, name: str, sha256: str) -> str:
         if model.files[0].sha256 == sha256:
             return model.version
     return str(max((int(each.version) for each in versions if each.version.isdecimal()), default=0) + 1)
+
+
+def _task_of(header: GGUFHeader) -> str:
+    if header.embeds:
+        return "embedding"
+    return "chat" if header.chat_template else "completion"
 
 
 def _licence_of(header: GGUFHeader) -> str:

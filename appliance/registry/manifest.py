@@ -101,7 +101,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     version: Name
     description: Text = ""
     kind: Literal["gguf"]
-    task: Literal["chat", "completion"]
+    task: Literal["chat", "completion", "embedding"]
     licence: Annotated[str, Meta(max_length=MAX_LICENCE_CHARACTERS)]
     minimum_memory: Size
     files: Annotated[tuple[ManifestFile, ...], Meta(min_length=1, max_length=1)]

@@ -43,7 +43,7 @@ class RegisteredModel:
 
     Attributes:
         kind: The file format, `gguf`.
-        task: What it is for: `chat` or `completion`.
+        task: What it is for: `chat`, `completion` or `embedding`.
         licence: SPDX licence expression.
         created: Unix seconds of registration.
         architecture: As its file says, for example `llama`.

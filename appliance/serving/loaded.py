@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from appliance.core.errors import ApplianceError, EngineError, ModelFileError, UnavailableError
+from appliance.core.errors import ApplianceError, EngineError, ModelFileError, NotFoundError, UnavailableError
 from appliance.core.settings import Settings
 from appliance.core.types import Health
 from appliance.engine.llama.config import EngineConfig
@@ -78,6 +78,23 @@ class LoadedModels:
     def names(self) -> frozenset[str]:
         """Return the full names of the models that run."""
         return frozenset(self._loaded)
+
+    def find(self, name: str) -> LoadedModel:
+        """Return the model of that name if it runs; it may be unloaded as soon as the caller awaits anything.
+
+        Raises:
+            NotFoundError: No such model, or it is not loaded.
+        """
+        registered = self._registry.resolve(name)
+        model = self._loaded.get(registered.full_name)
+        if model is None:
+            raise NotFoundError(
+                f"The model {registered.full_name} is not loaded; loaded are: {', '.join(self._loaded) or 'none'}.",
+                advice="The first request for it loads it.",
+                code="model_not_loaded",
+                param="model",
+            )
+        return model
 
     @asynccontextmanager
     async def lease(self, name: str) -> AsyncIterator[LoadedModel]:
@@ -239,6 +256,7 @@ class LoadedModels:
             threads=settings.threads or physical_cores(),
             gpu_layers=settings.gpu_layers,
             flash_attention=settings.flash_attention,
+            kv_cache_type=settings.kv_cache_type,
             target_inter_token_latency_s=settings.target_inter_token_latency_s,
             queue_size=settings.queue_size,
             context_limit=registered.default_context or settings.context_cells,

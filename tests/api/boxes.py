@@ -24,8 +24,9 @@ from appliance.registry.versions import open_registry
 from appliance.security.keys import KeyStore
 from appliance.serving.generate import TextGeneration
 from appliance.serving.loaded import LoadedModels
+from appliance.serving.tuning import ModelTuning
 from appliance.store.database import Database
-from tests.api.scripted import ScriptedHealth, ScriptedModels
+from tests.api.scripted import ScriptedHealth, ScriptedModels, ScriptedTuning
 
 DEADLINE_S = 30.0
 
@@ -106,6 +107,7 @@ class ScriptedBox(Box):
     """A box whose serving floor, keys, metrics and health are in the test's hands."""
 
     models: ScriptedModels = field(default_factory=ScriptedModels)
+    tuning: ScriptedTuning = field(default_factory=ScriptedTuning)
     health: ScriptedHealth = field(default_factory=ScriptedHealth)
     metrics: Metrics = field(default_factory=Metrics)
     keys: KeyStore | None = None
@@ -137,10 +139,18 @@ async def scripted_box(folder: Path, deadline_s: float = DEADLINE_S, **changes: 
     database = Database(folder / "appliance.db")
     try:
         keys = KeyStore(database, SystemClock())
-        app = create_app(settings=settings, text_models=models, keys=keys, metrics=metrics, health=health)
+        tuning = ScriptedTuning()
+        app = create_app(
+            settings=settings,
+            text_models=models,
+            tunable_models=tuning,
+            keys=keys,
+            metrics=metrics,
+            health=health,
+        )
         server = HttpServer(app, settings)
         async with listening(server, deadline_s) as port:
-            box = ScriptedBox(port, server, models=models, health=health, metrics=metrics, keys=keys)
+            box = ScriptedBox(port, server, models=models, tuning=tuning, health=health, metrics=metrics, keys=keys)
             try:
                 yield box
             finally:
@@ -161,7 +171,14 @@ async def real_box(folder: Path, model: Path, deadline_s: float = DEADLINE_S, **
         loaded = LoadedModels(settings, registry, metrics)
         text_models = TextGeneration(registry, loaded)
         keys = KeyStore(database, SystemClock())
-        app = create_app(settings=settings, text_models=text_models, keys=keys, metrics=metrics, health=loaded)
+        app = create_app(
+            settings=settings,
+            text_models=text_models,
+            tunable_models=ModelTuning(loaded),
+            keys=keys,
+            metrics=metrics,
+            health=loaded,
+        )
         server = HttpServer(app, settings)
         async with task_group() as tasks:
             running = tasks.create_task(loaded.run())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import replace
 
-from appliance.core.errors import ApplianceError, NotFoundError
+from appliance.core.errors import ApplianceError, InvalidRequestError, NotFoundError
 from appliance.core.types import (
     ChatMessage,
     Delta,
@@ -13,7 +14,9 @@ from appliance.core.types import (
     GenerationRequest,
     Health,
     ModelCard,
+    ModelRuntime,
     Prompt,
+    RuntimeChange,
     Timings,
     Tokenization,
     Usage,
@@ -162,6 +165,27 @@ def _tokens(prompt: Prompt) -> tuple[int, ...]:
     if prompt and isinstance(prompt[0], ChatMessage):
         return tuple("".join(each.content for each in prompt if isinstance(each, ChatMessage)).encode())
     return tuple(each % 256 for each in prompt if isinstance(each, int))
+
+
+class ScriptedTuning:
+    """One loaded model, whose context was made for 512 tokens a step."""
+
+    def __init__(self, name: str = "tiny") -> None:
+        self.now = ModelRuntime(f"{name}:1", 2, 512, 512, 0.15)
+        self._names = (name, f"{name}:1")
+
+    def runtime(self, model: str) -> ModelRuntime:
+        if model not in self._names:
+            raise NotFoundError(f"The model {model!r} is not loaded.", code="model_not_loaded", param="model")
+        return self.now
+
+    def tune(self, model: str, change: RuntimeChange) -> ModelRuntime:
+        given = {name: getattr(change, name) for name in RuntimeChange.__slots__}
+        tuned = replace(self.runtime(model), **{name: value for name, value in given.items() if value is not None})
+        if tuned.batch_tokens > tuned.most_batch_tokens:
+            raise InvalidRequestError("It can have 512 tokens at most.", param="batch_tokens", code="invalid_value")
+        self.now = tuned
+        return tuned
 
 
 class ScriptedHealth:

@@ -20,7 +20,7 @@ from appliance.observe.metrics import Metrics
 from appliance.security.keys import KeyStore
 from appliance.store.database import Database
 from tests.api.boxes import Box, ScriptedBox, real_box, scripted_box, settings_with
-from tests.api.scripted import ScriptedHealth, ScriptedModels
+from tests.api.scripted import ScriptedHealth, ScriptedModels, ScriptedTuning
 
 SCHEMATHESIS_TIMEOUT_S = 100.0
 
@@ -51,6 +51,7 @@ def test_every_route_of_the_application_is_in_the_document_and_no_other(tmp_path
         app = create_app(
             settings=settings_with(tmp_path),
             text_models=ScriptedModels(),
+            tunable_models=ScriptedTuning(),
             keys=KeyStore(database, SystemClock()),
             metrics=Metrics(),
             health=ScriptedHealth(),
@@ -60,6 +61,7 @@ def test_every_route_of_the_application_is_in_the_document_and_no_other(tmp_path
     assert {route.path for route in app.routes} == {  # type: ignore[attr-defined]
         "/v1/models",
         "/v1/models/{model}",
+        "/v1/models/{model}/runtime",
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/tokenize",
@@ -74,7 +76,7 @@ def test_every_route_of_the_application_is_in_the_document_and_no_other(tmp_path
 async def test_the_document_is_whole(box: ScriptedBox) -> None:
     document = await document_of(box)
     assert document["openapi"] == "3.1.0"
-    assert len(document["paths"]) == 9
+    assert len(document["paths"]) == 10
     for reference in references(document):
         assert resolve(document, reference)
     operations = [each for path in document["paths"].values() for each in path.values()]
@@ -128,7 +130,7 @@ async def test_where_keys_are_required_the_document_says_so(tmp_path: Path) -> N
 async def run_schemathesis(document: dict[str, Any], box: Box, folder: Path, *arguments: str) -> None:
     """Hold a server against its document, with models that exist so that requests get past the look-up."""
     for name, schema in document["components"]["schemas"].items():
-        if name.endswith("Request"):
+        if name.endswith("Request") and "model" in schema["properties"]:
             schema["properties"]["model"] = {"enum": ["tiny", "tiny:1"]}
     path = folder / "openapi.json"
     path.write_bytes(msgspec.json.encode(document))

@@ -17,6 +17,7 @@ def job(path: Path, *, cells: int = 512, prompts: list[list[int]] | None = None)
         threads=1,
         gpu_layers=0,
         flash_attention="auto",
+        kv_cache_type="f16",
         prompts=[[5, 6, 7], [8, *range(9, 60)]] if prompts is None else prompts,
         tokens=10,
     )

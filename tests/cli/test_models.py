@@ -212,7 +212,7 @@ def test_many_command_lines_at_once_leave_one_sound_registry(box: Box, tmp_path:
 
 
 def test_every_verb_tells_an_example(box: Box) -> None:
-    verbs = ("catalog", "pull", "import", "list", "show", "verify", "remove")
+    verbs = ("catalog", "pull", "import", "list", "show", "verify", "tune", "remove")
     overview = run("models", "--help").stdout
     for verb in verbs:
         assert verb in overview

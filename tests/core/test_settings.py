@@ -188,7 +188,7 @@ def test_any_text_is_accepted_whole_or_refused_in_words(text: str) -> None:
 
 def test_every_bound_is_described_in_words() -> None:
     for name, annotation in get_type_hints(Settings, include_extras=True).items():
-        assert re.fullmatch(r"[A-Za-z0-9 ,.-]+", describe(annotation)), name
+        assert re.fullmatch(r"[A-Za-z0-9_ ,.-]+", describe(annotation)), name
     assert describe(Literal["a", "b"]) == "one of a, b"
     assert describe(get_type_hints(Settings, include_extras=True)["port"]) == "a whole number from 0 to 65535"
     assert describe(get_type_hints(Settings, include_extras=True)["header_timeout_s"]) == (
@@ -237,6 +237,20 @@ def test_more_sequences_than_cells_are_refused() -> None:
     error = refusal(flags={"context_cells": 64, "max_sequences": 9})
     assert "9 sequences cannot share 64 context cells" in error.message
     assert load(context_cells=64, max_sequences=8).context_cells == 64
+
+
+def test_more_sequences_than_a_step_has_tokens_are_refused() -> None:
+    error = refusal(flags={"batch_tokens": 32, "max_sequences": 33})
+    assert "32 tokens cannot hold one of each of 33 sequences" in error.message
+    assert load(batch_tokens=32, max_sequences=32).batch_tokens == 32
+
+
+def test_quantised_cells_with_flash_attention_off_are_refused() -> None:
+    error = refusal(flags={"kv_cache_type": "q8_0", "flash_attention": "off"})
+    assert error.param == "kv_cache_type"
+    assert "need flash attention" in error.message
+    assert load(kv_cache_type="f16", flash_attention="off").flash_attention == "off"
+    assert load(kv_cache_type="q4_0", flash_attention="on").kv_cache_type == "q4_0"
 
 
 # Paths

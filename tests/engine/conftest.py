@@ -84,7 +84,7 @@ class EngineUnderTest:
 
 
 @asynccontextmanager
-async def running(path: Path, **changes: float) -> AsyncIterator[EngineUnderTest]:
+async def running(path: Path, **changes: object) -> AsyncIterator[EngineUnderTest]:
     metrics = Metrics()
     config = replace(CONFIG, **changes)  # type: ignore[arg-type]
     engine = await LlamaEngine.load("tiny:1", path, config, metrics.for_model("tiny:1"))

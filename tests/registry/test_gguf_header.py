@@ -24,6 +24,7 @@ from appliance.registry import gguf_header, gguf_values
 from appliance.registry.ggml_types import FILE_TYPES, TENSOR_TYPES
 from appliance.registry.gguf_header import GGUFHeader, parse_header, read_header
 from tests.registry.models import TinyModel
+from tests.tiny_gguf import write_tiny_bert
 
 STRING, ARRAY, UINT32, UINT64 = 8, 9, 4, 10
 
@@ -105,6 +106,40 @@ def test_the_tiny_model_is_sound(tiny: TinyModel) -> None:
     header = read_header(tiny.path)
     assert (header.architecture, header.context_length, header.quantisation) == ("llama", 512, "F32")
     assert header.vocabulary_size == 320
+
+
+def test_quantised_kv_cells_take_what_their_blocks_do() -> None:
+    header = parse(build())
+    cell = header.kv_bytes_per_token
+    assert header.kv_bytes(10, "f16") == 10 * cell
+    assert header.kv_bytes(10, "q8_0") == 10 * cell * 34 // 64
+    assert header.kv_bytes(10, "q4_0") == 10 * cell * 18 // 64
+
+
+def test_an_encoder_and_a_decoder_that_says_how_it_pools_are_for_embeddings(tmp_path: Path) -> None:
+    header = read_header(write_tiny_bert(tmp_path / "bert.gguf", pooling=None))
+    assert (header.architecture, header.tokenizer, header.embeds) == ("bert", "bert", True)
+    assert not parse(build()).embeds
+    for pooling, embeds in ((0, False), (1, True), (2, True), (3, True)):
+        assert parse(build(with_fields(pooling=number("llama.pooling_type", pooling)))).embeds is embeds
+
+
+@pytest.mark.parametrize("pooling", [4, 5])
+def test_a_reranker_is_refused_by_name(pooling: int) -> None:
+    with pytest.raises(ModelFileError, match=f"reranker.*pooling type {pooling}"):
+        parse(build(with_fields(pooling=number("llama.pooling_type", pooling))))
+
+
+def test_a_word_piece_vocabulary_without_its_end_tokens_is_refused(tmp_path: Path) -> None:
+    path = write_tiny_bert(tmp_path / "bert.gguf")
+    for key in (b"tokenizer.ggml.bos_token_id", b"tokenizer.ggml.seperator_token_id"):
+        content = path.read_bytes()
+        hidden = content.replace(key, key[:-1] + b"x")  # 101 and 102 are in this vocabulary of 125
+        assert parse(hidden).embeds
+        at = content.index(key) + len(key) + 4
+        assert content[at] in (2, 3)
+        with pytest.raises(ModelFileError, match="token_id is 125"):
+            parse(content[:at] + bytes([125]) + content[at + 1 :])
 
 
 @pytest.mark.parametrize("version", [2, 3])

@@ -27,7 +27,7 @@ from appliance.registry.versions import Registry
 from tests.registry import processes
 from tests.registry.models import TinyModel, assert_nothing_visible, document, entry, partial_names, write_manifest
 from tests.registry.servers import FileServer, Handler
-from tests.tiny_gguf import write_tiny_llama
+from tests.tiny_gguf import write_tiny_bert, write_tiny_llama
 
 
 @pytest.fixture(scope="module")
@@ -450,6 +450,11 @@ def test_an_import_takes_name_version_and_licence_as_given(registry: Registry, t
 def test_a_model_without_chat_template_is_imported_for_completion(registry: Registry, tmp_path: Path) -> None:
     path = write_tiny_llama(tmp_path / "plain.gguf", chat_template=None)
     assert import_model(path, registry).model.task == "completion"
+
+
+def test_an_imported_encoder_is_for_embeddings(registry: Registry, tmp_path: Path) -> None:
+    model = import_model(write_tiny_bert(tmp_path / "bert.gguf"), registry).model
+    assert (model.task, model.architecture, model.context_length) == ("embedding", "bert", 128)
 
 
 def test_a_folder_with_one_model_is_imported(registry: Registry, tiny: TinyModel, tmp_path: Path) -> None:

@@ -173,7 +173,8 @@ class Examination:
     def _needed(self, model: RegisteredModel) -> int:
         """Return the bytes for weights, KV cells as set, and the program."""
         file = next(each for each in model.files if each.role == "model")
-        return model.size + read_header(file.path).kv_bytes_per_token * self._settings.context_cells + PROGRAM_BYTES
+        kv_bytes = read_header(file.path).kv_bytes(self._settings.context_cells, self._settings.kv_cache_type)
+        return model.size + kv_bytes + PROGRAM_BYTES
 
     def _open_database(self) -> Database:
         return Database(self._settings.database_path, read_only=True)

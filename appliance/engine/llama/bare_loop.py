@@ -18,6 +18,7 @@ from typing import Literal
 import msgspec
 
 from appliance.core.errors import EngineError
+from appliance.core.types import KvCacheType
 from appliance.engine.llama.context import Decoded, LlamaContext
 from appliance.engine.llama.model import LlamaModel
 from appliance.engine.llama.native import llama
@@ -41,6 +42,7 @@ class BareLoop(msgspec.Struct, frozen=True, kw_only=True):
     threads: int
     gpu_layers: int
     flash_attention: Literal["auto", "on", "off"]
+    kv_cache_type: KvCacheType
     prompts: list[list[int]]
     tokens: int
 
@@ -74,6 +76,7 @@ def run(job: BareLoop) -> BareLoopResult:
         batch_tokens=job.batch_tokens,
         threads=job.threads,
         flash_attention=job.flash_attention,
+        kv_cache_type=job.kv_cache_type,
     )
     sequences = [Sequence(number, array("i", prompt)) for number, prompt in enumerate(job.prompts)]
     for slot, sequence in enumerate(sequences):

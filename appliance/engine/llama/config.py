@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from appliance.core.types import KvCacheType
 from appliance.engine.llama.context import uses_flash_attention
 from appliance.engine.llama.native import llama_cpp_version
 from appliance.engine.llama.state_format import Origin
@@ -24,6 +25,7 @@ class EngineConfig:
     queue_size: int
     context_limit: int = 2**31 - 1
     flash_attention: Literal["auto", "on", "off"] = "auto"
+    kv_cache_type: KvCacheType = "f16"
     parking_ram_bytes: int = 0
     parking_disk_bytes: int = 0
     parking_delay_s: float = 5.0
@@ -42,8 +44,8 @@ class EngineConfig:
             model_sha256=self.model_sha256,
             library=llama_cpp_version(),
             cells=self.cells,
-            key_type="f16",
-            value_type="f16",
-            flash_attention=uses_flash_attention(self.flash_attention),
+            key_type=self.kv_cache_type,
+            value_type=self.kv_cache_type,
+            flash_attention=uses_flash_attention(self.flash_attention, self.kv_cache_type),
             full_window=True,
         )

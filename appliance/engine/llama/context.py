@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from appliance.core.errors import EngineError
+from appliance.core.errors import EngineError, SettingsError
+from appliance.core.types import KvCacheType
 from appliance.engine.llama.model import LlamaModel
 from appliance.engine.llama.native import llama, short
 from appliance.engine.llama.step import Fork, Resume, Run, Truncate
@@ -48,21 +49,25 @@ class LlamaContext:
         batch_tokens: int,
         threads: int,
         flash_attention: Literal["auto", "on", "off"] = "auto",
+        kv_cache_type: KvCacheType = "f16",
     ) -> None:
         """Reserve the memory.
 
         llama.cpp's flash attention on a CPU reads a prompt fast in pieces of 64 tokens or more, and below that at a
         fifth of the speed of plain attention; but pieces must be smaller for streams not to stall. So "auto" is on
-        with a GPU only.
+        with a GPU only, and where the cells are quantised, which plain attention cannot read the values of.
 
         Raises:
             EngineError: There is not enough of it.
+            SettingsError: The model's cells cannot have this type.
         """
+        _check_kv_cache_type(model, kv_cache_type, flash_attention)
         self._model = model
         parameters = llama.llama_context_default_params()
         parameters.n_ctx = cells
         parameters.n_batch = batch_tokens
-        if uses_flash_attention(flash_attention):
+        parameters.type_k = parameters.type_v = _KV_CACHE_TYPES[kv_cache_type]
+        if uses_flash_attention(flash_attention, kv_cache_type):
             parameters.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_AUTO
             parameters.n_ubatch = batch_tokens
         else:
@@ -77,7 +82,7 @@ class LlamaContext:
         self._handle = llama.llama_init_from_model(model.handle, parameters)
         if not self._handle:
             raise EngineError(
-                f"There is not enough memory for a context of {cells} KV cells.",
+                f"There is not enough memory for a context of {cells} KV cells of the type {kv_cache_type}.",
                 advice="Lower `context_cells`, or choose a smaller model.",
                 code="not_enough_memory",
             )
@@ -111,6 +116,10 @@ class LlamaContext:
     def handle(self) -> Any:
         """Return the native context, for the samplers."""
         return self._handle
+
+    def set_threads(self, threads: int) -> None:
+        """Compute the next batches with so many CPU threads."""
+        short.llama_set_n_threads(self._handle, threads, threads)
 
     def apply(self, operation: Truncate | Fork) -> None:
         """Carry out one of the scheduler's memory operations.
@@ -209,9 +218,34 @@ class LlamaContext:
         return np.frombuffer(memory, np.float32).reshape(len(self.outputs), self._model.vocabulary_size)
 
 
-def uses_flash_attention(wanted: Literal["auto", "on", "off"]) -> bool:
-    """Return whether a context that is made with this setting uses flash attention."""
-    return bool(llama.llama_supports_gpu_offload()) if wanted == "auto" else wanted == "on"
+def uses_flash_attention(wanted: Literal["auto", "on", "off"], kv_cache_type: KvCacheType) -> bool:
+    """Return whether a context that is made with these settings uses flash attention."""
+    if wanted == "auto":
+        return kv_cache_type != "f16" or bool(llama.llama_supports_gpu_offload())
+    return wanted == "on"
+
+
+_KV_CACHE_TYPES = {"f16": llama.GGML_TYPE_F16, "q8_0": llama.GGML_TYPE_Q8_0, "q4_0": llama.GGML_TYPE_Q4_0}
+_BLOCK_NUMBERS = 32
+"""Numbers that share a scale in both quantised types; an attention head must be whole blocks long."""
+
+
+def _check_kv_cache_type(model: LlamaModel, kind: KvCacheType, flash_attention: Literal["auto", "on", "off"]) -> None:
+    if kind == "f16":
+        return
+    if flash_attention == "off":
+        raise SettingsError(
+            f"KV cells of the type {kind} need flash attention, which is off.",
+            advice="Set flash_attention to auto or on, or kv_cache_type to f16.",
+            param="kv_cache_type",
+        )
+    if any(length % _BLOCK_NUMBERS for length in model.head_lengths):
+        raise SettingsError(
+            f"KV cells of the type {kind} hold blocks of {_BLOCK_NUMBERS} numbers; the keys and values of an attention "
+            f"head of this model have {' and '.join(map(str, model.head_lengths))}.",
+            advice="Set kv_cache_type to f16 for this model.",
+            param="kv_cache_type",
+        )
 
 
 def _pointer(values: npt.NDArray[Any], kind: Any) -> Any:

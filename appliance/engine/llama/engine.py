@@ -24,7 +24,7 @@ from appliance.engine.llama.generation import LlamaGeneration
 from appliance.engine.llama.keeper import FileJob, WriteState, Written
 from appliance.engine.llama.meter import EngineMeter
 from appliance.engine.llama.model import LlamaModel
-from appliance.engine.llama.worker import Cancel, Report, Submit, Worker
+from appliance.engine.llama.worker import Cancel, Report, Runtime, Submit, Worker
 from appliance.observe.metrics import ModelMetrics
 
 INLINE_TOKENIZE_CHARACTERS = 20_000
@@ -40,6 +40,7 @@ class LlamaEngine:
 
     Attributes:
         name: The full `name:version`, for answers and metrics.
+        runtime: What it runs with; `tune` changes it.
         ended: Done when the thread has ended; its result is the error that ended it, or None after `close`.
     """
 
@@ -47,6 +48,7 @@ class LlamaEngine:
         """Prepare an engine; `load` makes one that runs."""
         self.name = name
         self.config = config
+        self.runtime = Runtime(config.threads, config.batch_tokens, config.target_inter_token_latency_s)
         self._meter = EngineMeter(metrics)
         self._loop = loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[ApplianceError | None] = loop.create_future()
@@ -199,6 +201,23 @@ class LlamaEngine:
         self._worker.put(Submit(choices))
         self._show_load()
         return generation
+
+    def tune(self, runtime: Runtime) -> None:
+        """Run with other values from the next step on; streams go on undisturbed.
+
+        Raises:
+            InvalidRequestError: A value does not fit the context; nothing was changed.
+        """
+        least, most = self.config.sequences, self.config.batch_tokens
+        if not least <= runtime.batch_tokens <= most:
+            raise InvalidRequestError(
+                f"A step of {self.name} can have {least} to {most} tokens, not {runtime.batch_tokens}.",
+                advice=f"Each of its {least} sequences needs one; the setting `batch_tokens` allows for more.",
+                param="batch_tokens",
+                code="invalid_value",
+            )
+        self.runtime = runtime
+        self._worker.put(runtime)
 
     # State
 

@@ -17,6 +17,8 @@ _CONTROL = 1 << 3
 _USER_DEFINED = 1 << 4
 """`llama_token_attr` bits of tokens that a chat template writes as text."""
 _TEXT_LIMIT = 2**31 - 1
+_METADATA_BYTES = 256
+"""Longer values of the header are cut; numbers and names are shorter."""
 
 
 class LlamaModel:
@@ -94,6 +96,28 @@ class LlamaModel:
         with self._in_use():
             text = short.llama_model_chat_template(self.handle, None)
             return text.decode("utf-8", "replace") if text else None
+
+    def metadata(self, key: str) -> str | None:
+        """Return what the file's header says under a key, as text, or None; `{arch}` stands for the architecture."""
+        with self._in_use():
+            if "{arch}" in key:
+                key = key.replace("{arch}", self._metadata("general.architecture") or "")
+            return self._metadata(key)
+
+    def _metadata(self, key: str) -> str | None:
+        buffer: Any = ctypes.create_string_buffer(_METADATA_BYTES)
+        length = short.llama_model_meta_val_str(self.handle, key.encode(), buffer, _METADATA_BYTES)
+        return None if length < 0 else buffer.value.decode("utf-8", "replace")
+
+    @cached_property
+    def head_lengths(self) -> tuple[int, int]:
+        """Return how many numbers the keys and the values of one attention head have; 0 without attention."""
+        with self._in_use():
+            heads, width = short.llama_model_n_head(self.handle), short.llama_model_n_embd(self.handle)
+        usual = width // heads if heads else 0
+        told = [self.metadata(f"{{arch}}.attention.{each}_length") or "" for each in ("key", "value")]
+        key, value = (int(each) if each.isdecimal() else usual for each in told)
+        return key, value
 
     @cached_property
     def begin_text(self) -> str:

@@ -12,7 +12,7 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +51,16 @@ class Cancel:
     generation: LlamaGeneration
 
 
-Command = Submit | Cancel | Outcome
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """What the engine runs with, see the settings of the same names; as a command, go on with these checked values."""
+
+    threads: int
+    batch_tokens: int
+    target_inter_token_latency_s: float
+
+
+Command = Submit | Cancel | Runtime | Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +216,10 @@ class Worker:
             case Submit(choices):
                 for choice in choices:
                     self._start(choice)
+            case Runtime(threads, batch_tokens, target):
+                self._context.set_threads(threads)
+                scheduler = self._scheduler
+                scheduler.limits = replace(scheduler.limits, batch_tokens=batch_tokens, target_latency=target)
 
     def _start(self, choice: Choice) -> None:
         self._numbers += 1
@@ -324,6 +337,7 @@ class Worker:
             batch_tokens=config.batch_tokens,
             threads=config.threads,
             flash_attention=config.flash_attention,
+            kv_cache_type=config.kv_cache_type,
         )
 
     def _new_scheduler(self, model: LlamaModel) -> Scheduler:

@@ -91,6 +91,16 @@ def test_a_fit_machine_passes_and_nothing_is_changed(data: Path) -> None:
     assert {name: content for name, content in after.items() if content} == before
 
 
+def test_smaller_kv_cells_need_less_memory(data: Path) -> None:
+    def found(kind: str) -> str:
+        _, findings = examine(data, APPLIANCE_KV_CACHE_TYPE=kind, APPLIANCE_CONTEXT_CELLS="1000000")
+        return str(findings["model"]["found"])
+
+    assert "needs 356 MB" in found("f16")  # 256 bytes a cell
+    assert "needs 236 MB" in found("q8_0")
+    assert "needs 172 MB" in found("q4_0")
+
+
 def test_people_read_lines_with_advice_below_and_a_verdict(data: Path) -> None:
     result = run(data, APPLIANCE_THREADS="999")
     lines = result.stdout.splitlines()
