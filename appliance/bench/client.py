@@ -69,11 +69,14 @@ class Response:
             raise ConnectionLostError(f"The server's answer is not JSON: {error}.") from error
 
     def events(self) -> list[tuple[float, bytes]]:
-        """Return the data of each whole server-sent event, with the time at which its last byte came."""
+        """Return the data of each whole server-sent event, with the time at which its last byte came.
+
+        Lines may end in LF or CRLF, as the standard leaves to the server.
+        """
         events: list[tuple[float, bytes]] = []
         rest = b""
         for at, piece in self.pieces:
-            *whole, rest = (rest + piece).split(_EVENT_END)
+            *whole, rest = (rest + piece).replace(b"\r\n", b"\n").split(_EVENT_END)
             events += [(at, event.removeprefix(_DATA)) for event in whole if event.startswith(_DATA)]
         return events
 

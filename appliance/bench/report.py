@@ -136,27 +136,32 @@ def at_most(name: str, value: float, unit: str, target: float, spread: Spread | 
     return Figure(name=name, value=value, unit=unit, target=target, bound="greatest", met=met, spread=spread)
 
 
+def this_machine() -> Machine:
+    """Return where this runs."""
+    return Machine(
+        cpu=cpu_name(),
+        cpu_features=sorted(cpu_features()),
+        cores=physical_cores(),
+        memory=memory().total,
+        system=platform.platform(),
+    )
+
+
+def software(subject: Subject) -> Software:
+    """Return what is measured."""
+    settings, model = subject.settings, subject.model
+    return Software(
+        appliance=__version__,
+        llama_cpp=version("llama-cpp-python"),
+        python=platform.python_version(),
+        model=model.full_name,
+        quantisation=model.quantisation,
+        context_cells=settings.context_cells,
+        max_sequences=settings.max_sequences,
+        threads=subject.threads,
+    )
+
+
 def report(subject: Subject, measurements: Sequence[Measurement], *, quick: bool) -> Report:
     """Return the measurements with where and on what they were taken."""
-    settings, model = subject.settings, subject.model
-    return Report(
-        machine=Machine(
-            cpu=cpu_name(),
-            cpu_features=sorted(cpu_features()),
-            cores=physical_cores(),
-            memory=memory().total,
-            system=platform.platform(),
-        ),
-        software=Software(
-            appliance=__version__,
-            llama_cpp=version("llama-cpp-python"),
-            python=platform.python_version(),
-            model=model.full_name,
-            quantisation=model.quantisation,
-            context_cells=settings.context_cells,
-            max_sequences=settings.max_sequences,
-            threads=subject.threads,
-        ),
-        quick=quick,
-        measurements=list(measurements),
-    )
+    return Report(machine=this_machine(), software=software(subject), quick=quick, measurements=list(measurements))

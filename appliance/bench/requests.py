@@ -22,15 +22,16 @@ def question(number: int) -> list[dict[str, str]]:
 
 def chat(model: str, number: int, tokens: int) -> dict[str, Any]:
     """Return a streaming request for an answer of exactly `tokens` tokens."""
-    return {"messages": question(number), **_exactly(model, tokens)}
+    return {"messages": question(number), **exactly(model, tokens)}
 
 
 def completion(model: str, prompt: list[int], tokens: int) -> dict[str, Any]:
     """Return the same for token ids without a chat template."""
-    return {"prompt": prompt, **_exactly(model, tokens)}
+    return {"prompt": prompt, **exactly(model, tokens)}
 
 
-def _exactly(model: str, tokens: int) -> dict[str, Any]:
+def exactly(model: str, tokens: int) -> dict[str, Any]:
+    """Return the fields that ask for a streamed answer of exactly `tokens` tokens, always the same one."""
     return {
         "model": model,
         "max_tokens": tokens,
@@ -81,6 +82,30 @@ def text_times(response: Response) -> list[float]:
     return [at for at, data in response.events() if data != b"[DONE]" and _has_text(msgspec.json.decode(data))]
 
 
+def answer_text(response: Response) -> str:
+    """Return the text of a streamed answer, for a chat or a completion."""
+    chunks = [msgspec.json.decode(data) for _, data in response.events() if data != b"[DONE]"]
+    return "".join(_text(choice) for chunk in chunks for choice in chunk.get("choices", ()))
+
+
+def usage(response: Response) -> dict[str, Any]:
+    """Return what a streamed answer says of its tokens; empty if it says nothing."""
+    chunks = [msgspec.json.decode(data) for _, data in response.events() if data != b"[DONE]"]
+    return next((chunk["usage"] for chunk in reversed(chunks) if chunk.get("usage")), {})
+
+
+def first_token_s(response: Response) -> float:
+    """Return the seconds from sending a request to the first text of its answer.
+
+    Raises:
+        ConnectionLostError: The answer has no text.
+    """
+    times = text_times(response)
+    if not times:
+        raise ConnectionLostError(f"An answer has no text; its status is {response.status}.")
+    return times[0] - response.sent_at
+
+
 def check_complete(response: Response, tokens: int) -> None:
     """Make sure that a streamed answer is whole and has exactly `tokens` tokens.
 
@@ -99,9 +124,13 @@ def incompleteness(response: Response, tokens: int) -> str:
     events = [data for _, data in response.events()]
     if not events or events[-1] != b"[DONE]":
         return "the stream has no [DONE]"
-    generated = sum((msgspec.json.decode(data).get("usage") or {}).get("completion_tokens", 0) for data in events[:-1])
+    generated = usage(response).get("completion_tokens", 0)
     return "" if generated == tokens else f"it has {generated} tokens"
 
 
 def _has_text(chunk: Any) -> bool:
-    return any(choice.get("text") or choice.get("delta", {}).get("content") for choice in chunk.get("choices", ()))
+    return any(_text(choice) for choice in chunk.get("choices", ()))
+
+
+def _text(choice: Any) -> str:
+    return choice.get("text") or choice.get("delta", {}).get("content") or ""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
 
 from appliance.bench.client import Connection, Response
 from appliance.bench.report import Effort, Figure, Measurement, Progress, Subject, at_most
 from appliance.bench.requests import CHAT, COMPLETIONS, chat, completion, context_length, filler_tokens, text_times
 from appliance.bench.server import Server, running
-from appliance.bench.statistics import longest_gap, quantile
+from appliance.bench.statistics import quantile
+from appliance.bench.streams import longest_gaps
 from appliance.core.errors import UnavailableError
 
 STREAMS = 8
@@ -62,7 +62,7 @@ async def measure(subject: Subject, effort: Effort, progress: Progress) -> Measu
 
 def _measurement(long: Response, answers: list[Response], probes: list[float], *, prompt_tokens: int) -> Measurement:
     first = text_times(long)[0]
-    gaps = [1000 * each for each in _gaps(answers, long.sent_at, first)]
+    gaps = [1000 * each for each in longest_gaps(answers, long.sent_at, first)]
     if not gaps:
         raise UnavailableError("Nothing was streamed while the long prompt was read, so there is nothing to compare.")
     health = [1000 * each for each in probes]
@@ -84,18 +84,6 @@ def _measurement(long: Response, answers: list[Response], probes: list[float], *
             "events_streamed_meanwhile": sum(long.sent_at < at <= first for each in answers for at in text_times(each)),
         },
     )
-
-
-def _gaps(answers: list[Response], begin: float, end: float) -> Iterator[float]:
-    """Yield the longest silence of each answer, from its first to its last token, as far as that lies within."""
-    for answer in answers:
-        times = text_times(answer)
-        if not times:
-            continue
-        earliest = max(begin, times[0])
-        latest = min(end, times[-1]) if answer.ended_at else end
-        if earliest < latest:
-            yield longest_gap(times, earliest, latest)
 
 
 def _stream_tokens(context: int, cells: int, long_prompt: int) -> int:

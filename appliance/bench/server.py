@@ -1,4 +1,4 @@
-"""The server under measurement: `appliance serve` as a process of its own, on a free port of loopback."""
+"""A server under measurement, as a process of its own on a free port of loopback."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -23,7 +24,8 @@ from appliance.core.settings import ENVIRONMENT_PREFIX, Settings, setting_fields
 READY_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 60.0
 POLL_S = 0.01
-_LISTENING = re.compile(r"listening on http://127\.0\.0\.1:(\d+)")
+LISTENING = r"listening on http://127\.0\.0\.1:(\d+)"
+"""How the appliance tells its port."""
 _OURS: dict[str, Any] = {
     "host": "127.0.0.1",
     "port": 0,
@@ -51,7 +53,7 @@ class Server:
 
     Attributes:
         port: Where it listens.
-        ready_s: Seconds from starting the program to the first 200 of `/health`.
+        ready_s: Seconds from starting the program until it was ready.
     """
 
     process: asyncio.subprocess.Process
@@ -87,7 +89,7 @@ def environment_for(settings: Settings, inherited: Mapping[str, str], **changes:
 
 @asynccontextmanager
 async def running(settings: Settings, **changes: Any) -> AsyncIterator[Server]:
-    """Start a server, wait until it is ready, and stop it in the end.
+    """Start `appliance serve`, wait until it is ready, and stop it in the end.
 
     Args:
         settings: See `environment_for`.
@@ -96,23 +98,44 @@ async def running(settings: Settings, **changes: Any) -> AsyncIterator[Server]:
     Raises:
         UnavailableError: It ended or did not become ready; the message has its last log lines.
     """
+    command = [sys.executable, "-m", "appliance", "serve"]
+    async with running_program(command, environment_for(settings, os.environ, **changes)) as server:
+        yield server
+
+
+@asynccontextmanager
+async def running_program(
+    command: Sequence[str | Path],
+    environment: Mapping[str, str],
+    *,
+    listening: str = LISTENING,
+    ready: str = "/health",
+) -> AsyncIterator[Server]:
+    """Start a program that serves HTTP on loopback, wait until it is ready, and stop it in the end.
+
+    Args:
+        command: The program and its arguments.
+        environment: All of its environment.
+        listening: Regular expression of the log line that tells the port, its first group.
+        ready: Path that answers 200 when requests can be answered.
+
+    Raises:
+        UnavailableError: It ended or did not become ready; the message has its last log lines.
+    """
     started = time.perf_counter()
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "appliance",
-        "serve",
-        env=environment_for(settings, os.environ, **changes),
+        *command,
+        env=environment,
         stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
     )
     server = Server(process)
-    log = _Log(process)
+    log = _Log(process, re.compile(listening))
     async with asyncio.TaskGroup() as tasks:
         reading = tasks.create_task(log.read(), name="log of the server")
         try:
-            await _become_ready(server, log, started)
+            await _become_ready(server, log, ready, started)
             yield server
         finally:
             await _stop(process)
@@ -122,17 +145,18 @@ async def running(settings: Settings, **changes: Any) -> AsyncIterator[Server]:
 class _Log:
     """Reads what the server logs, so that it never waits for us, and keeps the port and the last lines."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, listening: re.Pattern[str]) -> None:
         self._process = process
+        self._listening = listening
         self._last: deque[str] = deque(maxlen=5)
         self.port: int | None = None
 
     async def read(self) -> None:
-        assert self._process.stderr is not None
-        async for line in self._process.stderr:
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
             text = line.decode(errors="replace").strip()
             self._last.append(text)
-            found = _LISTENING.search(text)
+            found = self._listening.search(text)
             if found:
                 self.port = int(found[1])
 
@@ -141,10 +165,10 @@ class _Log:
         return " | ".join(self._last) or "(nothing)"
 
 
-async def _become_ready(server: Server, log: _Log, started: float) -> None:
+async def _become_ready(server: Server, log: _Log, ready: str, started: float) -> None:
     try:
         async with asyncio.timeout(READY_TIMEOUT_S):
-            while not await _is_healthy(log.port):
+            while not await _is_ready(log.port, ready):
                 if server.process.returncode is not None:
                     raise UnavailableError(
                         f"The server ended with exit code {server.process.returncode} before it was ready. "
@@ -160,12 +184,12 @@ async def _become_ready(server: Server, log: _Log, started: float) -> None:
     server.port = log.port
 
 
-async def _is_healthy(port: int | None) -> bool:
+async def _is_ready(port: int | None, path: str) -> bool:
     if port is None:
         return False
     try:
         with await Connection.open(port) as connection:
-            return (await connection.request("GET", "/health")).status == 200
+            return (await connection.request("GET", path)).status == 200
     except ConnectionLostError:
         return False  # it may be about to end; its exit code says so next
 

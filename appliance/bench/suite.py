@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from appliance.bench import overload, responsiveness, start, throughput
 from appliance.bench.report import Effort, Measurement, Progress, Report, Subject, report
@@ -26,14 +27,25 @@ async def run(subject: Subject, names: Sequence[str], effort: Effort, progress: 
     """
     measurements = []
     for name in names:
-        try:
+        with ungrouped():
             measurements.append(await MEASUREMENTS[name](subject, effort, progress))
-        except BaseExceptionGroup as group:
-            ours, others = group.split(ApplianceError)
-            if ours is None or others is not None:
-                raise
-            raise next(_leaves(ours)) from None
     return report(subject, measurements, quick=quick)
+
+
+@contextmanager
+def ungrouped() -> Iterator[None]:
+    """Raise the first of our errors in place of a group of nothing else, as task groups make it.
+
+    Raises:
+        ApplianceError: See above.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        ours, others = group.split(ApplianceError)
+        if ours is None or others is not None:
+            raise
+        raise next(_leaves(ours)) from None
 
 
 def _leaves(group: BaseExceptionGroup[ApplianceError]) -> Iterator[ApplianceError]:

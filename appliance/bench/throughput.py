@@ -8,21 +8,18 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from appliance.bench.client import Connection, Response
+from appliance.bench.client import Response
 from appliance.bench.cpu import CpuMeter, CpuUse
 from appliance.bench.report import Effort, Figure, Measurement, Progress, Subject, at_least
-from appliance.bench.requests import CHAT, chat, chat_tokens, check_complete, text_times
+from appliance.bench.requests import chat, chat_tokens, check_complete
 from appliance.bench.server import Server, running
-from appliance.bench.statistics import spread, steady_rate
-from appliance.core.errors import EngineError, UnavailableError
+from appliance.bench.statistics import spread
+from appliance.bench.streams import stream_together, tokens_per_second
+from appliance.core.errors import EngineError
 
 STREAMS = (1, 4, 8)
 LEAST_RATIO = 0.95
 BARE_LOOP_TIMEOUT_S = 600.0
-ANSWERS_TIMEOUT_S = 600.0
-LOOK_EVERY_S = 0.05
-"""How often the client reads what has come: a client that woke up for each token would take CPU from the server, which
-real clients, on machines of their own, do not."""
 _COUNTED = (
     "Tokens a second of all streams together while all are decoding: after the stream that began last has begun and "
     "before the first one ends, so prompt reading is left out on both sides. The server is measured by its client over "
@@ -75,7 +72,7 @@ async def _pairs(server: Server, subject: Subject, effort: Effort, streams: int,
             if side == "server":
                 responses = await _answers(server, model, streams, effort.tokens)
                 pairs.server_use.append(meter.use())
-                pairs.server.append(_rate(responses, effort.tokens))
+                pairs.server.append(tokens_per_second(responses, effort.tokens))
             else:
                 pairs.bare.append(await _bare(job))
                 pairs.bare_use.append(meter.use())
@@ -104,32 +101,10 @@ def _cpu_use(pairs: _Pairs, tokens: int) -> dict[str, object]:
 
 async def _answers(server: Server, model: str, streams: int, tokens: int) -> list[Response]:
     """Let the server answer so many chats at once."""
-    connections = [await Connection.open(server.port) for _ in range(streams)]
-    try:
-        responses = [each.send("POST", CHAT, chat(model, number, tokens)) for number, each in enumerate(connections)]
-        async with asyncio.timeout(ANSWERS_TIMEOUT_S):
-            for connection in connections:
-                await connection.begin()
-                connection.patient = True
-            while not all(each.answered for each in connections):
-                await asyncio.sleep(LOOK_EVERY_S)
-                for connection in connections:
-                    connection.look()
-            for connection in connections:
-                await connection.wait()
-    finally:
-        for connection in connections:
-            connection.close()
+    responses = await stream_together(server.port, [chat(model, number, tokens) for number in range(streams)])
     for response in responses:
         check_complete(response, tokens)
     return responses
-
-
-def _rate(responses: list[Response], tokens: int) -> float:
-    try:
-        return steady_rate([text_times(each) for each in responses], tokens)
-    except ValueError as error:
-        raise UnavailableError(f"The answers of {tokens} tokens came too fast to be timed: {error}.") from error
 
 
 def _bare_loop(subject: Subject, effort: Effort, prompts: list[list[int]]) -> dict[str, object]:

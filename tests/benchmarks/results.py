@@ -1,0 +1,141 @@
+"""What was measured: ratios of ours to the baseline, as tables for people and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from appliance.bench.report import Figure, Machine, Software, at_least, at_most
+from appliance.bench.statistics import Spread, spread
+from appliance.cli.tables import print_table
+from tests.benchmarks.peers import OURS
+from tests.benchmarks.workload import Quantity, Sample, Workload
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """One quantity of all servers.
+
+    Attributes:
+        values: By server, over the runs.
+        ratio: Ours divided by the baseline's, the median over the runs; None without one of them.
+    """
+
+    name: str
+    unit: str
+    values: dict[str, Spread]
+    ratio: Figure | None
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """One workload.
+
+    Attributes:
+        counted: What exactly was counted, in words.
+        skipped: Why it was not measured, or empty.
+        rows: Further figures, as a table with headings.
+        details: By server, one a run.
+    """
+
+    name: str
+    counted: str
+    baseline: str = ""
+    skipped: str = ""
+    comparisons: list[Comparison] = []
+    headings: list[str] = []
+    rows: list[list[str]] = []
+    details: dict[str, list[Any]] = {}
+
+
+class Results(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything of one call; `peers` says how each server was run."""
+
+    machine: Machine
+    software: Software
+    peers: dict[str, str]
+    runs: int
+    quick: bool
+    workloads: list[Result]
+
+
+def compare(workload: Workload, samples: Mapping[str, Sequence[Sample]]) -> Result:
+    """Return a workload's result.
+
+    Args:
+        workload: What was measured.
+        samples: By server, one a run; all of one length.
+    """
+    comparisons = [
+        _comparison(quantity, workload.baseline, samples)
+        for quantity in workload.quantities
+        if any(quantity.name in sample.values for each in samples.values() for sample in each)
+    ]
+    details = {name: [sample.details for sample in each] for name, each in samples.items()}
+    return Result(
+        name=workload.name,
+        counted=workload.counted,
+        baseline=workload.baseline,
+        comparisons=comparisons,
+        details=details,
+    )
+
+
+def _comparison(quantity: Quantity, baseline: str, samples: Mapping[str, Sequence[Sample]]) -> Comparison:
+    values = {name: [sample.values[quantity.name] for sample in each] for name, each in samples.items()}
+    ratio = None
+    if OURS in values and baseline in values:
+        # In each run both had the same texts and came one after the other, so what slows the machine slows both.
+        ratio = _ratio(quantity, [ours / other for ours, other in zip(values[OURS], values[baseline], strict=True)])
+    spreads = {name: spread(each) for name, each in values.items()}
+    return Comparison(name=quantity.name, unit=quantity.unit, values=spreads, ratio=ratio)
+
+
+def _ratio(quantity: Quantity, ratios: Sequence[float]) -> Figure:
+    all_runs = spread(ratios)
+    bounded = at_least if quantity.bound == "least" else at_most
+    return bounded(quantity.name, all_runs.median, "", quantity.target, all_runs)
+
+
+def table_of(result: Result) -> tuple[list[str], list[list[str]]]:
+    """Return headings and rows of a workload's table for people."""
+    if result.rows:
+        return result.headings, result.rows
+    names = list(result.comparisons[0].values) if result.comparisons else []
+    headings = ["", "Unit", *names, f"Ratio to {result.baseline}", "Target", "Verdict"]
+    return headings, [_row(each, names) for each in result.comparisons]
+
+
+def _row(comparison: Comparison, names: Sequence[str]) -> list[str]:
+    values = [number(comparison.values[name].median) for name in names]
+    ratio = comparison.ratio
+    if ratio is None or ratio.spread is None or ratio.target is None:
+        return [comparison.name, comparison.unit, *values, "", "", ""]
+    shown = number(ratio.value)
+    if ratio.spread.count > 1:
+        shown += f" ({number(ratio.spread.least)} to {number(ratio.spread.greatest)})"
+    target = f"{'≥' if ratio.bound == 'least' else '≤'} {ratio.target:g}"
+    return [comparison.name, comparison.unit, *values, shown, target, "met" if ratio.met else "missed"]
+
+
+def number(value: float) -> str:
+    """Return a value with three digits that matter."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def print_results(results: Results) -> None:
+    """Write everything for people to standard output."""
+    machine, software = results.machine, results.software
+    print(
+        f"{software.model} ({software.quantisation}), {software.context_cells:,} KV cells, "
+        f"{software.max_sequences} sequences, {software.threads} threads on {machine.cores} cores of {machine.cpu}; "
+        f"llama.cpp of llama-cpp-python {software.llama_cpp}; median of {results.runs}."
+    )
+    if results.quick:
+        print("Quick: the figures mean nothing.")
+    for name, about in results.peers.items():
+        print(f"  {name}: {about}.")
+    for result in results.workloads:
+        print(f"\n{result.name}: {result.skipped or result.counted}")
+        if not result.skipped:
+            print_table(*table_of(result), {"met": "green", "missed": "red"})

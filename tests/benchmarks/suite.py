@@ -1,0 +1,55 @@
+"""The workloads by name, and how the servers are taken through them turn about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from appliance.bench.report import Progress
+from appliance.bench.suite import ungrouped
+from tests.benchmarks import conversations, decode, first_token, long_prompt, lookup, restart
+from tests.benchmarks.peers import Peer
+from tests.benchmarks.results import Result, compare
+from tests.benchmarks.texts import CountTokens
+from tests.benchmarks.workload import Effort, Sample, Trial, Workload
+
+WORKLOADS: dict[str, Workload] = {
+    each.name: each
+    for each in (
+        decode.WORKLOAD,
+        first_token.FIRST_TOKEN,
+        first_token.SHARED_PROMPT,
+        conversations.WORKLOAD,
+        long_prompt.WORKLOAD,
+        restart.WORKLOAD,
+        lookup.WORKLOAD,
+    )
+}
+
+
+async def run(
+    workload: Workload, peers: Sequence[Peer], effort: Effort, count: CountTokens, progress: Progress
+) -> Result:
+    """Take every server through a workload, as often as the effort says, never two at once.
+
+    Args:
+        workload: What to measure.
+        peers: Whoever is there; the workload chooses from them.
+        effort: How much to do.
+        count: Returns the tokens of a text.
+        progress: Told what is being measured now.
+
+    Raises:
+        ApplianceError: A server did not become ready, or its answers are not whole.
+    """
+    obstacle = workload.obstacle()
+    if obstacle:
+        progress(f"{workload.name}: skipped, since {obstacle}")
+        return Result(name=workload.name, counted=workload.counted, skipped=f"skipped, since {obstacle}.")
+    contestants = workload.contestants(peers)
+    samples: dict[str, list[Sample]] = {each.name: [] for each in contestants}
+    for number in range(effort.runs):
+        for peer in contestants if number % 2 == 0 else reversed(contestants):
+            progress(f"{workload.name}, run {number + 1} of {effort.runs}: {peer.name}")
+            with ungrouped():
+                samples[peer.name].append(await workload.measure(Trial(peer, effort, number, count)))
+    return compare(workload, samples)
