@@ -276,7 +276,7 @@ def test_tiers_are_head_starts_so_that_waiting_long_enough_wins(tier: Priority, 
     subject = scheduler(slots=1)
     subject.submit(sequence(1, [1, 2]))
     subject.submit(sequence(2, [3, 4], tier, arrived))
-    assert subject.plan().runs[0].sequence.id == first
+    assert subject.plan(now=arrived).runs[0].sequence.id == first
 
 
 def idle_past(subject: Scheduler, states: States, number: int, tokens: list[int]) -> None:
@@ -422,6 +422,36 @@ def test_states_of_another_adapter_are_not_reused() -> None:
     assert styled.cached == 0
 
 
+def test_flex_work_yields_its_slot_within_a_step_and_goes_on_later() -> None:
+    states = States()
+    subject = scheduler(batch=64, states=states, running=1)
+    flex = sequence(1, list(range(40)), Priority.FLEX)
+    prefill(subject, flex)
+    urgent = sequence(2, list(range(100, 120)), arrived=1.0)
+    subject.submit(urgent)
+    step = subject.plan(now=1.0)
+    states.carry_out(step.operations)
+    assert step.admitted == (urgent,)
+    assert subject.waiting == [flex]
+    subject.complete(step, 0.01)
+    subject.finish(urgent)
+    again = subject.plan(now=2.0)
+    assert [(run.sequence, run.start, run.count) for run in again.runs] == [(flex, 40, 1)]
+
+
+def test_flex_work_that_reads_a_prefix_for_urgent_work_does_not_yield_to_it() -> None:
+    subject = scheduler(cells=512, batch=16, states=States(), running=2)
+    flex, other = sequence(1, list(range(200)), Priority.FLEX), sequence(2, list(range(300, 500)))
+    subject.submit(flex)
+    subject.submit(other)
+    work(subject)
+    waits = sequence(3, [*range(200), 7], arrived=1.0)
+    subject.submit(waits)
+    for _ in range(5):
+        subject.complete(subject.plan(now=1.5), 0.01)
+    assert flex in subject.running
+
+
 @pytest.mark.parametrize("tokens", [0, 64, 65])
 def test_what_cannot_fit_is_refused_at_once(tokens: int) -> None:
     subject = scheduler(cells=64)
@@ -494,11 +524,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         length=st.integers(1, 40),
         tail=st.lists(st.integers(0, 9), max_size=6),
         tier=st.sampled_from(Priority),
+        tenant=st.sampled_from("ab"),
     )
-    def submit(self, family: int, length: int, tail: list[int], tier: Priority) -> None:
+    def submit(self, family: int, length: int, tail: list[int], tier: Priority, tenant: str) -> None:
         self.number += 1
         tokens = [family * 100 + index for index in range(length)] + tail
         new = sequence(self.number, tokens, tier, self.now)
+        new.tenant = tenant
         self.subject.submit(new)
         self.alive.append(new)
 
@@ -517,7 +549,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.floats(0.001, 0.2), token=st.integers(0, 9))
     def step(self, seconds: float, token: int) -> None:
-        step = self.subject.plan()
+        step = self.subject.plan(self.now)
         self.now += seconds
         self.carry_out(step)
         self.subject.complete(step, seconds)
@@ -533,7 +565,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.subject.running) > 1)
     @rule()
     def native_refusal(self) -> None:
-        self.carry_out(Step(self.subject.plan().operations, (), ()))
+        self.carry_out(Step(self.subject.plan(self.now).operations, (), ()))
         if len(self.subject.running) > 1:
             self.subject.refuse()
 
@@ -559,7 +591,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         for _ in range(200):
             if not self.alive:
                 break
-            step = self.subject.plan()
+            self.now += 1.0
+            step = self.subject.plan(self.now)
             self.carry_out(step)
             self.subject.complete(step, 0.01)
             for run in step.runs:
@@ -584,7 +617,7 @@ class ParkingMachine(SchedulerMachine):
 
     @rule()
     def fail_to_resume(self) -> None:
-        step = self.subject.plan()
+        step = self.subject.plan(self.now)
         failed = {each.slot for each in step.operations if isinstance(each, Resume)}
         self.carry_out(Step(step.operations, (), ()))
         for slot in failed:

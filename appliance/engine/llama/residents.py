@@ -95,23 +95,25 @@ class Residents:
 
     # Reuse
 
-    def longest_prefix(self, sequence: Sequence) -> tuple[Source, int]:
+    def longest_prefix(self, sequence: Sequence) -> tuple[Source, int, Sequence | None]:
         """Return the slot that shares the longest evaluated prefix with a newcomer.
 
-        Also returns how long a prefix will be had from a running sequence once that has read its own prompt.
+        Also returns how long a prefix will be had from a running sequence once that has read its own prompt, and from
+        which one.
         """
         usable = len(sequence.tokens) - 1  # the last token is evaluated anew, since its logits are needed
         if not self._limits.can_rewind:
             whole = self._tree.prefixes(sequence.tokens, sequence.adapter, usable)
             length, slot = next((each for each in whole if self._slots[each[1]].owner is None), (0, None))
-            return Source(slot, length), 0
-        best, in_flight = Source(), 0
+            return Source(slot, length), 0, None
+        best, in_flight, reader = Source(), 0, None
         for length, slot in self._tree.matches(sequence.tokens, sequence.adapter, usable):
             held = min(length, self.ledger.length(slot))
             if held > best.slot_length:
                 best = Source(slot, held)
-            in_flight = max(in_flight, length)
-        return best, in_flight
+            if length > in_flight:
+                in_flight, reader = length, self._slots[slot].owner
+        return best, in_flight, reader
 
     def place(self, sequence: Sequence, source: Source, room: int) -> bool:
         """Give a newcomer a slot with all that the source has, if `room` further cells can be had from idle slots.

@@ -20,11 +20,12 @@ While anyone is decoding, a step's prefill tokens are cut so that the step takes
 
 from __future__ import annotations
 
-from bisect import insort
 from dataclasses import replace
 
+from appliance.core.types import Priority
 from appliance.engine.llama.cells import CellLedger
 from appliance.engine.llama.cost import StepCost
+from appliance.engine.llama.fairness import FairShare
 from appliance.engine.llama.parked import ParkedState, ParkedStates
 from appliance.engine.llama.residents import Residents, Source
 from appliance.engine.llama.step import Limits, Run, Sequence, Step
@@ -35,6 +36,8 @@ MINIMUM_PREFILL_TOKENS = 8
 """A step reads at least so many prompt tokens, however slow the machine, so that prompts always advance."""
 WORTH_WAITING_TOKENS = 32
 """A prefix that another sequence is just computing is waited for if it saves at least so many tokens."""
+MOST_WAITERS = 64
+"""So many of those that wait are asked whether flex work that shall yield computes a prefix for them."""
 WORTH_RESUMING_TOKENS = 16
 """A parked state is resumed if it has at least so many tokens more than a slot."""
 
@@ -46,12 +49,15 @@ class Scheduler:
         """Start with empty slots and an empty queue; `parked` is where states that were kept aside are found."""
         self.limits = limits
         self.cost = StepCost()
+        self.shares = FairShare()
         self.residents = Residents(limits, parking=parked is not None)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self._parked = parked
         self._fetches: dict[str, ParkedState] = {}
         self._preemptions = 0
+        self._now = 0.0
+        self._waiters: dict[int, list[Sequence]] = {}
 
     @property
     def ledger(self) -> CellLedger:
@@ -72,31 +78,41 @@ class Scheduler:
         """Queue a sequence. Its tokens must be one or more, and fewer than there are cells."""
         if not 0 < len(sequence.tokens) < self.limits.cells:
             raise ValueError(f"{len(sequence.tokens)} tokens do not fit {self.limits.cells} cells")
-        insort(self.waiting, sequence, key=lambda each: each.order)
+        self.shares.arrive(sequence)
+        self.waiting.append(sequence)
 
     def cancel(self, sequence: Sequence) -> None:
         """Forget a sequence, wherever it is; its cells stay for reuse until they are needed. Idempotent."""
         if sequence in self.waiting:
             self.waiting.remove(sequence)
+            self.shares.leave(sequence)
         elif sequence in self.running:
             self.finish(sequence)
 
     def finish(self, sequence: Sequence) -> None:
         """End a running sequence; what it evaluated stays in its slot for the next turn."""
         self.running.remove(sequence)
+        self.shares.leave(sequence)
         self.residents.release(sequence)
 
     def append(self, sequence: Sequence, token: int) -> None:
         """Add a sampled token, to be evaluated in the next step."""
         sequence.tokens.append(token)
 
-    def plan(self) -> Step:
+    def plan(self, now: float = 0.0) -> Step:
         """Admit who can be admitted and choose the next batch.
+
+        Args:
+            now: Seconds, on the clock of the sequences' `arrived`.
 
         Raises:
             ValueError: A single sequence outgrew the cells; whoever samples must end it in time.
         """
+        self._now = now
         admitted = self._admit()
+        if self.waiting and not self._places:
+            self._make_places()
+            admitted += self._admit()
         if self.running and self._parked is not None:
             self.residents.tidy()
         runs, prefill_tokens = self._choose_runs()
@@ -117,6 +133,8 @@ class Scheduler:
         """Record that a step was decoded and how long that took."""
         for run in step.runs:
             self.residents.evaluated(run.sequence, run.count)
+            if run.sequence.generated:
+                self.shares.charge(run.sequence.tenant, generated_tokens=run.count, weight=run.sequence.weight)
         self.cost.observe(decoding=step.decoding, prefill_tokens=step.prefill_tokens, seconds=seconds)
 
     def refuse(self) -> None:
@@ -132,6 +150,7 @@ class Scheduler:
     def drop(self, sequence: Sequence) -> None:
         """End a running sequence whose cells cannot be trusted any more; nothing of it is reused."""
         self.running.remove(sequence)
+        self.shares.leave(sequence)
         self.residents.discard(sequence)
 
     def lost(self, sequence: Sequence) -> None:
@@ -146,29 +165,60 @@ class Scheduler:
         """
         self.residents.check_integrity(self.running)
         assert all(each.slot is None and each.evaluated == 0 for each in self.waiting), "a waiting sequence holds cells"
-        assert self.waiting == sorted(self.waiting, key=lambda each: each.order), "the queue is out of order"
+        self.shares.check_integrity(self.waiting, self.running)
 
     # Admission
 
+    @property
+    def _places(self) -> int:
+        """Return how many more sequences may run."""
+        return min(self.limits.running, self.limits.slots) - len(self.running)
+
     def _admit(self) -> list[Sequence]:
+        self._waiters = {}
+        if not self.waiting:
+            return []
+        prefill_token_s = self.cost.prefill_token_s
         admitted: list[Sequence] = []
-        delayed = 0
-        for sequence in list(self.waiting):
-            if len(self.running) + delayed >= min(self.limits.running, self.limits.slots):
+        places = self._places
+        order = self.shares.order(self.waiting, now=self._now, prefill_token_s=prefill_token_s) if places else []
+        for sequence in order:
+            if not places:
                 break
-            source, in_flight = self._best_source(sequence)
-            if in_flight >= source.length + WORTH_WAITING_TOKENS:
-                delayed += 1
+            source, in_flight, reader = self._best_source(sequence)
+            if reader is not None and in_flight >= source.length + WORTH_WAITING_TOKENS:
+                self._waiters.setdefault(reader.id, []).append(sequence)
             elif source.state is not None and not source.state.in_ram:
                 self._fetches[source.state.id] = source.state
-                delayed += 1
             elif self._place(sequence, source):
                 self.waiting.remove(sequence)
                 self.running.append(sequence)
+                self.shares.admit(sequence, now=self._now)
                 admitted.append(sequence)
             else:
                 break
+            places -= 1
         return admitted
+
+    def _make_places(self) -> None:
+        """Have flex sequences yield to more urgent ones that wait for a slot."""
+        if all(each.priority < Priority.FLEX for each in self.running):
+            return
+        for sequence in self.waiting[:MOST_WAITERS]:
+            _, in_flight, reader = self.residents.longest_prefix(sequence)
+            if reader is not None and in_flight >= WORTH_WAITING_TOKENS:
+                self._waiters.setdefault(reader.id, []).append(sequence)
+        while self.waiting and not self._places:
+            chosen = self.shares.yields(
+                self.running,
+                self.waiting,
+                now=self._now,
+                prefill_token_s=self.cost.prefill_token_s,
+                waiters=self._waiters,
+            )
+            if chosen is None:
+                return
+            self._send_back(chosen)
 
     def _place(self, sequence: Sequence, source: Source) -> bool:
         """Give a sequence a slot and its reusable cells, or return False and change nothing."""
@@ -180,15 +230,14 @@ class Scheduler:
         alone = Source(source.slot, source.slot_length)
         return source.state is not None and self.residents.place(sequence, alone, room - alone.length)
 
-    def _best_source(self, sequence: Sequence) -> tuple[Source, int]:
-        """Return where most of a newcomer's prompt can be had from, and how much a running sequence will have."""
-        source, in_flight = self.residents.longest_prefix(sequence)
-        if self._parked is None:
-            return source, in_flight
-        found = self._parked.best(sequence.tokens, sequence.adapter, limit=len(sequence.tokens) - 1)
-        if found is None or found[1] < source.length + WORTH_RESUMING_TOKENS:
-            return source, in_flight
-        return replace(source, state=found[0], state_length=found[1]), in_flight
+    def _best_source(self, sequence: Sequence) -> tuple[Source, int, Sequence | None]:
+        """Return where most of a newcomer's prompt can be had from, and what which running sequence will have of it."""
+        source, in_flight, reader = self.residents.longest_prefix(sequence)
+        if self._parked is not None:
+            found = self._parked.best(sequence.tokens, sequence.adapter, limit=len(sequence.tokens) - 1)
+            if found is not None and found[1] >= source.length + WORTH_RESUMING_TOKENS:
+                source = replace(source, state=found[0], state_length=found[1])
+        return source, in_flight, reader
 
     # The batch
 
@@ -217,12 +266,16 @@ class Scheduler:
         """Send the running sequence that is last in order back to the queue; return False if it is the only one."""
         if len(self.running) < 2:
             return False
-        last = max(self.running, key=lambda each: each.order)
-        self.running.remove(last)
-        self.residents.park(last)
-        self.submit(last)
+        self._send_back(self.shares.victim(self.running, now=self._now, waiters=self._waiters))
         self._preemptions += 1
         return True
+
+    def _send_back(self, sequence: Sequence) -> None:
+        """Take a running sequence's slot; it waits, and goes on later from where it was."""
+        self.running.remove(sequence)
+        self.residents.park(sequence)
+        self.shares.park(sequence)
+        self.waiting.append(sequence)
 
 
 def _share_out(readers: list[Sequence], room: int) -> list[int]:

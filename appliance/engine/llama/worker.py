@@ -153,7 +153,7 @@ class Worker:
 
     def _step(self) -> None:
         """Schedule → decode → sample → deliver."""
-        step = self._scheduler.plan()
+        step = self._scheduler.plan(time.monotonic())
         whole = self._move(step)
         self._keeper.fetch(step.fetches)
         self._note_admitted(step)
