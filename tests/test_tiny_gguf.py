@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import get_args
 
 import llama_cpp
 import numpy as np
@@ -82,7 +83,7 @@ def _running(path: Path) -> Iterator[_Runner]:
         yield _Runner(path, stack)
 
 
-@pytest.fixture(params=["llama", "gemma2", "mamba"])
+@pytest.fixture(params=get_args(Architecture))
 def architecture(request: pytest.FixtureRequest) -> Architecture:
     name: Architecture = request.param
     return name
@@ -97,7 +98,7 @@ def test_the_same_arguments_write_the_same_small_file(tmp_path: Path, architectu
     first = write_tiny_llama(tmp_path / "first.gguf", architecture=architecture).read_bytes()
     assert first == write_tiny_llama(tmp_path / "second.gguf", architecture=architecture).read_bytes()
     assert first != write_tiny_llama(tmp_path / "third.gguf", architecture=architecture, seed=1).read_bytes()
-    assert len(first) < 200_000
+    assert len(first) < 500_000
 
 
 @pytest.mark.parametrize("text", TEXTS)

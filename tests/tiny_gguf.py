@@ -1,6 +1,6 @@
 """Tiny GGUF models with random weights, for tests that need a real engine but no sense in its answers.
 
-Each is written in milliseconds, is smaller than 200 kB and loads in a few. The tokenizer is a byte-level BPE that
+Each is written in milliseconds, is smaller than 500 kB and loads in a few. The tokenizer is a byte-level BPE that
 holds all 256 bytes, so every UTF-8 text survives a round trip; merges are trained on ASCII only, so a Chinese
 character spans three tokens and an emoji four. Control tokens get logits near zero, so greedy decoding goes
 on until `max_tokens`; a test that wants an early end biases `END_TOKEN_ID`.
@@ -9,6 +9,7 @@ on until `max_tokens`; a test that wants an early end biases `END_TOKEN_ID`.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +19,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-Architecture = Literal["llama", "gemma2", "mamba"]
+Architecture = Literal["llama", "gemma2", "gemma3", "mamba", "rwkv7", "jamba", "lfm2"]
 Quantisation = Literal["f32", "f16", "q8_0"]
 
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -33,7 +34,11 @@ CHAT_TEMPLATE = (
 )
 
 SLIDING_WINDOW = 32
-"""Tokens that the sliding layers of a `gemma2` model look back."""
+"""Tokens that the sliding layers of `gemma2` and `lfm2` look back."""
+SHORT_WINDOW = 16
+"""The same of `gemma3`."""
+RWKV_HEAD_SIZE = 64
+"""llama.cpp's CPU code writes past the end of a head that is no multiple of its widest vector, which is 64 floats."""
 
 _MERGES_ARE_TRAINED_ON = (
     "the quick brown fox jumps over the lazy dog and then the dog thinks about what the fox has done to it "
@@ -64,13 +69,17 @@ def write_tiny_llama(
         seed: Of the weights.
         context_length: What the header says; no tensor depends on it.
         chat_template: Jinja source, or None for a model without one.
-        layers: Blocks; of `gemma2` every even one (from 0) has a sliding window of `SLIDING_WINDOW`.
-        embedding: Width; a multiple of 32 for `q8_0`.
+        layers: Blocks; every even one (from 0) has a sliding window in `gemma2` and `gemma3`, and is recurrent in the
+            hybrids, whose odd ones are attention.
+        embedding: Width; a multiple of 32 for `q8_0`; `rwkv7` makes it a multiple of `RWKV_HEAD_SIZE`.
         heads: Attention heads, without grouping.
         vocabulary_size: At least 259 (bytes and control tokens); the rest are merges.
         quantisation: Of the matrices; vectors stay f32.
-        architecture: `llama` (plain attention), `gemma2` (sliding window) or `mamba` (recurrent).
+        architecture: `llama` (full attention), `gemma2` and `gemma3` (sliding window), `mamba` and `rwkv7` (recurrent),
+            `jamba` (a hybrid of mamba and full attention) or `lfm2` (one of short convolutions and a sliding window).
     """
+    if architecture == "rwkv7":
+        embedding = -(-embedding // RWKV_HEAD_SIZE) * RWKV_HEAD_SIZE
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("tiny random model")
     writer.add_file_type(
@@ -85,8 +94,7 @@ def write_tiny_llama(
     writer.add_layer_norm_rms_eps(1e-5)
     _add_tokenizer(writer, vocabulary_size, chat_template)
     model = _Model(np.random.default_rng(seed), layers, embedding, heads, vocabulary_size)
-    tensors = {"llama": _llama, "gemma2": _gemma2, "mamba": _mamba}[architecture](writer, model)
-    for name, weights in tensors.items():
+    for name, weights in _ARCHITECTURES[architecture](writer, model).items():
         _add_tensor(writer, name, weights, quantisation)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -216,11 +224,7 @@ class _Model:
 def _llama(writer: gguf.GGUFWriter, model: _Model) -> dict[str, Weights]:
     writer.add_vocab_size(model.vocabulary_size)
     writer.add_rope_dimension_count(model.embedding // model.heads)
-    tensors = {
-        "token_embd.weight": model.vocabulary(1.0),
-        "output.weight": model.vocabulary(0.4),
-        "output_norm.weight": np.ones(model.embedding, np.float32),
-    }
+    tensors = _embedding_and_output(model)
     for layer in range(model.layers):
         tensors |= _attention(model, layer)
     _add_attention(writer, model)
@@ -243,34 +247,154 @@ def _gemma2(writer: gguf.GGUFWriter, model: _Model) -> dict[str, Weights]:
     return tensors
 
 
+def _gemma3(writer: gguf.GGUFWriter, model: _Model) -> dict[str, Weights]:
+    _add_attention(writer, model)
+    writer.add_key_length(model.embedding // model.heads)
+    writer.add_value_length(model.embedding // model.heads)
+    writer.add_sliding_window(SHORT_WINDOW)
+    writer.add_sliding_window_pattern([layer % 2 == 0 for layer in range(model.layers)])
+    ones = np.ones(model.embedding, np.float32)
+    tensors = {"token_embd.weight": model.vocabulary(0.2), "output_norm.weight": ones}
+    for layer in range(model.layers):
+        tensors |= _attention(model, layer) | _query_and_key_norms(model, layer)
+        tensors[f"blk.{layer}.post_attention_norm.weight"] = ones * 3
+        tensors[f"blk.{layer}.post_ffw_norm.weight"] = ones * 3
+    return tensors
+
+
 def _mamba(writer: gguf.GGUFWriter, model: _Model) -> dict[str, Weights]:
-    inner, state, convolution, rank = 2 * model.embedding, 16, 4, 2
     writer.add_feed_forward_length(0)
     writer.add_head_count(0)
-    writer.add_ssm_conv_kernel(convolution)
-    writer.add_ssm_inner_size(inner)
-    writer.add_ssm_state_size(state)
-    writer.add_ssm_time_step_rank(rank)
+    _add_mamba(writer, model)
+    tensors = _embedding_and_output(model)
+    for layer in range(model.layers):
+        tensors |= _mamba_layer(model, layer)
+    return tensors
+
+
+def _jamba(writer: gguf.GGUFWriter, model: _Model) -> dict[str, Weights]:
+    _add_hybrid_attention(writer, model)
+    _add_mamba(writer, model)
+    tensors = _embedding_and_output(model)
+    for layer in range(model.layers):
+        if layer % 2:
+            tensors |= _attention(model, layer)
+        else:
+            tensors |= _mamba_layer(model, layer) | _feed_forward(model, layer)
+            tensors |= {
+                f"blk.{layer}.ssm_dt_norm.weight": np.ones(_MAMBA_RANK, np.float32),
+                f"blk.{layer}.ssm_b_norm.weight": np.ones(_MAMBA_STATE, np.float32),
+                f"blk.{layer}.ssm_c_norm.weight": np.ones(_MAMBA_STATE, np.float32),
+            }
+    return tensors
+
+
+def _lfm2(writer: gguf.GGUFWriter, model: _Model) -> dict[str, Weights]:
+    convolution = 3
+    _add_hybrid_attention(writer, model)
+    writer.add_vocab_size(model.vocabulary_size)
+    writer.add_shortconv_l_cache(convolution)
+    writer.add_sliding_window(SLIDING_WINDOW)
+    tensors = _embedding_and_output(model)
+    tensors["token_embd_norm.weight"] = tensors.pop("output_norm.weight")
+    for layer in range(model.layers):
+        if layer % 2:
+            tensors |= _attention(model, layer) | _query_and_key_norms(model, layer)
+        else:
+            tensors |= _feed_forward(model, layer)
+            tensors |= {
+                f"blk.{layer}.attn_norm.weight": np.ones(model.embedding, np.float32),
+                f"blk.{layer}.shortconv.conv.weight": model.matrix(model.embedding, convolution),
+                f"blk.{layer}.shortconv.in_proj.weight": model.matrix(3 * model.embedding, model.embedding),
+                f"blk.{layer}.shortconv.out_proj.weight": model.matrix(model.embedding, model.embedding, 2.0),
+            }
+    return tensors
+
+
+def _rwkv7(writer: gguf.GGUFWriter, model: _Model) -> dict[str, Weights]:
+    rank = 8
+    writer.add_head_count(0)
+    writer.add_layer_norm_eps(1e-5)
+    writer.add_feed_forward_length(2 * model.embedding)
+    writer.add_wkv_head_size(RWKV_HEAD_SIZE)
+    writer.add_token_shift_count(2)
+    writer.add_decay_lora_rank(rank)
+    writer.add_iclr_lora_rank(rank)
+    writer.add_value_residual_mix_lora_rank(rank)
+    writer.add_gate_lora_rank(rank)
+    ones, zeros = np.ones(model.embedding, np.float32), np.zeros(model.embedding, np.float32)
+    tensors = _embedding_and_output(model)
+    tensors |= {"output_norm.bias": zeros, "token_embd_norm.weight": ones, "token_embd_norm.bias": zeros}
+    for layer in range(model.layers):
+        tensors |= _rwkv7_layer(model, layer, rank)
+    return tensors
+
+
+def _rwkv7_layer(model: _Model, layer: int, rank: int) -> dict[str, Weights]:
+    width, inner, block = model.embedding, 2 * model.embedding, f"blk.{layer}"
+    ones, zeros = np.ones(width, np.float32), np.zeros(width, np.float32)
     tensors = {
+        f"{block}.{norm}.{part}": value
+        for norm in ("attn_norm", "attn_norm_2", "time_mix_ln")
+        for part, value in (("weight", ones), ("bias", zeros))
+    }
+    for name, bias in (("w", -3.0), ("a", 0.0), ("v", 0.0)):  # of the decay: forgets 3 % a token
+        tensors[f"{block}.time_mix_{name}0.weight"] = np.full(width, bias, np.float32)
+    for name in ("w", "a", "v", "g"):
+        tensors[f"{block}.time_mix_{name}1.weight"] = model.matrix(rank, width)
+        tensors[f"{block}.time_mix_{name}2.weight"] = model.matrix(width, rank)
+    for name in ("key", "value", "receptance", "output"):
+        tensors[f"{block}.time_mix_{name}.weight"] = model.matrix(width, width, 2.0)
+    return tensors | {
+        f"{block}.time_mix_lerp_fused.weight": np.full((6, 1, 1, width), 0.5, np.float32),
+        f"{block}.time_mix_k_k.weight": ones,
+        f"{block}.time_mix_k_a.weight": ones,
+        f"{block}.time_mix_r_k.weight": model.matrix(1, width)[0],
+        f"{block}.channel_mix_lerp_k.weight": np.full((1, 1, width), 0.5, np.float32),
+        f"{block}.channel_mix_key.weight": model.matrix(inner, width),
+        f"{block}.channel_mix_value.weight": model.matrix(width, inner),
+    }
+
+
+def _embedding_and_output(model: _Model) -> dict[str, Weights]:
+    return {
         "token_embd.weight": model.vocabulary(1.0),
         "output.weight": model.vocabulary(0.4),
         "output_norm.weight": np.ones(model.embedding, np.float32),
     }
-    for layer in range(model.layers):
-        decay = -np.tile(np.arange(1, state + 1, dtype=np.float32), (inner, 1))
-        tensors |= {
-            f"blk.{layer}.attn_norm.weight": np.ones(model.embedding, np.float32),
-            f"blk.{layer}.ssm_in.weight": model.matrix(2 * inner, model.embedding),
-            f"blk.{layer}.ssm_conv1d.weight": model.matrix(inner, convolution),
-            f"blk.{layer}.ssm_conv1d.bias": np.zeros(inner, np.float32),
-            f"blk.{layer}.ssm_x.weight": model.matrix(rank + 2 * state, inner, 3.0),
-            f"blk.{layer}.ssm_dt.weight": model.matrix(inner, rank),
-            f"blk.{layer}.ssm_dt.bias": np.full(inner, -5.0, np.float32),  # softplus: forgets 1 % a token
-            f"blk.{layer}.ssm_a": decay,
-            f"blk.{layer}.ssm_d": np.ones(inner, np.float32),
-            f"blk.{layer}.ssm_out.weight": model.matrix(model.embedding, inner, 3.0),
-        }
-    return tensors
+
+
+_MAMBA_STATE, _MAMBA_CONVOLUTION, _MAMBA_RANK = 16, 4, 2
+
+
+def _add_mamba(writer: gguf.GGUFWriter, model: _Model) -> None:
+    writer.add_ssm_conv_kernel(_MAMBA_CONVOLUTION)
+    writer.add_ssm_inner_size(2 * model.embedding)
+    writer.add_ssm_state_size(_MAMBA_STATE)
+    writer.add_ssm_time_step_rank(_MAMBA_RANK)
+
+
+def _mamba_layer(model: _Model, layer: int) -> dict[str, Weights]:
+    inner = 2 * model.embedding
+    return {
+        f"blk.{layer}.attn_norm.weight": np.ones(model.embedding, np.float32),
+        f"blk.{layer}.ssm_in.weight": model.matrix(2 * inner, model.embedding),
+        f"blk.{layer}.ssm_conv1d.weight": model.matrix(inner, _MAMBA_CONVOLUTION),
+        f"blk.{layer}.ssm_conv1d.bias": np.zeros(inner, np.float32),
+        f"blk.{layer}.ssm_x.weight": model.matrix(_MAMBA_RANK + 2 * _MAMBA_STATE, inner, 3.0),
+        f"blk.{layer}.ssm_dt.weight": model.matrix(inner, _MAMBA_RANK),
+        f"blk.{layer}.ssm_dt.bias": np.full(inner, -5.0, np.float32),  # softplus: forgets 1 % a token
+        f"blk.{layer}.ssm_a": -np.tile(np.arange(1, _MAMBA_STATE + 1, dtype=np.float32), (inner, 1)),
+        f"blk.{layer}.ssm_d": np.ones(inner, np.float32),
+        f"blk.{layer}.ssm_out.weight": model.matrix(model.embedding, inner, 3.0),
+    }
+
+
+def _add_hybrid_attention(writer: gguf.GGUFWriter, model: _Model) -> None:
+    """Write the sizes of a hybrid: a block without heads for keys and values is recurrent."""
+    writer.add_head_count(model.heads)
+    writer.add_head_count_kv([model.heads * (layer % 2) for layer in range(model.layers)])
+    writer.add_feed_forward_length(2 * model.embedding)
 
 
 def _add_attention(writer: gguf.GGUFWriter, model: _Model) -> None:
@@ -281,18 +405,41 @@ def _add_attention(writer: gguf.GGUFWriter, model: _Model) -> None:
 
 def _attention(model: _Model, layer: int) -> dict[str, Weights]:
     """Return a block whose answer depends strongly on every earlier token, so that a wrong KV cache shows."""
-    width, inner, block = model.embedding, 2 * model.embedding, f"blk.{layer}"
+    width, block = model.embedding, f"blk.{layer}"
     return {
         f"{block}.attn_norm.weight": np.ones(width, np.float32),
         f"{block}.attn_q.weight": model.matrix(width, width, 1.8),
         f"{block}.attn_k.weight": model.matrix(width, width, 1.8),
         f"{block}.attn_v.weight": model.matrix(width, width, 2.0),
         f"{block}.attn_output.weight": model.matrix(width, width, 2.0),
+    } | _feed_forward(model, layer)
+
+
+def _feed_forward(model: _Model, layer: int) -> dict[str, Weights]:
+    width, inner, block = model.embedding, 2 * model.embedding, f"blk.{layer}"
+    return {
         f"{block}.ffn_norm.weight": np.ones(width, np.float32),
         f"{block}.ffn_gate.weight": model.matrix(inner, width, 2.0),
         f"{block}.ffn_up.weight": model.matrix(inner, width, 2.0),
         f"{block}.ffn_down.weight": model.matrix(width, inner),
     }
+
+
+def _query_and_key_norms(model: _Model, layer: int) -> dict[str, Weights]:
+    """Return norms large enough that attention picks tokens rather than averaging over them."""
+    size = np.full(model.embedding // model.heads, 1.7, np.float32)
+    return {f"blk.{layer}.attn_q_norm.weight": size, f"blk.{layer}.attn_k_norm.weight": size}
+
+
+_ARCHITECTURES: dict[Architecture, Callable[[gguf.GGUFWriter, _Model], dict[str, Weights]]] = {
+    "llama": _llama,
+    "gemma2": _gemma2,
+    "gemma3": _gemma3,
+    "mamba": _mamba,
+    "rwkv7": _rwkv7,
+    "jamba": _jamba,
+    "lfm2": _lfm2,
+}
 
 
 def _add_tensor(writer: gguf.GGUFWriter, name: str, weights: Weights, quantisation: Quantisation) -> None:

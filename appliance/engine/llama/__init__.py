@@ -9,6 +9,7 @@ One step is schedule → decode → sample → deliver, told by `worker.Worker._
 - `buffers`    memory for parked states
 - `state_format`, `state_files`   their files
 - `keeper`, `file_lane`   copy, write and read them
+- `memory`     what each kind of memory can take back (pure)
 - `cost`       what a step costs (pure)
 - `step`       what the scheduler is given and answers with (pure)
 - `scheduler`  who runs next, on which tokens (pure)

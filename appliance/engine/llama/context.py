@@ -77,7 +77,11 @@ class LlamaContext:
         parameters.n_outputs_max = slots
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.kv_unified = True
-        parameters.swa_full = True  # else the past outside the window is gone, and reusing a prefix would be wrong
+        # As many cells for layers with a sliding window as for others. Of a model like Gemma 3 1B (22 of 26 layers look
+        # back 512 tokens; 1 KiB a layer and token), 8,192 cells are 208 MiB then, and with windows alone some 130 for 8
+        # sequences, and 208 for 16. But cells that sequences share are never given back to a window, so forks of a long
+        # prefix would find no room, and nothing that lies before the window could be shared at all.
+        parameters.swa_full = True
         parameters.no_perf = True
         self._handle = llama.llama_init_from_model(model.handle, parameters)
         if not self._handle:
@@ -121,23 +125,42 @@ class LlamaContext:
         """Compute the next batches with so many CPU threads."""
         short.llama_set_n_threads(self._handle, threads, threads)
 
-    def apply(self, operation: Truncate | Fork) -> None:
-        """Carry out one of the scheduler's memory operations.
+    def apply(self, operation: Truncate | Fork) -> bool:
+        """Carry out one of the scheduler's memory operations, exactly: the logits that follow are those of a cold run.
 
-        Raises:
-            EngineError: The memory cannot do it; the scheduler's limits say what it can.
+        Returns:
+            False when the memory does not hold what that takes; the slot, of a fork the target, is empty then.
         """
         if isinstance(operation, Fork):
-            short.llama_memory_seq_cp(self._memory, operation.source, operation.target, 0, operation.length)
-        elif not short.llama_memory_seq_rm(self._memory, operation.slot, operation.length, -1):
-            raise EngineError(f"The model's memory cannot be cut back to {operation.length} tokens.")
+            exact = self._holds(operation.source, operation.length)
+            if exact:
+                short.llama_memory_seq_cp(self._memory, operation.source, operation.target, 0, operation.length)
+            return exact
+        exact = operation.length == 0 or self._holds(operation.slot, operation.length)
+        short.llama_memory_seq_rm(self._memory, operation.slot, operation.length if exact else -1, -1)
+        return exact
+
+    def shortest(self, slot: int) -> int:
+        """Return the fewest tokens, other than none, that a slot can be cut back to or forked at now.
+
+        With a sliding window this rises whenever anyone writes; see `MemoryKind.shortest`.
+        """
+        return self._model.memory.shortest(self.held(slot))
+
+    def _holds(self, slot: int, length: int) -> bool:
+        """Return whether a slot has what it takes to go on after its first `length` tokens."""
+        held = self.held(slot)
+        return self._model.memory.shortest(held) <= length <= held.stop
 
     def clear(self) -> None:
         """Forget everything in all slots."""
         short.llama_memory_clear(self._memory, False)
 
     def held(self, slot: int) -> range:
-        """Return the positions whose state a slot holds; a sliding window or a recurrent memory holds few of them."""
+        """Return the positions whose state a slot holds in all layers.
+
+        A sliding window may have lost its first ones, and a recurrent memory holds the last one only.
+        """
         first = short.llama_memory_seq_pos_min(self._memory, slot)
         return range(max(first, 0), short.llama_memory_seq_pos_max(self._memory, slot) + 1)
 
@@ -146,7 +169,10 @@ class LlamaContext:
         return int(llama.llama_state_seq_get_size_ext(self._handle, slot, 0))
 
     def save_state(self, slot: int, into: State) -> None:
-        """Copy all that the memory holds of a slot into an array of shape (state_bytes,).
+        """Copy all that the memory holds of a slot, of a sliding window the last one, to an array (state_bytes,).
+
+        It can be loaded into any slot of any context of the same model, type of cells and kind of attention, however
+        many cells and slots that has; see `appliance.engine.llama.memory` for what it is of use for then.
 
         Raises:
             EngineError: llama.cpp could not copy it.
@@ -156,24 +182,30 @@ class LlamaContext:
         if written != size:
             raise EngineError(f"Only {written} of {size} bytes of a sequence's state could be copied.")
 
-    def load_state(self, slot: int, state: State) -> bool:
-        """Put a saved state into an empty slot.
+    def load_state(self, slot: int, state: State, length: int) -> bool:
+        """Put the saved state of a sequence of `length` tokens into an empty slot.
+
+        llama.cpp notices a state that is cut off, and one of other layers, widths, types of cells or kinds of
+        attention. It does not notice changed numbers or positions, nor a state of another model of the same geometry.
+        Numbers that are none would even spoil every other sequence, whose attention reads all cells, until they are
+        overwritten. So a state that has been out of this process needs a checksum and the model's identity.
 
         Returns:
-            False when llama.cpp refuses it or has no room; the slot is empty then.
+            False when llama.cpp refuses it or has no room, or it has another length; the slot is empty then.
         """
         read = llama.llama_state_seq_set_data_ext(self._handle, _pointer(state, ctypes.c_uint8), len(state), slot, 0)
-        if read == len(state):
+        if read == len(state) and self.held(slot).stop == length:
             return True
         short.llama_memory_seq_rm(self._memory, slot, -1, -1)
         return False
 
     def resume(self, operation: Resume, state: State) -> bool:
         """Put the state of a parked sequence into a slot; returns as `load_state`."""
-        if not self.load_state(operation.slot, state):
+        length = len(operation.state.tokens)
+        if not self.load_state(operation.slot, state, length):
             return False
-        if operation.length < len(operation.state.tokens):
-            self.apply(Truncate(operation.slot, operation.length))
+        if operation.length < length and not self.apply(Truncate(operation.slot, operation.length)):
+            return False
         if operation.source is not None:
             short.llama_memory_seq_rm(self._memory, operation.slot, 0, operation.shared)
             short.llama_memory_seq_cp(self._memory, operation.source, operation.slot, 0, operation.shared)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.core.errors import EngineError, InvalidRequestError, ModelFileError
+from appliance.engine.llama.memory import MemoryKind
 from appliance.engine.llama.native import initialize, llama, short
 
 _CONTROL = 1 << 3
@@ -30,7 +31,7 @@ class LlamaModel:
     Attributes:
         training_context: Tokens of context the model was trained on.
         vocabulary_size: Number of token ids.
-        can_rewind: False for recurrent and hybrid models, whose memory cannot drop a tail.
+        memory: How the model remembers: what of a sequence's past can be reused.
         end_tokens: Ids that end a generation.
     """
 
@@ -56,7 +57,10 @@ class LlamaModel:
         self._pieces: dict[int, bytes] = {}
         self.vocabulary_size: int = short.llama_vocab_n_tokens(self._vocabulary)
         self.training_context: int = short.llama_model_n_ctx_train(self.handle)
-        self.can_rewind = not (short.llama_model_is_recurrent(self.handle) or short.llama_model_is_hybrid(self.handle))
+        self.memory = MemoryKind(
+            window=short.llama_model_n_swa(self.handle),
+            recurrent=short.llama_model_is_recurrent(self.handle) or short.llama_model_is_hybrid(self.handle),
+        )
         tokens = range(self.vocabulary_size)
         self.end_tokens = frozenset(each for each in tokens if short.llama_vocab_is_eog(self._vocabulary, each))
 

@@ -8,6 +8,7 @@ change is noted as an operation, which the worker carries out in order before th
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from collections.abc import Sequence as Row
 from dataclasses import dataclass, field, replace
 
@@ -53,9 +54,10 @@ class Source:
 class Residents:
     """The slots of one context and their cells."""
 
-    def __init__(self, limits: Limits, *, parking: bool) -> None:
+    def __init__(self, limits: Limits, *, parking: bool, shortest: Callable[[int], int] | None = None) -> None:
         """Start with every slot empty; with `parking`, what an idle slot loses is kept aside."""
         self._limits = limits
+        self._shortest = shortest
         self._parking = parking
         self.ledger = CellLedger(cells=limits.cells, slots=limits.slots)
         self._slots = [_Slot() for _ in range(limits.slots)]
@@ -109,11 +111,21 @@ class Residents:
         best, in_flight, reader = Source(), 0, None
         for length, slot in self._tree.matches(sequence.tokens, sequence.adapter, usable):
             held = min(length, self.ledger.length(slot))
-            if held > best.slot_length:
+            if held > best.slot_length and self._reaches(slot, held):
                 best = Source(slot, held)
-            if length > in_flight:
+            if length > max(held, in_flight):
                 in_flight, reader = length, self._slots[slot].owner
         return best, in_flight, reader
+
+    def _reaches(self, slot: int, length: int) -> bool:
+        """Return whether the memory has what it takes to go on after a slot's first `length` tokens.
+
+        Of a slot that is about to change, that is not known before the next step.
+        """
+        if self._shortest is None:
+            return True
+        changed = {each.target if isinstance(each, Fork) else each.slot for each in self._operations}
+        return slot not in changed and length >= self._shortest(slot)
 
     def place(self, sequence: Sequence, source: Source, room: int) -> bool:
         """Give a newcomer a slot with all that the source has, if `room` further cells can be had from idle slots.
@@ -165,7 +177,7 @@ class Residents:
         self._empty(target)
         while len(state.tokens) > self.ledger.free and self.drop_idle(keep=source.slot):
             pass
-        shared = source.slot_length if self._limits.can_rewind else 0
+        shared = source.slot_length if self._limits.can_rewind_states else 0
         self._operations.append(Resume(target, state, source.state_length, source.slot if shared else None, shared))
         if shared and source.slot is not None:
             self.ledger.fork(source.slot, target, shared)
@@ -233,7 +245,7 @@ class Residents:
         self.ledger.truncate(slot, 0)
 
     def lost(self, sequence: Sequence) -> None:
-        """Record that a running sequence's parked state could not be loaded: it has no cells and begins again."""
+        """Record that a running sequence's past could not be had: it has no cells and begins again."""
         slot = self._of(sequence)
         sequence.evaluated = sequence.cached = 0
         self._truncate(slot, 0)

@@ -20,6 +20,7 @@ While anyone is decoding, a step's prefill tokens are cut so that the step takes
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from appliance.core.types import Priority
@@ -45,12 +46,20 @@ WORTH_RESUMING_TOKENS = 16
 class Scheduler:
     """The state of all sequences and slots of one context."""
 
-    def __init__(self, limits: Limits, parked: ParkedStates | None = None) -> None:
-        """Start with empty slots and an empty queue; `parked` is where states that were kept aside are found."""
+    def __init__(
+        self, limits: Limits, parked: ParkedStates | None = None, shortest: Callable[[int], int] | None = None
+    ) -> None:
+        """Start with empty slots and an empty queue.
+
+        Args:
+            limits: What the context offers.
+            parked: Where states that were kept aside are found.
+            shortest: Tells the fewest tokens that a slot can be cut back to or forked at now; without it, any number.
+        """
         self.limits = limits
         self.cost = StepCost()
         self.shares = FairShare()
-        self.residents = Residents(limits, parking=parked is not None)
+        self.residents = Residents(limits, parking=parked is not None, shortest=shortest)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self._parked = parked
@@ -154,7 +163,7 @@ class Scheduler:
         self.residents.discard(sequence)
 
     def lost(self, sequence: Sequence) -> None:
-        """Record that a running sequence's parked state could not be resumed; it begins again."""
+        """Record that a running sequence's past or parked state could not be had; it begins again."""
         self.residents.lost(sequence)
 
     def check_integrity(self) -> None:

@@ -144,6 +144,7 @@ class Limits:
         target_latency: Seconds a step may take while anyone is decoding.
         running: Most sequences that run at once; never more than there are slots.
         can_rewind: False for recurrent and hybrid memories, which cannot drop a tail or share a part of a sequence.
+        can_rewind_states: False for these and sliding windows: a parked state is of use as a whole only.
     """
 
     cells: int
@@ -152,3 +153,4 @@ class Limits:
     target_latency: float
     can_rewind: bool = True
     running: int = 2**31 - 1
+    can_rewind_states: bool = True

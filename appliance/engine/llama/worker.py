@@ -27,7 +27,7 @@ from appliance.engine.llama.model import LlamaModel
 from appliance.engine.llama.parked import ParkedStates
 from appliance.engine.llama.sampling import token_logprob
 from appliance.engine.llama.scheduler import Scheduler
-from appliance.engine.llama.step import Limits, Park, Resume, Run, Step
+from appliance.engine.llama.step import Fork, Limits, Park, Resume, Run, Step, Truncate
 from appliance.engine.llama.step import Sequence as ScheduledSequence
 
 LOGGER = logging.getLogger("appliance.engine")
@@ -130,7 +130,7 @@ class Worker:
             model = LlamaModel(self._path, gpu_layers=self._config.gpu_layers)
             context = self._new_context(model)
             self._keeper = self._new_keeper(model, context)
-            self._scheduler = self._new_scheduler(model)
+            self._scheduler = self._new_scheduler(model, context)
             self._model, self._context = model, context
             self._warm_up()
             self._on_ready(model)
@@ -163,7 +163,7 @@ class Worker:
         self._keeper.tend()
 
     def _move(self, step: Step) -> bool:
-        """Carry out the memory operations; False if a parked state could not be resumed, so that the batch is void."""
+        """Carry out the memory operations; False if somebody's past could not be had, so that the batch is void."""
         lost = set()
         for operation in step.operations:
             match operation:
@@ -172,8 +172,12 @@ class Worker:
                 case Resume():
                     if not self._keeper.resume(operation):
                         lost.add(operation.slot)
-                case _:
-                    self._context.apply(operation)
+                case Fork():
+                    if not self._context.apply(operation):
+                        lost.add(operation.target)
+                case Truncate():
+                    if not self._context.apply(operation):
+                        lost.add(operation.slot)
         for sequence in [each for each in self._scheduler.running if each.slot in lost]:
             self._scheduler.lost(sequence)
         return not lost
@@ -340,7 +344,7 @@ class Worker:
             kv_cache_type=config.kv_cache_type,
         )
 
-    def _new_scheduler(self, model: LlamaModel) -> Scheduler:
+    def _new_scheduler(self, model: LlamaModel, context: LlamaContext) -> Scheduler:
         config = self._config
         return Scheduler(
             Limits(
@@ -348,16 +352,20 @@ class Worker:
                 slots=config.slots,
                 batch_tokens=config.batch_tokens,
                 target_latency=config.target_inter_token_latency_s,
-                can_rewind=model.can_rewind,
+                can_rewind=model.memory.can_rewind,
+                can_rewind_states=model.memory.can_rewind_states,
                 running=config.sequences,
             ),
             self._keeper.states if config.parking_ram_bytes else None,
+            shortest=context.shortest if model.memory.window else None,
         )
 
     def _new_keeper(self, model: LlamaModel, context: LlamaContext) -> StateKeeper:
         config = self._config
         states = ParkedStates(
-            ram_bytes=config.parking_ram_bytes, disk_bytes=config.parking_disk_bytes, can_rewind=model.can_rewind
+            ram_bytes=config.parking_ram_bytes,
+            disk_bytes=config.parking_disk_bytes,
+            can_rewind=model.memory.can_rewind_states,
         )
         return StateKeeper(context, states, on_job=self._on_job, write_after_s=config.parking_delay_s)
 
