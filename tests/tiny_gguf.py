@@ -56,6 +56,7 @@ def write_tiny_llama(
     vocabulary_size: int = 320,
     quantisation: Quantisation = "f32",
     architecture: Architecture = "llama",
+    pooling: gguf.PoolingType | None = None,
 ) -> Path:
     """Write a model and return its path; the same arguments write the same bytes.
 
@@ -70,6 +71,7 @@ def write_tiny_llama(
         vocabulary_size: At least 259 (bytes and control tokens); the rest are merges.
         quantisation: Of the matrices; vectors stay f32.
         architecture: `llama` (plain attention), `gemma2` (sliding window) or `mamba` (recurrent).
+        pooling: What the header says of it, as embedding models do, or None to say nothing.
     """
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("tiny random model")
@@ -83,6 +85,8 @@ def write_tiny_llama(
     writer.add_embedding_length(embedding)
     writer.add_block_count(layers)
     writer.add_layer_norm_rms_eps(1e-5)
+    if pooling is not None:
+        writer.add_pooling_type(pooling)
     _add_tokenizer(writer, vocabulary_size, chat_template)
     model = _Model(np.random.default_rng(seed), layers, embedding, heads, vocabulary_size)
     tensors = {"llama": _llama, "gemma2": _gemma2, "mamba": _mamba}[architecture](writer, model)
