@@ -19,11 +19,11 @@ MOST_LINES = 400
 
 HOMES = {
     "click": ("cli/",),
-    "ctypes": ("engine/llama/",),
+    "ctypes": ("engine/llama/", "engine/llama_embedding/context.py"),
     "httptools": ("bench/",),
     "jinja2": ("serving/template_process.py", "serving/template_child.py"),
     "llama_cpp": ("engine/llama/",),
-    "numpy": ("engine/llama/",),
+    "numpy": ("engine/llama/", "engine/llama_embedding/"),
     "prometheus_client": ("observe/metrics.py",),
     "psutil": ("observe/resources.py", "bench/"),
     "rich": ("cli/",),
@@ -33,7 +33,12 @@ HOMES = {
     "sseclient": ("cli/chat_client.py",),
     "starlette": ("api/",),
     # model.py starts no thread: it guards the vocabulary, which any thread may use, with a lock.
-    "threading": ("engine/llama/model.py", "engine/llama/worker.py", "store/database.py"),
+    "threading": (
+        "engine/llama/model.py",
+        "engine/llama/worker.py",
+        "engine/llama_embedding/worker.py",
+        "store/database.py",
+    ),
     "truststore": ("cli/chat_client.py", "registry/sources/https.py"),
     "urllib3": ("cli/chat_client.py", "registry/"),
     "uvicorn": ("api/",),

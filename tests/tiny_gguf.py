@@ -61,6 +61,7 @@ def write_tiny_llama(
     vocabulary_size: int = 320,
     quantisation: Quantisation = "f32",
     architecture: Architecture = "llama",
+    pooling: gguf.PoolingType | None = None,
 ) -> Path:
     """Write a model and return its path; the same arguments write the same bytes.
 
@@ -77,6 +78,7 @@ def write_tiny_llama(
         quantisation: Of the matrices; vectors stay f32.
         architecture: `llama` (full attention), `gemma2` and `gemma3` (sliding window), `mamba` and `rwkv7` (recurrent),
             `jamba` (a hybrid of mamba and full attention) or `lfm2` (one of short convolutions and a sliding window).
+        pooling: What the header says of it, as embedding models do, or None to say nothing.
     """
     if architecture == "rwkv7":
         embedding = -(-embedding // RWKV_HEAD_SIZE) * RWKV_HEAD_SIZE
@@ -92,6 +94,8 @@ def write_tiny_llama(
     writer.add_embedding_length(embedding)
     writer.add_block_count(layers)
     writer.add_layer_norm_rms_eps(1e-5)
+    if pooling is not None:
+        writer.add_pooling_type(pooling)
     _add_tokenizer(writer, vocabulary_size, chat_template)
     model = _Model(np.random.default_rng(seed), layers, embedding, heads, vocabulary_size)
     for name, weights in _ARCHITECTURES[architecture](writer, model).items():

@@ -6,10 +6,14 @@ All durations are seconds, all sizes bytes, all token ids are of the model that 
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
+
+Vector: TypeAlias = "array[float]"
+"""An embedding: 32-bit floats (`array("f")`) in the machine's byte order, of length 1."""
 
 KvCacheType = Literal["f16", "q8_0", "q4_0"]
 """How the KV cache stores keys and values: 16-bit floats, or blocks of 32 numbers of 8 or 4 bits with a scale each."""
@@ -248,6 +252,67 @@ class TextModels(Protocol):
         self, model: str, prompt: Prompt, *, add_special: bool = True, parse_special: bool = False
     ) -> Tokenization:
         """Return the prompt as the engine would read it. Raises as `generate` does."""
+        ...
+
+
+EmbeddingInput = str | tuple[int, ...]
+"""A text, which gets the tokens that the model wants around it, or token ids, which are used as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingRequest:
+    """Inputs to embed with one model.
+
+    Attributes:
+        model: `name` or `name:version`.
+        inputs: One or more.
+        truncate: Cut inputs that are too long instead of refusing them.
+        dimensions: Numbers of a vector, or None for the model's own.
+        tenant: The API key's id, or "" on an open loopback server.
+        deadline_s: Seconds from now after which the work is given up, or None.
+        request_id: As in `X-Request-Id`, for the log.
+    """
+
+    model: str
+    inputs: Sequence[EmbeddingInput]
+    truncate: bool = False
+    dimensions: int | None = None
+    tenant: str = ""
+    deadline_s: float | None = None
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """The answer to an `EmbeddingRequest`.
+
+    Attributes:
+        model: The full `name:version` that answers.
+        vectors: One for each input, in order.
+        token_counts: Tokens of each input as they were evaluated.
+    """
+
+    model: str
+    vectors: Sequence[Vector]
+    token_counts: Sequence[int]
+
+
+class EmbeddingModels(Protocol):
+    """Whatever embeds, as the doors see it."""
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """Return a vector for each input: find and if need be load the model, tokenize, queue, evaluate.
+
+        Cancelling it ends the work and disturbs nobody else's.
+
+        Raises:
+            NotFoundError: No such model; the message names those that exist.
+            InvalidRequestError: An input does not fit, or the model has not these dimensions.
+            OverloadedError: The queue is full.
+            UnavailableError: The model cannot be loaded now.
+            DeadlineExceededError: It took longer than `deadline_s`.
+            EngineError: An input could not be evaluated.
+        """
         ...
 
 

@@ -62,7 +62,7 @@ _POOLING_NONE, _POOLING_RANK = 0, 4
 """Numbers of `enum llama_pooling_type`; between them are mean, cls and last."""
 
 _WORD_PIECE_ENDS = {"tokenizer.ggml.bos_token_id": 101, "tokenizer.ggml.seperator_token_id": 102}
-"""The tokens around every text of a WordPiece vocabulary, and what llama.cpp takes them for if the file is silent."""
+"""The tokens around every text of a WordPiece vocabulary, and their ids where the file is silent."""
 
 _OTHER_FORMATS = (
     (b"FUGG", "a big-endian GGUF file", "Convert it to little-endian."),

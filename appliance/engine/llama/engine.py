@@ -57,10 +57,10 @@ class LlamaEngine:
         self._worker = Worker(
             path,
             config,
-            on_ready=lambda model: _post(loop, self._ready.set_result, model),
-            on_report=lambda report: _post(loop, self._take_report, report),
-            on_end=lambda error: _post(loop, self._take_end, error),
-            on_job=lambda job: _post(loop, self._take_job, job),
+            on_ready=lambda model: post(loop, self._ready.set_result, model),
+            on_report=lambda report: post(loop, self._take_report, report),
+            on_end=lambda error: post(loop, self._take_end, error),
+            on_job=lambda job: post(loop, self._take_job, job),
         )
         self._lane: FileLane | None = None
 
@@ -85,6 +85,14 @@ class LlamaEngine:
         if config.parking_dir is not None:
             engine._lane = await FileLane.open(config.parking_dir, config.origin, engine._worker.put)
         return engine
+
+    def share_model(self) -> LlamaModel:
+        """Return the weights for another context; whoever takes them closes them.
+
+        Raises:
+            EngineError: The model was unloaded.
+        """
+        return self._model.share()
 
     # What the model is
 
@@ -306,7 +314,7 @@ class LlamaEngine:
         self.ended.set_result(error)
 
 
-def _post(loop: asyncio.AbstractEventLoop, function: Callable[[T], object], argument: T) -> None:
+def post(loop: asyncio.AbstractEventLoop, function: Callable[[T], object], argument: T) -> None:
     """Call a function on the loop from the worker's thread; a loop that has closed needs no answer any more."""
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(function, argument)

@@ -51,6 +51,7 @@ class LlamaModel:
                 advice="`appliance models verify` checks the file; the log has llama.cpp's own words.",
             )
         self._lock = threading.Lock()
+        self._owners = 1
         self._users = 0
         self._closed = False
         self._vocabulary = short.llama_model_get_vocab(self.handle)
@@ -64,12 +65,24 @@ class LlamaModel:
         tokens = range(self.vocabulary_size)
         self.end_tokens = frozenset(each for each in tokens if short.llama_vocab_is_eog(self._vocabulary, each))
 
+    def share(self) -> LlamaModel:
+        """Return the model for one more owner; each owner closes it once.
+
+        Raises:
+            EngineError: The model was unloaded.
+        """
+        with self._in_use(), self._lock:
+            self._owners += 1
+        return self
+
     def close(self) -> None:
-        """Free the weights, or have the last user of the vocabulary do so. Idempotent."""
+        """Give the weights up: the last owner frees them, or has the last user of the vocabulary do so."""
         with self._lock:
-            already, self._closed = self._closed, True
+            self._owners -= 1
+            last = self._owners == 0
+            self._closed = self._closed or last
             unused = self._users == 0
-        if unused and not already:
+        if last and unused:
             self._free()
 
     @contextmanager
