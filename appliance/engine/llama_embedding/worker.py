@@ -277,7 +277,7 @@ class Worker:
 
 
 def _most_inputs(model: LlamaModel) -> int:
-    return MOST_INPUTS if model.can_rewind else MOST_RECURRENT_INPUTS
+    return MOST_INPUTS if model.memory.can_rewind else MOST_RECURRENT_INPUTS
 
 
 def _rows(vectors: Vectors) -> list[Vector | ApplianceError]:
