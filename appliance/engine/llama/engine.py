@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from appliance.core.errors import ApplianceError, EngineError, InvalidRequestError, OverloadedError
 from appliance.core.types import Priority, SamplingParams
 from appliance.engine.llama.choice import Choice
-from appliance.engine.llama.generation import LlamaGeneration
+from appliance.engine.llama.generation import Admitted, LlamaGeneration
 from appliance.engine.llama.meter import EngineMeter
 from appliance.engine.llama.model import LlamaModel
 from appliance.engine.llama.worker import Cancel, EngineConfig, Report, Submit, Worker
@@ -231,6 +231,7 @@ class LlamaEngine:
         if generation in self._open:
             self._open.discard(generation)
             self._meter.request_ended(generation)
+            self._show_load()
 
     @property
     def _open_choices(self) -> int:
@@ -253,15 +254,15 @@ class LlamaEngine:
             generation.receive(event)
             if generation.ended:
                 self._forget(generation)
+            elif isinstance(event, Admitted):
+                self._show_load()
         self._meter.cells(report.used_cells / self.config.cells)
-        self._show_load()
 
     def _take_end(self, error: ApplianceError | None) -> None:
         reason = error or EngineError(f"{self.name} was unloaded.", advice="Try again.", code="model_unloaded")
         for generation in list(self._open):
             generation.fail(reason, time.monotonic())
             self._forget(generation)
-        self._show_load()
         self.ended.set_result(error)
 
 
