@@ -10,9 +10,9 @@ from tests.tiny_gguf import write_tiny_llama
 
 
 @pytest.fixture(scope="session")
-def anyio_backend() -> str:
-    """Run `async def` tests (marked `anyio`) on asyncio, as the product does."""
-    return "asyncio"
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """Run `async def` tests (marked `anyio`) on asyncio with uvloop, as the product does."""
+    return "asyncio", {"use_uvloop": True}
 
 
 @pytest.fixture(scope="session")

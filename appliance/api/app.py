@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Router
+from starlette.types import Receive, Scope, Send
 
 from appliance.api.auth import Authenticator
 from appliance.api.boundary import RequestBoundary
@@ -47,8 +47,11 @@ def create_app(
     keys: Keys,
     metrics: Metrics,
     health: HealthSource,
-) -> Starlette:
+) -> Router:
     """Return the ASGI application.
+
+    A router with our layers is all there is: Starlette's class of that name would add two more, for errors that the
+    boundary has answered, and every token would pass them.
 
     Args:
         settings: Limits, and whether API keys are required.
@@ -65,17 +68,16 @@ def create_app(
         *admin_operations(tunable_models),
         *box_operations(Observation(health, metrics), document),
     )
-    app = Starlette(
+    return Router(
         routes=starlette_routes(operations, authenticator),
+        redirect_slashes=False,  # a redirected POST loses its body in many clients
+        default=_no_such_path,
         middleware=[
             Middleware(BodyLimits, settings),
             Middleware(RequestBoundary, metrics),
             Middleware(BrowserGuard, settings, authenticator),
         ],
-        exception_handlers={HTTPException: _no_such_path},
     )
-    app.router.redirect_slashes = False  # a redirected POST loses its body in many clients
-    return app
 
 
 def openai_operations(settings: Settings, text_models: TextModels) -> Sequence[Operation]:
@@ -249,7 +251,5 @@ class _Document:
         return Response(self._encoded, media_type="application/json")
 
 
-async def _no_such_path(request: Request, _: Exception) -> Response:
-    raise NotFoundError(
-        f"There is no {request.scope['path'][:200]!r} here.", advice="GET /openapi.json lists what there is."
-    )
+async def _no_such_path(scope: Scope, _receive: Receive, _send: Send) -> None:
+    raise NotFoundError(f"There is no {scope['path'][:200]!r} here.", advice="GET /openapi.json lists what there is.")

@@ -1,7 +1,10 @@
 """The choices of one HTTP request as they grow: one generation or several, merged into one stream of deltas.
 
-The engine is never held up by a client: what a slow one has not taken yet waits here, merged into at most one delta a
-choice, so it costs the memory of the text and nothing else.
+The engine is never held up by a client: what a slow one has not taken yet waits in its generation, and is merged into
+at most one delta a choice when it is taken, so it costs the memory of the text and nothing else.
+
+This runs for each token of each stream, with caches that the engine has emptied since the token before. So a step costs
+one wake-up, whatever the number of choices, and no timer.
 """
 
 from __future__ import annotations
@@ -10,7 +13,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
-from appliance.api.disconnect import task_group
 from appliance.core.errors import ApplianceError, EngineError
 from appliance.core.types import Delta, Generation, GenerationRequest, TextModels, Timings, Usage
 
@@ -18,23 +20,14 @@ Take = Callable[[Sequence[Delta]], Awaitable[None]]
 """Receives what has come since the last call, at most one delta a choice; an empty sequence after a silence."""
 
 
-class DeltaBuffer:
-    """Deltas that nobody has taken yet, merged by choice. Pure."""
-
-    def __init__(self) -> None:
-        self._waiting: dict[int, list[Delta]] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._waiting)
-
-    def add(self, delta: Delta) -> None:
-        """Put a delta behind those of its choice."""
-        self._waiting.setdefault(delta.index, []).append(delta)
-
-    def drain(self) -> list[Delta]:
-        """Return one delta for each choice that gained something, in the order of their first gain."""
-        waiting, self._waiting = self._waiting, {}
-        return [deltas[0] if len(deltas) == 1 else _merged(deltas) for deltas in waiting.values()]
+def merged(deltas: Sequence[Delta]) -> Sequence[Delta]:
+    """Return one delta for each choice that gained something, in the order of their first gain. Pure."""
+    if len(deltas) == 1:
+        return deltas
+    of_choice: dict[int, list[Delta]] = {}
+    for delta in deltas:
+        of_choice.setdefault(delta.index, []).append(delta)
+    return [each[0] if len(each) == 1 else _merged(each) for each in of_choice.values()]
 
 
 def _merged(deltas: Sequence[Delta]) -> Delta:
@@ -47,18 +40,61 @@ def _merged(deltas: Sequence[Delta]) -> Delta:
     )
 
 
+class Arrivals:
+    """Wakes one task when something has come, or after a silence.
+
+    There is one timer for many waits: when it fires, it looks how long the present wait has lasted, and is set again
+    for what is left of the silence.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, idle_s: float | None) -> None:
+        """Take a wait of `idle_s` seconds for a silence; None is never."""
+        self._loop = loop
+        self._idle_s = idle_s
+        self._waiter: asyncio.Future[bool] | None = None
+        self._waiting_since = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def note(self) -> None:
+        """Say that something has come."""
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(True)
+
+    async def wait(self) -> bool:
+        """Wait for what comes from now on; False after a silence."""
+        if self._idle_s is not None:
+            self._waiting_since = self._loop.time()
+            if self._timer is None:
+                self._timer = self._loop.call_later(self._idle_s, self._look, self._idle_s)
+        self._waiter = self._loop.create_future()
+        return await self._waiter
+
+    def close(self) -> None:
+        """Stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self, idle_s: float) -> None:
+        self._timer = None
+        if self._waiter is None or self._waiter.done():
+            return  # the next wait sets it again
+        silent_at = self._waiting_since + idle_s
+        if silent_at <= self._loop.time():
+            self._waiter.set_result(False)
+        else:
+            self._timer = self._loop.call_at(silent_at, self._look, idle_s)
+
+
 class Choices:
     """Owns the accepted generations of one HTTP request. `run` it once, or `cancel` it."""
 
     def __init__(self, generations: Sequence[Generation], n: int) -> None:
         """Number the choices through: `n` for each generation, in order."""
         self._generations = tuple(generations)
-        self._n = n
-        self._buffer = DeltaBuffer()
-        self._wake = asyncio.Event()
-        self._running = len(self._generations)
-        self._error: ApplianceError | None = None
+        self._open = {position * n: generation for position, generation in enumerate(self._generations)}
         self._unfinished = set(range(n * len(self._generations)))
+        self._error: ApplianceError | None = None
 
     @classmethod
     async def accept(cls, models: TextModels, requests: Sequence[GenerationRequest]) -> Choices:
@@ -121,24 +157,22 @@ class Choices:
         Raises:
             ApplianceError: What ended one of the generations.
         """
+        arrivals = Arrivals(asyncio.get_running_loop(), idle_s)
         try:
-            async with task_group() as group:
-                pumps = [
-                    group.create_task(self._pump(position * self._n, generation), name="deltas of a generation")
-                    for position, generation in enumerate(self._generations)
-                ]
-                while (self._running and self._error is None) or self._buffer:
-                    if not await self._gained(idle_s):
-                        await take(())
-                    elif self._buffer:
-                        await take(self._buffer.drain())
-                for pump in pumps:
-                    pump.cancel()
+            for generation in self._generations:
+                generation.notify(arrivals.note)
+            while self._open:
+                deltas = self._gather()
+                if deltas:
+                    await take(merged(deltas))
+                elif self._open and not await arrivals.wait():
+                    await take(())
             if self._error is not None:
                 raise self._error
             if self._unfinished:
                 raise EngineError(f"{len(self._unfinished)} choices ended without a reason.")
         finally:
+            arrivals.close()
             self.cancel()
 
     async def collect(self) -> list[Delta]:
@@ -147,35 +181,32 @@ class Choices:
         Raises:
             ApplianceError: As `run`.
         """
-        whole = DeltaBuffer()
+        whole: list[Delta] = []
 
         async def take(deltas: Sequence[Delta]) -> None:
-            for delta in deltas:
-                whole.add(delta)
+            whole.extend(deltas)
 
         await self.run(take)
-        return sorted(whole.drain(), key=lambda delta: delta.index)
+        return sorted(merged(whole), key=lambda delta: delta.index)
 
-    async def _pump(self, first_index: int, generation: Generation) -> None:
+    def _gather(self) -> list[Delta]:
+        """Return what has come since the last call. The error of one generation closes them all."""
+        gathered: list[Delta] = []
         try:
-            async for delta in generation:
-                shifted = delta if first_index == 0 else replace(delta, index=first_index + delta.index)
-                if shifted.finish_reason is not None:
-                    self._unfinished.discard(shifted.index)
-                self._buffer.add(shifted)
-                self._wake.set()
+            for first_index, generation in tuple(self._open.items()):
+                deltas = generation.take()
+                if deltas:
+                    gathered += deltas if first_index == 0 else _shifted(deltas, first_index)
+                elif generation.ended:
+                    del self._open[first_index]
         except ApplianceError as error:
-            self._error = self._error or error
-        self._running -= 1
-        self._wake.set()
+            self._error = error
+            self._open.clear()
+        for delta in gathered:
+            if delta.finish_reason is not None:
+                self._unfinished.discard(delta.index)
+        return gathered
 
-    async def _gained(self, idle_s: float | None) -> bool:
-        """Wait for news; False after a silence."""
-        if not self._buffer:
-            try:
-                async with asyncio.timeout(idle_s):
-                    await self._wake.wait()
-            except TimeoutError:
-                return False
-        self._wake.clear()
-        return True
+
+def _shifted(deltas: Sequence[Delta], first_index: int) -> list[Delta]:
+    return [replace(delta, index=first_index + delta.index) for delta in deltas]

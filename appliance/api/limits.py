@@ -8,6 +8,7 @@ answer, so the answer goes out first and the rest of the body is read and forgot
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -102,13 +103,16 @@ class _Sender:
         self._body = body
         self._send = send
 
-    async def send(self, message: Message) -> None:
-        body = self._body
-        if message["type"] == "http.response.start" and not body.complete:
+    def send(self, message: Message) -> Awaitable[None]:
+        """Send a message on. Adds no coroutine where the body was read: each token comes by here."""
+        return self._send(message) if self._body.complete else self._send_before_the_body(message)
+
+    async def _send_before_the_body(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
             message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
-        elif message["type"] == "http.response.body" and not message.get("more_body", False) and not body.complete:
+        elif not message.get("more_body", False):
             await self._send({**message, "more_body": True})
-            await body.discard()
+            await self._body.discard()
             message = {"type": "http.response.body", "body": b"", "more_body": False}
         await self._send(message)
 

@@ -7,7 +7,7 @@ All durations are seconds, all sizes bytes, all token ids are of the model that 
 from __future__ import annotations
 
 from array import array
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Any, Literal, Protocol, TypeAlias
@@ -169,10 +169,10 @@ class GenerationRequest:
 
 
 class Generation(Protocol):
-    """Accepted work: iterate over it once, to the end or until `cancel`.
+    """Accepted work of one request. Its one owner takes what comes, to the end or until `cancel`.
 
-    Iterating raises the ApplianceError that ended the work, if one did. Leaving the iteration early does not
-    cancel: call `cancel` (idempotent, returns at once) in a `finally`.
+    Everything happens on the event loop and returns at once. The owner looks with `take`, and is told by `notify` when
+    to look again. The work goes on unless it is cancelled: call `cancel` in a `finally`.
     """
 
     @property
@@ -182,20 +182,33 @@ class Generation(Protocol):
 
     @property
     def usage(self) -> Usage:
-        """Counts so far; complete once the iteration has ended."""
+        """Counts so far; complete once the work has ended."""
         ...
 
     @property
     def timings(self) -> Timings:
-        """Times so far; complete once the iteration has ended."""
+        """Times so far; complete once the work has ended."""
         ...
 
-    def __aiter__(self) -> AsyncIterator[Delta]:
-        """Yield the deltas of all choices as they come."""
+    @property
+    def ended(self) -> bool:
+        """True once nothing more will come; what has come may still wait to be taken."""
+        ...
+
+    def notify(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called after each arrival from now on, and after the end."""
+        ...
+
+    def take(self) -> list[Delta]:
+        """Return the deltas of all choices that came since the last call, in their order; none is an empty list.
+
+        Raises:
+            ApplianceError: What ended the work; only when all that came before it has been taken.
+        """
         ...
 
     def cancel(self) -> None:
-        """Free the work's sequences within one engine step."""
+        """Free the work's sequences within one engine step. Idempotent."""
         ...
 
 

@@ -3,10 +3,18 @@
 Names follow the field (`num_requests_running`, `time_to_first_token_seconds` …) with our prefix, base units and the
 one label `model`; nothing that a client can invent becomes a label. Every series of a model exists at 0 from the
 moment `for_model` names it, so that a rate over a quiet box is 0 and not absent.
+
+What changes with each token is kept in plain numbers and put into the library's form when somebody asks: its own
+counters and histograms take locks, which at each token of each stream costs more than the token's way to the client.
 Format: https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
 from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 from prometheus_client import (
     CollectorRegistry,
@@ -17,6 +25,9 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from appliance.core.types import FinishReason
 
@@ -82,6 +93,49 @@ class Metrics:
         self._http_requests.labels(route, str(status)).inc()
 
 
+class TokenSeries:
+    """What changes with each token of one model.
+
+    Attributes:
+        tokens: Generated tokens.
+    """
+
+    def __init__(self, buckets: Sequence[float]) -> None:
+        """Start at 0; `buckets` are upper bounds, without infinity."""
+        self.tokens = 0
+        self._buckets = buckets
+        self._observed = [0] * (len(buckets) + 1)
+        self._sum = 0.0
+
+    def observe(self, s: float) -> None:
+        """Count the seconds between two tokens."""
+        self._observed[bisect_left(self._buckets, s)] += 1
+        self._sum += s
+
+    def add_to(self, tokens: Metric, latency: HistogramMetricFamily, model: str) -> None:
+        """Put the figures into the library's form."""
+        tokens.add_sample(f"{tokens.name}_total", {"model": model}, self.tokens)
+        bounds = [floatToGoString(each) for each in (*self._buckets, math.inf)]  # type: ignore[no-untyped-call]
+        latency.add_metric([model], list(zip(bounds, accumulate(self._observed), strict=True)), self._sum)
+
+
+class _TokenFamilies(Collector):
+    """The metrics that change with each token."""
+
+    def __init__(self) -> None:
+        self._series: dict[str, TokenSeries] = {}
+
+    def labels(self, model: str) -> TokenSeries:
+        return self._series.setdefault(model, TokenSeries(TOKEN_BUCKETS_S))
+
+    def collect(self) -> Iterable[Metric]:
+        tokens = CounterMetricFamily(f"{PREFIX}generation_tokens", "Generated tokens", labels=["model"])
+        latency = HistogramMetricFamily(f"{PREFIX}inter_token_latency_seconds", "Time between tokens", labels=["model"])
+        for model, series in self._series.items():
+            series.add_to(tokens, latency, model)
+        return (tokens, latency)
+
+
 class _ModelFamilies:
     """The metrics that have a series for each model."""
 
@@ -101,45 +155,46 @@ class _ModelFamilies:
         self.cache_queries = counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache")
         self.cache_hits = counter("prefix_cache_hits", "Prompt tokens found in the prefix cache")
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of accepted requests")
-        self.generation_tokens = counter("generation_tokens", "Generated tokens")
         self.success = counter("request_success", "Finished requests", "finish_reason")
         self.first_token = histogram("time_to_first_token_seconds", "Time to first token", WAIT_BUCKETS_S)
-        self.inter_token = histogram("inter_token_latency_seconds", "Time between tokens", TOKEN_BUCKETS_S)
         self.queue_time = histogram("request_queue_time_seconds", "Time in the queue", WAIT_BUCKETS_S)
         self.prefill_time = histogram("request_prefill_time_seconds", "Time of the prefill", WAIT_BUCKETS_S)
         self.e2e = histogram("e2e_request_latency_seconds", "Time from arrival to end", REQUEST_BUCKETS_S)
+        self.of_tokens = _TokenFamilies()
+        registry.register(self.of_tokens)
 
 
 class ModelMetrics:
-    """The series of one model. Calls take microseconds and may come from any thread."""
+    """The series of one model. Calls take microseconds and come from the event loop, as the readers do."""
 
     def __init__(self, families: _ModelFamilies, model: str) -> None:
         """Make every series at 0; use `Metrics.for_model`."""
-        self._running = families.running.labels(model)
-        self._waiting = families.waiting.labels(model)
-        self._cache_usage = families.cache_usage.labels(model)
+        self._running = self._waiting = 0
+        self._cache_usage = 0.0
+        families.running.labels(model).set_function(lambda: self._running)
+        families.waiting.labels(model).set_function(lambda: self._waiting)
+        families.cache_usage.labels(model).set_function(lambda: self._cache_usage)
         self._cache_queries = families.cache_queries.labels(model)
         self._cache_hits = families.cache_hits.labels(model)
         self._prompt_tokens = families.prompt_tokens.labels(model)
-        self._generation_tokens = families.generation_tokens.labels(model)
+        self._of_tokens = families.of_tokens.labels(model)
         self._success = {each.value: families.success.labels(model, each.value) for each in FinishReason}
         self._first_token = families.first_token.labels(model)
-        self._inter_token = families.inter_token.labels(model)
         self._queue_time = families.queue_time.labels(model)
         self._prefill_time = families.prefill_time.labels(model)
         self._e2e = families.e2e.labels(model)
 
     def set_running(self, n: int) -> None:
         """Set how many requests hold a sequence."""
-        self._running.set(n)
+        self._running = n
 
     def set_waiting(self, n: int) -> None:
         """Set how many requests wait in the queue."""
-        self._waiting.set(n)
+        self._waiting = n
 
     def set_kv_cache_usage(self, ratio: float) -> None:
         """Set the share of KV cells in use, 0 to 1."""
-        self._cache_usage.set(ratio)
+        self._cache_usage = ratio
 
     def prefix_cache(self, queried_tokens: int, hit_tokens: int) -> None:
         """Count one look-up: how many prompt tokens were asked for and how many were found."""
@@ -152,7 +207,7 @@ class ModelMetrics:
 
     def generation_tokens(self, n: int) -> None:
         """Count generated tokens."""
-        self._generation_tokens.inc(n)
+        self._of_tokens.tokens += n
 
     def time_to_first_token(self, s: float) -> None:
         """Observe the seconds from acceptance to the first token."""
@@ -160,7 +215,7 @@ class ModelMetrics:
 
     def inter_token_latency(self, s: float) -> None:
         """Observe the seconds between two tokens of one sequence."""
-        self._inter_token.observe(s)
+        self._of_tokens.observe(s)
 
     def request_finished(self, finish_reason: str, queue_s: float, prefill_s: float, e2e_s: float) -> None:
         """Count a request that ended well, and observe its times in seconds.

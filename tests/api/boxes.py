@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -228,9 +229,9 @@ class Wire:
 
 
 @asynccontextmanager
-async def wire(box: Box) -> AsyncIterator[Wire]:
-    """Open one TCP connection to a box."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", box.port)
+async def wire(box: Box, tls: ssl.SSLContext | None = None) -> AsyncIterator[Wire]:
+    """Open one TCP connection to a box, with TLS if a context is given."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", box.port, ssl=tls)
     try:
         yield Wire(reader, writer)
     finally:

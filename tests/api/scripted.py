@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from appliance.core.errors import ApplianceError, InvalidRequestError, NotFoundError
@@ -25,7 +25,7 @@ from appliance.core.types import (
 CONTEXT_LENGTH = 4096
 
 Step = Delta | ApplianceError | Exception | asyncio.Event
-"""What a generation does next: yield a delta, fail, or wait until the test sets the event."""
+"""What a generation does next: deliver a delta, fail, or wait until the test sets the event."""
 
 Script = Callable[[GenerationRequest], Iterable[Step]]
 
@@ -50,10 +50,11 @@ def greet(request: GenerationRequest) -> Iterable[Step]:
 
 
 class ScriptedGeneration:
-    """Accepted work that follows its script.
+    """Accepted work that follows its script, whether somebody takes from it or not, as an engine does.
 
     Attributes:
         cancelled: Set once it was cancelled before its end.
+        delivered: How many deltas have come so far, taken or not.
     """
 
     def __init__(self, request: GenerationRequest, model: str, steps: Iterable[Step], prompt_tokens: int) -> None:
@@ -61,9 +62,12 @@ class ScriptedGeneration:
         self.model = model
         self.cancelled = asyncio.Event()
         self.ended = False
-        self.taken = 0
-        self._steps = iter(steps)
+        self.delivered = 0
+        self._waiting: list[Delta] = []
+        self._error: Exception | None = None
+        self._wake: Callable[[], None] | None = None
         self._usage = Usage(prompt_tokens, 0, prompt_tokens // 2)
+        self._play = asyncio.get_running_loop().create_task(self._follow(steps), name="script of a generation")
 
     @property
     def usage(self) -> Usage:
@@ -73,24 +77,47 @@ class ScriptedGeneration:
     def timings(self) -> Timings:
         return TIMINGS
 
-    async def __aiter__(self) -> AsyncIterator[Delta]:
-        for step in self._steps:
-            if isinstance(step, asyncio.Event):
-                await step.wait()
-            elif isinstance(step, Exception):
-                self.ended = True
-                raise step
-            else:
-                self.taken += 1
-                done = self._usage.completion_tokens + step.token_count
-                self._usage = Usage(self._usage.prompt_tokens, done, self._usage.cached_tokens)
-                yield step
-                await asyncio.sleep(0)
-        self.ended = True
+    def notify(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+
+    def take(self) -> list[Delta]:
+        deltas, self._waiting = self._waiting, []
+        if self._error is not None and not deltas:
+            raise self._error
+        return deltas
 
     def cancel(self) -> None:
         if not self.ended:
             self.cancelled.set()
+            self._play.cancel()
+            self._end()
+
+    async def _follow(self, steps: Iterable[Step]) -> None:
+        for step in steps:
+            if isinstance(step, asyncio.Event):
+                await step.wait()
+            elif isinstance(step, Exception):
+                self._error = step
+                break
+            else:
+                self._deliver(step)
+                await asyncio.sleep(0)
+        self._end()
+
+    def _deliver(self, delta: Delta) -> None:
+        self.delivered += 1
+        done = self._usage.completion_tokens + delta.token_count
+        self._usage = Usage(self._usage.prompt_tokens, done, self._usage.cached_tokens)
+        self._waiting.append(delta)
+        self._tell()
+
+    def _end(self) -> None:
+        self.ended = True
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._wake is not None:
+            self._wake()
 
 
 class ScriptedModels:

@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 
 from appliance.api.boundary import request_id_of
 from appliance.core.errors import StorageError
-from tests.api.boxes import ScriptedBox, post, wire
+from tests.api.boxes import ScriptedBox, post, until, wire
 from tests.api.scripted import say
 
 
@@ -155,4 +155,4 @@ async def test_requests_in_progress_are_counted_until_they_end(box: ScriptedBox)
         assert running() == 1
         go.set()
         await client.read_to_end()
-    assert running() == 0
+    await until(lambda: running() == 0)

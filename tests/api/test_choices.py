@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.api.choices import Choices, DeltaBuffer
+from appliance.api.choices import Arrivals, Choices, merged
 from appliance.core.errors import EngineError, OverloadedError
 from appliance.core.types import Delta, FinishReason, GenerationRequest, SamplingParams, Timings, TokenLogprob, Usage
 from tests.api.boxes import until
@@ -24,23 +26,91 @@ deltas = st.builds(
 )
 
 
-@given(st.lists(st.tuples(deltas, st.booleans())))
-def test_merging_loses_nothing_and_keeps_each_choices_order(steps: list[tuple[Delta, bool]]) -> None:
-    buffer, taken = DeltaBuffer(), list[Delta]()
-    for delta, drain in steps:
-        buffer.add(delta)
-        assert buffer
-        if drain:
-            batch = buffer.drain()
-            assert len({each.index for each in batch}) == len(batch)
-            assert not buffer
-            taken += batch
-    taken += buffer.drain()
-    for index in range(4):
-        given_, got = [d for d, _ in steps if d.index == index], [d for d in taken if d.index == index]
-        assert "".join(d.text for d in got) == "".join(d.text for d in given_)
-        assert sum(d.token_count for d in got) == sum(d.token_count for d in given_)
-        assert [p for d in got for p in d.logprobs] == [p for d in given_ for p in d.logprobs]
+@given(st.lists(deltas))
+def test_merging_loses_nothing_and_keeps_each_choices_order(came: list[Delta]) -> None:
+    whole = merged(came)
+    assert [each.index for each in whole] == list(dict.fromkeys(each.index for each in came))
+    for got in whole:
+        given_ = [each for each in came if each.index == got.index]
+        assert got.text == "".join(each.text for each in given_)
+        assert got.token_count == sum(each.token_count for each in given_)
+        assert got.logprobs == tuple(each for delta in given_ for each in delta.logprobs)
+
+
+Timer = tuple[float, Callable[[], object]]
+
+
+class HandTurnedLoop:
+    """The clock and the timers of a loop, as far as a test turns them.
+
+    Attributes:
+        timers: When each that is set will fire, and what it calls.
+        armed: How many were ever set.
+    """
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.timers: list[Timer] = []
+        self.armed = 0
+
+    def time(self) -> float:
+        return self.now
+
+    def create_future(self) -> asyncio.Future[Any]:
+        return asyncio.get_running_loop().create_future()
+
+    def call_later(self, delay: float, callback: Callable[..., object], *args: object) -> Timer:
+        return self.call_at(self.now + delay, callback, *args)
+
+    def call_at(self, when: float, callback: Callable[..., object], *args: object) -> Timer:
+        assert when > self.now
+        self.armed += 1
+        self.timers.append((when, lambda: callback(*args)))
+        return self.timers[-1]
+
+    def turn(self, seconds: float) -> None:
+        """Let time pass."""
+        end = self.now + seconds
+        while due := sorted((each for each in self.timers if each[0] <= end), key=lambda each: each[0]):
+            self.timers.remove(due[0])
+            self.now = due[0][0]
+            due[0][1]()
+        self.now = end
+
+
+@given(st.lists(st.tuples(st.integers(0, 25), st.integers(0, 25)), max_size=60))
+def test_a_silence_is_as_long_as_it_was_set_and_arrivals_need_no_timer_each(steps: list[tuple[int, int]]) -> None:
+    idle_s = 10
+
+    async def play() -> None:
+        loop = HandTurnedLoop()
+        arrivals = Arrivals(cast("asyncio.AbstractEventLoop", loop), idle_s)
+        for busy, gap in steps:
+            loop.turn(busy)  # nobody waits while the client is written to
+            wait = asyncio.ensure_future(arrivals.wait())
+            await asyncio.sleep(0)
+            loop.turn(min(gap, idle_s - 1))
+            arrivals.note() if gap < idle_s else loop.turn(1)
+            assert await wait == (gap < idle_s)
+            assert len(loop.timers) <= 1
+        assert loop.armed <= 2 * loop.now / idle_s + 1
+
+    asyncio.run(play())
+
+
+@pytest.mark.anyio
+async def test_nothing_is_left_behind_by_a_wait_that_is_given_up() -> None:
+    loop = asyncio.get_running_loop()
+    arrivals = Arrivals(loop, 1000)
+    wait = loop.create_task(arrivals.wait())
+    await asyncio.sleep(0)
+    timer = arrivals._timer
+    assert timer is not None
+    wait.cancel()
+    await asyncio.wait([wait])
+    arrivals.note()
+    arrivals.close()
+    assert timer.cancelled()
 
 
 def request(prompt: str = "Hello", n: int = 1) -> GenerationRequest:
@@ -118,6 +188,22 @@ async def test_a_slow_taker_gets_what_came_meanwhile_in_one_piece() -> None:
 
 
 @pytest.mark.anyio
+async def test_what_several_choices_gain_in_one_step_is_taken_at_once() -> None:
+    models = ScriptedModels()
+    go = asyncio.Event()
+    models.script = lambda each: [go, *(Delta(index, "Hello", 1, (), FinishReason.STOP) for index in range(each.n))]
+    choices = await choices_of(models, "One", "Two", "Three")
+    taken = Taken()
+
+    async def take(batch: Sequence[Delta]) -> None:
+        await taken.take(batch)
+        go.set()
+
+    await choices.run(take, idle_s=0.01)
+    assert [[each.index for each in batch] for batch in taken] == [[], [0, 1, 2]]
+
+
+@pytest.mark.anyio
 async def test_silence_is_told_and_the_end_is_not_taken_for_silence() -> None:
     models = ScriptedModels()
     go = asyncio.Event()
@@ -147,6 +233,17 @@ async def test_what_came_before_an_error_is_handed_over_and_the_others_are_cance
     with pytest.raises(EngineError, match="Broken"):
         await choices.run(taken.take)
     assert "Half" in taken.text
+    assert models.generations[1].cancelled.is_set()
+
+
+@pytest.mark.anyio
+async def test_one_that_goes_on_does_not_hide_the_error_of_another() -> None:
+    models = ScriptedModels()
+    endless = Delta(0, "more", 1)
+    models.script = lambda each: [EngineError("Broken.")] if each.prompt == "One" else itertools.repeat(endless)
+    choices = await choices_of(models, "One", "Two")
+    with pytest.raises(EngineError, match="Broken"):
+        await choices.run(Taken().take)
     assert models.generations[1].cancelled.is_set()
 
 

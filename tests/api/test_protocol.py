@@ -186,10 +186,10 @@ async def test_a_reader_that_stops_costs_its_text_alone_and_holds_up_nobody(box:
         await lazy.send(post("/v1/chat/completions", {**CHAT, "stream": True}))
         await box.models.accepted.wait()
         generation = box.models.generations[0]
-        await until(lambda: generation.taken == 200 and max(map(buffered, transports(box))) > 0)
+        await until(lambda: generation.delivered == 200 and max(map(buffered, transports(box))) > 0)
         held = buffered(transports(box)[0])
         more.set()
-        await until(lambda: generation.taken == 400)  # the engine is not held up by a reader that takes nothing
+        await until(lambda: generation.delivered == 400)  # the engine is not held up by a reader that takes nothing
         assert buffered(transports(box)[0]) == held
         assert (await box.chat(seed=1)).status == 200
 

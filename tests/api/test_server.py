@@ -6,6 +6,8 @@ import asyncio
 import shutil
 import ssl
 import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,18 @@ from starlette.types import Receive, Scope, Send
 
 from appliance.api.server import HttpServer
 from appliance.core.errors import SettingsError
-from tests.api.boxes import DEADLINE_S, Box, ScriptedBox, listening, post, scripted_box, settings_with, wire
+from tests.api.boxes import (
+    DEADLINE_S,
+    Box,
+    ScriptedBox,
+    Wire,
+    listening,
+    post,
+    scripted_box,
+    settings_with,
+    until,
+    wire,
+)
 from tests.api.scripted import say
 
 pytestmark = pytest.mark.anyio
@@ -131,6 +144,55 @@ async def test_tls_is_served(tmp_path: Path, certificate: tuple[Path, Path]) -> 
         async with wire(box) as plain:
             await plain.send(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
             assert not (await plain.read_to_end()).startswith(b"HTTP/1.1 200")
+
+
+@asynccontextmanager
+async def tls_wire(
+    folder: Path, certificate: tuple[Path, Path], **changes: Any
+) -> AsyncIterator[tuple[ScriptedBox, Wire]]:
+    """Open a connection with TLS to a box that serves it."""
+    context = ssl.create_default_context(cafile=str(certificate[0]))
+    async with (
+        scripted_box(folder, tls_certificate=certificate[0], tls_key=certificate[1], **changes) as box,
+        wire(box, context) as client,
+    ):
+        yield box, client
+
+
+async def test_a_slow_reader_behind_tls_still_gets_everything(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    texts = [f"{number:05d}" * 20_000 for number in range(50)]
+    async with tls_wire(tmp_path, certificate) as (box, slow):
+        box.models.script = lambda _: say(*texts)
+        await slow.send(post("/v1/completions", STREAM, "Connection: close"))
+        body = b""
+        while piece := await slow.reader.read(65536):
+            body += piece
+            await asyncio.sleep(0)
+    assert b"data: [DONE]" in body
+    assert all(text.encode() in body for text in texts)
+
+
+async def test_a_reader_behind_tls_that_stops_is_cut_off_and_its_work_cancelled(
+    tmp_path: Path, certificate: tuple[Path, Path]
+) -> None:
+    async with tls_wire(tmp_path, certificate, write_timeout_s=0.2) as (box, lazy):
+        box.models.script = lambda _: [*say(*["x" * 100_000] * 200)[:-1], asyncio.Event()]
+        await lazy.send(post("/v1/completions", STREAM))
+        await box.models.accepted.wait()
+        async with asyncio.timeout(DEADLINE_S):
+            await box.models.generations[0].cancelled.wait()
+        await until(lambda: not box.server._state.connections)
+
+
+async def test_leaving_a_stream_behind_tls_cancels_its_work(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    async with tls_wire(tmp_path, certificate) as (box, leaver):
+        box.models.script = lambda _: [*say("Hello")[:1], asyncio.Event()]
+        await leaver.send(post("/v1/completions", STREAM))
+        await leaver.read_until(b'"text":"Hello"')
+        leaver.close()
+        async with asyncio.timeout(DEADLINE_S):
+            await box.models.generations[0].cancelled.wait()
+        await until(lambda: not box.server._state.connections)
 
 
 async def test_a_handshake_that_does_not_come_is_not_waited_for(

@@ -15,6 +15,7 @@ from appliance.engine.llama.config import EngineConfig
 from appliance.engine.llama.engine import LlamaEngine
 from appliance.engine.llama.generation import LlamaGeneration
 from appliance.observe.metrics import Metrics
+from tests.deltas import deltas_of
 
 CONFIG = EngineConfig(
     cells=512,
@@ -53,7 +54,7 @@ async def collect(generation: LlamaGeneration, choices: int = 1) -> list[Answer]
     """Read a generation to its end."""
     deltas: list[list[Delta]] = [[] for _ in range(choices)]
     async with asyncio.timeout(DEADLINE_S):
-        async for delta in generation:
+        async for delta in deltas_of(generation):
             deltas[delta.index].append(delta)
     return [Answer("".join(d.text for d in each), each[-1].finish_reason, each) for each in deltas]
 

@@ -15,6 +15,7 @@ from appliance.core.errors import (
     OverloadedError,
 )
 from appliance.core.types import FinishReason, SamplingParams
+from tests.deltas import deltas_of
 from tests.engine.conftest import Answer, EngineUnderTest, collect, running
 from tests.tiny_gguf import Architecture, write_tiny_llama
 
@@ -98,7 +99,7 @@ async def test_a_cancelled_request_does_not_disturb_its_batch(tiny: EngineUnderT
     expected = [await tiny.greedy(text, 60) for text in TEXTS[:3]]
     doomed = tiny.engine.submit(await tiny.tokens(TEXTS[3]), SamplingParams(temperature=0, ignore_eos=True))
     others = asyncio.gather(*(tiny.greedy(text, 60) for text in TEXTS[:3]))
-    async for _ in doomed:
+    async for _ in deltas_of(doomed):
         break
     doomed.cancel()
     assert all(close_to(a, b) for a, b in zip(await others, expected, strict=True))
@@ -257,6 +258,24 @@ async def test_a_model_whose_weights_are_no_numbers_is_refused_at_warm_up(tmp_pa
     with pytest.raises(EngineError, match="not numbers"):
         async with running(path):
             pass
+
+
+async def test_the_load_is_shown_as_it_changes(tiny_model_path: Path) -> None:
+    async with running(tiny_model_path, sequences=1) as subject:
+
+        def load() -> tuple[float | None, ...]:
+            return tuple(
+                subject.metrics.registry.get_sample_value(f"appliance_num_requests_{each}", {"model": "tiny:1"})
+                for each in ("running", "waiting")
+            )
+
+        first, second = (subject.engine.submit([1, 2], SamplingParams(ignore_eos=True)) for _ in range(2))
+        assert load() == (0, 2)
+        await subject.until(lambda: load() == (1, 1))
+        first.cancel()
+        await subject.until(lambda: load() == (1, 0))
+        second.cancel()
+        assert load() == (0, 0)
 
 
 async def test_metrics_tell_what_was_done(tiny: EngineUnderTest) -> None:

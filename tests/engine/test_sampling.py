@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from appliance.core.types import FinishReason, SamplingParams
+from tests.deltas import deltas_of
 from tests.engine.conftest import Answer, EngineUnderTest
 from tests.tiny_gguf import END_TOKEN_ID
 
@@ -115,7 +116,7 @@ async def test_frequency_penalty_looks_at_the_answer_only_and_repeat_penalty_at_
             temperature=0, max_tokens=1, top_logprobs=0, logit_bias={likeliest: 5.0}, **parameters
         )
         generation = tiny.engine.submit(prompt, sampling)
-        results[name] = [each.token_id async for delta in generation for each in delta.logprobs]
+        results[name] = [each.token_id async for delta in deltas_of(generation) for each in delta.logprobs]
     assert results["plain"] == results["frequency"] == [likeliest]
     assert results["repeat"] != [likeliest]
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from prometheus_client import Metric
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Histogram, Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from appliance.observe.metrics import CONTENT_TYPE, Metrics
+from appliance.observe.metrics import CONTENT_TYPE, TOKEN_BUCKETS_S, Metrics
 
 MODEL = "tiny:1"
 
@@ -79,6 +81,23 @@ def test_calls_move_their_own_series_and_no_other_models() -> None:
         assert value(metrics, f"appliance_{name}", model="other:1") == 0, name
     assert value(metrics, "appliance_request_success_total", model=MODEL, finish_reason="length") == 1
     assert metrics.for_model("other:1") is other
+
+
+@given(st.lists(st.sampled_from(TOKEN_BUCKETS_S) | st.floats(0, 20)))
+def test_the_time_between_tokens_reads_as_a_histogram_of_the_library(observed: list[float]) -> None:
+    metrics = Metrics()
+    ours = metrics.for_model(MODEL)
+    metrics.for_model("quiet:1")
+    name = "appliance_inter_token_latency_seconds"
+    registry = CollectorRegistry()
+    theirs = Histogram(name, "Time between tokens", ["model"], buckets=TOKEN_BUCKETS_S, registry=registry)
+    for model in (MODEL, "quiet:1"):
+        theirs.labels(model)
+    for each in observed:
+        ours.inter_token_latency(each)
+        theirs.labels(MODEL).observe(each)
+    told = [line for line in metrics.render().decode().splitlines() if name in line]
+    assert sorted(told) == sorted(generate_latest(registry).decode().splitlines())
 
 
 def test_an_unknown_finish_reason_makes_no_new_series() -> None:

@@ -18,6 +18,7 @@ from appliance.registry.versions import Registry, open_registry
 from appliance.serving.generate import TextGeneration
 from appliance.serving.loaded import LoadedModels
 from appliance.store.database import Database
+from tests.deltas import deltas_of
 from tests.tiny_gguf import write_tiny_llama
 
 DEADLINE_S = 30.0
@@ -70,5 +71,5 @@ async def serving(box: Box, **changes: object) -> AsyncIterator[Floor]:
 
 
 async def text_of(generation: Generation) -> str:
-    deltas: list[Delta] = [delta async for delta in generation]
+    deltas: list[Delta] = [delta async for delta in deltas_of(generation)]
     return "".join(delta.text for delta in deltas)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import anyio.to_thread
@@ -77,13 +77,13 @@ def send_stream(
     choices: Choices,
     fields: SamplingFields,
     keep_alive_s: float,
-    chunks: Callable[[Delta], Iterable[msgspec.Struct]],
+    events: Callable[[Delta], bytes],
     usage_chunk: Callable[[], msgspec.Struct],
 ) -> ASGIApp:
     """Return the stream of an answer, with a last chunk for the usage if the client asked for it."""
     wanted = includes_usage(fields)
     return ChunkStream(
-        choices, chunks=chunks, closing=lambda: [usage_chunk()] if wanted else [], keep_alive_s=keep_alive_s
+        choices, events=events, closing=lambda: [usage_chunk()] if wanted else [], keep_alive_s=keep_alive_s
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -26,6 +26,7 @@ from appliance.api.openai.sampling import (
     generation_request,
     sampling_params,
 )
+from appliance.api.openai.stream import ChunkPattern
 from appliance.api.wire import Text, convert, ignored, meaning, refused, requires
 from appliance.core.errors import InvalidRequestError
 from appliance.core.settings import Settings
@@ -173,7 +174,7 @@ class ChatCompletions:
             )
         chunks = _Chunks(head, with_usage=includes_usage(fields))
         return send_stream(
-            choices, fields, settings.stream_keep_alive_s, chunks.of, lambda: chunks.last(**ending(choices))
+            choices, fields, settings.stream_keep_alive_s, chunks.events, lambda: chunks.last(**ending(choices))
         )
 
     def _check(self, document: Any) -> ChatCompletionRequest:
@@ -228,23 +229,23 @@ class _Chunks:
     """Makes the chunks of one stream."""
 
     def __init__(self, head: Heading, *, with_usage: bool) -> None:
-        self._same: dict[str, Any] = {**head.fields(), **({"usage": None} if with_usage else {})}
+        self._head = head
+        self._pattern = ChunkPattern(ChatChunk(**head.fields(), choices=[], usage=None if with_usage else UNSET))
         self._begun: set[int] = set()
 
-    def of(self, delta: Delta) -> Iterator[ChatChunk]:
-        """Yield the role if the choice is new, the text if there is any, and the end if this is it."""
+    def events(self, delta: Delta) -> bytes:
+        """Return the role if the choice is new, the text if there is any, and the end if this is it."""
+        events = b""
         if delta.index not in self._begun:
             self._begun.add(delta.index)
-            yield self._chunk(ChatChunkChoice(delta.index, ChatDelta(role="assistant", content="")))
+            events += self._pattern.event(ChatChunkChoice(delta.index, ChatDelta(role="assistant", content="")))
         if delta.text or delta.logprobs:
             logprobs = _logprobs(delta) if delta.logprobs else None
-            yield self._chunk(ChatChunkChoice(delta.index, ChatDelta(content=delta.text), logprobs))
+            events += self._pattern.event(ChatChunkChoice(delta.index, ChatDelta(content=delta.text), logprobs))
         if delta.finish_reason is not None:
-            yield self._chunk(ChatChunkChoice(delta.index, ChatDelta(), None, delta.finish_reason))
+            events += self._pattern.event(ChatChunkChoice(delta.index, ChatDelta(), None, delta.finish_reason))
+        return events
 
     def last(self, **totals: Any) -> ChatChunk:
         """Return the chunk with the usage."""
-        return ChatChunk(**{**self._same, **totals}, choices=[])
-
-    def _chunk(self, choice: ChatChunkChoice) -> ChatChunk:
-        return ChatChunk(**self._same, choices=[choice])
+        return ChatChunk(**self._head.fields(), **totals, choices=[])

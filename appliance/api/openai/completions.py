@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -27,6 +27,7 @@ from appliance.api.openai.sampling import (
     generation_request,
     sampling_params,
 )
+from appliance.api.openai.stream import ChunkPattern
 from appliance.api.wire import Text, convert, meaning, refused
 from appliance.core.errors import InvalidRequestError
 from appliance.core.settings import Settings
@@ -121,7 +122,7 @@ class Completions:
         if not fields.stream:
             return await send_whole(request, choices, lambda deltas: answer.whole(deltas, **ending(choices)))
         return send_stream(
-            choices, fields, settings.stream_keep_alive_s, answer.chunks, lambda: answer.last(**ending(choices))
+            choices, fields, settings.stream_keep_alive_s, answer.events, lambda: answer.last(**ending(choices))
         )
 
     def _check(self, document: Any) -> CompletionRequest:
@@ -181,9 +182,9 @@ class _Answer:
     """Makes the whole answer, or its chunks."""
 
     def __init__(self, head: Heading, fields: CompletionRequest, echoes: Sequence[str]) -> None:
-        self._same: dict[str, Any] = head.fields()
-        if fields.stream and includes_usage(fields):
-            self._same["usage"] = None
+        self._head = head
+        with_usage = bool(fields.stream) and includes_usage(fields)
+        self._pattern = ChunkPattern(Completion(**head.fields(), choices=[], usage=None if with_usage else UNSET))
         self._with_logprobs = fields.logprobs is not None
         self._echoes = echoes
         self._offsets: dict[int, TextOffsets] = {}
@@ -194,23 +195,23 @@ class _Answer:
             CompletionChoice(each.index, self._echoes[each.index] + each.text, each.finish_reason, self._logprobs(each))
             for each in deltas
         ]
-        return Completion(**self._same, **totals, choices=choices)
+        return Completion(**self._head.fields(), **totals, choices=choices)
 
-    def chunks(self, delta: Delta) -> Iterator[Completion]:
-        """Yield the text if there is any, behind the echo if the choice is new, and the end if this is it."""
+    def events(self, delta: Delta) -> bytes:
+        """Return the text if there is any, behind the echo if the choice is new, and the end if this is it."""
+        events = b""
         text = delta.text if delta.index in self._offsets else self._echoes[delta.index] + delta.text
         logprobs = self._logprobs(delta)
         if text or delta.logprobs:
-            yield self._chunk(CompletionChoice(delta.index, text, None, logprobs if delta.logprobs else None))
+            choice = CompletionChoice(delta.index, text, None, logprobs if delta.logprobs else None)
+            events += self._pattern.event(choice)
         if delta.finish_reason is not None:
-            yield self._chunk(CompletionChoice(delta.index, "", delta.finish_reason))
+            events += self._pattern.event(CompletionChoice(delta.index, "", delta.finish_reason))
+        return events
 
     def last(self, **totals: Any) -> Completion:
         """Return the chunk with the usage."""
-        return Completion(**{**self._same, **totals}, choices=[])
-
-    def _chunk(self, choice: CompletionChoice) -> Completion:
-        return Completion(**self._same, choices=[choice])
+        return Completion(**self._head.fields(), **totals, choices=[])
 
     def _logprobs(self, delta: Delta) -> TextLogprobs | None:
         offsets = self._offsets.setdefault(delta.index, TextOffsets(len(self._echoes[delta.index])))

@@ -32,6 +32,21 @@ _HEADERS = [
 ]
 
 
+class ChunkPattern:
+    """What all chunks of a stream have in common, encoded once: everything but their one choice."""
+
+    def __init__(self, chunk: msgspec.Struct) -> None:
+        """Take it from a chunk whose `choices` are empty."""
+        # Within a JSON string the quotes would be escaped, so no field's value can be taken for the mark.
+        before, mark, after = _event(chunk).partition(b'"choices":[]')
+        assert mark, "the chunk has choices"
+        self._before, self._after = before + mark[:-1], mark[-1:] + after
+
+    def event(self, choice: msgspec.Struct) -> bytes:
+        """Return the event of the chunk with this choice."""
+        return self._before + msgspec.json.encode(choice) + self._after
+
+
 class ChunkStream:
     """An ASGI response that writes the choices as chunks while they grow. The client's leaving cancels them."""
 
@@ -39,7 +54,7 @@ class ChunkStream:
         self,
         choices: Choices,
         *,
-        chunks: Callable[[Delta], Iterable[msgspec.Struct]],
+        events: Callable[[Delta], bytes],
         closing: Callable[[], Iterable[msgspec.Struct]],
         keep_alive_s: float,
     ) -> None:
@@ -47,12 +62,12 @@ class ChunkStream:
 
         Args:
             choices: What to write; owned from here on.
-            chunks: Makes the chunks for one delta.
+            events: Makes the events for one delta, none to several in a row.
             closing: Makes the chunks after the last delta, when usage and timings are known.
             keep_alive_s: Silence after which a comment line is written.
         """
         self._choices = choices
-        self._chunks = chunks
+        self._events = events
         self._closing = closing
         self._keep_alive_s = keep_alive_s
 
@@ -69,7 +84,7 @@ class ChunkStream:
 
     async def _write(self, scope: Scope, send: Send) -> None:
         async def take(deltas: Sequence[Delta]) -> None:
-            events = b"".join(_event(chunk) for delta in deltas for chunk in self._chunks(delta))
+            events = b"".join(map(self._events, deltas))
             if events or not deltas:
                 await send({"type": "http.response.body", "body": events or KEEP_ALIVE, "more_body": True})
 

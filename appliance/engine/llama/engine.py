@@ -20,7 +20,7 @@ from appliance.core.types import Priority, SamplingParams
 from appliance.engine.llama.choice import Choice
 from appliance.engine.llama.config import EngineConfig
 from appliance.engine.llama.file_lane import FileLane
-from appliance.engine.llama.generation import LlamaGeneration
+from appliance.engine.llama.generation import Admitted, LlamaGeneration
 from appliance.engine.llama.keeper import FileJob, WriteState, Written
 from appliance.engine.llama.meter import EngineMeter
 from appliance.engine.llama.model import LlamaModel
@@ -274,6 +274,7 @@ class LlamaEngine:
         if generation in self._open:
             self._open.discard(generation)
             self._meter.request_ended(generation)
+            self._show_load()
 
     @property
     def _open_choices(self) -> int:
@@ -296,8 +297,9 @@ class LlamaEngine:
             generation.receive(event)
             if generation.ended:
                 self._forget(generation)
+            elif isinstance(event, Admitted):
+                self._show_load()
         self._meter.cells(report.used_cells / self.config.cells)
-        self._show_load()
 
     def _take_job(self, job: FileJob) -> None:
         if self._lane is not None:
@@ -310,7 +312,6 @@ class LlamaEngine:
         for generation in list(self._open):
             generation.fail(reason, time.monotonic())
             self._forget(generation)
-        self._show_load()
         self.ended.set_result(error)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from appliance.core.errors import ApplianceError, DeadlineExceededError
@@ -41,6 +41,10 @@ class LlamaGeneration:
     """Accepted work of one request with one or more choices; see `core.types.Generation` for how to use it.
 
     What waits here is bounded by the choices' own token limits, so a slow reader costs at most its answers' size.
+
+    Attributes:
+        ended: True once every choice has finished, failed or been cancelled.
+        gained_at: When each choice gained something last, by its index.
     """
 
     def __init__(self, *, model: str, prompt_tokens: int, choices: int, now: float, cancel: Callable[[], None]) -> None:
@@ -49,6 +53,8 @@ class LlamaGeneration:
         self.submitted_at = now
         self.admitted_at: float | None = None
         self.first_token_at: float | None = None
+        self.gained_at: dict[int, float] = {}
+        self.ended = False
         self.ended_at: float | None = None
         self.error: ApplianceError | None = None
         self.open_choices = choices
@@ -57,13 +63,8 @@ class LlamaGeneration:
         self._cached_tokens = 0
         self._cancel = cancel
         self._deltas: list[Delta] = []
-        self._arrived = asyncio.Event()
+        self._wake: Callable[[], None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Return True once every choice has finished, failed or been cancelled."""
-        return self.ended_at is not None
 
     @property
     def usage(self) -> Usage:
@@ -91,18 +92,16 @@ class LlamaGeneration:
 
         self._deadline = asyncio.get_running_loop().call_at(when, expire)
 
-    async def __aiter__(self) -> AsyncIterator[Delta]:
-        """Yield what comes; ends after every choice's last delta."""
-        while True:
-            await self._arrived.wait()
-            self._arrived.clear()
-            deltas, self._deltas = self._deltas, []
-            for delta in deltas:
-                yield delta
-            if self.error is not None:
-                raise self.error
-            if self.ended and not self._deltas:
-                return
+    def notify(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called after each arrival from now on, and after the end."""
+        self._wake = wake
+
+    def take(self) -> list[Delta]:
+        """Return what came since the last call, or raise the error that ended the work behind it."""
+        deltas, self._deltas = self._deltas, []
+        if self.error is not None and not deltas:
+            raise self.error
+        return deltas
 
     def cancel(self) -> None:
         """Stop the choices that still run; their cells are free within one engine step. Idempotent."""
@@ -114,20 +113,22 @@ class LlamaGeneration:
         if self.ended:
             return
         match event:
+            case Gained(delta, at):
+                if self.first_token_at is None:
+                    self.first_token_at = at
+                self.gained_at[delta.index] = at
+                self._completion_tokens += delta.token_count
+                self._deltas.append(delta)
+                if delta.finish_reason is not None:
+                    self.open_choices -= 1
+                if self.open_choices:
+                    self._tell()
+                else:
+                    self.end(at)
             case Admitted(cached, at):
                 if self.admitted_at is None:  # the first choice counts: the others share its prompt
                     self.admitted_at = at
                     self._cached_tokens = cached
-            case Gained(delta, at):
-                if self.first_token_at is None:
-                    self.first_token_at = at
-                self._completion_tokens += delta.token_count
-                self._deltas.append(delta)
-                self._arrived.set()
-                if delta.finish_reason is not None:
-                    self.open_choices -= 1
-                if not self.open_choices:
-                    self.end(at)
             case Failed(error, at):
                 self.fail(error, at)
                 self._cancel()
@@ -140,8 +141,13 @@ class LlamaGeneration:
 
     def end(self, at: float) -> None:
         """Close the books; nothing is received afterwards. Idempotent."""
-        if self.ended_at is None:
+        if not self.ended:
+            self.ended = True
             self.ended_at = at
         if self._deadline is not None:
             self._deadline.cancel()
-        self._arrived.set()
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._wake is not None:
+            self._wake()

@@ -19,7 +19,6 @@ class EngineMeter:
     def __init__(self, metrics: ModelMetrics) -> None:
         """Measure into the given metrics."""
         self._metrics = metrics
-        self._last_gain: dict[LlamaGeneration, dict[int, float]] = {}
         self._reason: dict[LlamaGeneration, str] = {}
         self.mean_request_s = 1.0
 
@@ -32,23 +31,21 @@ class EngineMeter:
         if generation.ended:
             return
         match event:
-            case Admitted(cached):
-                if generation.admitted_at is None:
-                    self._metrics.prefix_cache(generation.usage.prompt_tokens, cached)
             case Gained(delta, at):
-                gains = self._last_gain.setdefault(generation, {})
-                if generation.first_token_at is None:
+                last_gain = generation.gained_at.get(delta.index)
+                if last_gain is not None:
+                    self._metrics.inter_token_latency((at - last_gain) / max(1, delta.token_count))
+                elif generation.first_token_at is None:
                     self._metrics.time_to_first_token(at - generation.submitted_at)
-                elif delta.index in gains:
-                    self._metrics.inter_token_latency((at - gains[delta.index]) / max(1, delta.token_count))
-                gains[delta.index] = at
                 self._metrics.generation_tokens(delta.token_count)
                 if delta.finish_reason is not None:
                     self._reason[generation] = str(delta.finish_reason)
+            case Admitted(cached):
+                if generation.admitted_at is None:
+                    self._metrics.prefix_cache(generation.usage.prompt_tokens, cached)
 
     def request_ended(self, generation: LlamaGeneration) -> None:
         """Count a request that came to its end; failed and cancelled ones only leave the books."""
-        self._last_gain.pop(generation, None)
         reason = self._reason.pop(generation, None)
         if reason is None or generation.open_choices:
             return
