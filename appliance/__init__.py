@@ -7,7 +7,7 @@ The map, from the top floor down; imports point down only (see the contracts in 
 - `compose`   the one file that knows every room: builds, connects, starts and stops them
 - `api`       the HTTP door: OpenAI resources, health, metrics, OpenAPI document
 - `serving`   the corridor: a request becomes engine work
-- `engine`    GGUF models over llama.cpp, one thread a model
+- `engine`    GGUF models over llama.cpp, one thread a model that writes or embeds
 - `registry`  the model catalog, downloads, content-addressed blobs, versions
 - `security`  API keys and the audit trail
 - `store`     SQLite databases and their migrations

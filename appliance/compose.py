@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -31,8 +31,11 @@ from appliance.observe.logs import configure_logging
 from appliance.observe.metrics import Metrics
 from appliance.registry.versions import open_registry
 from appliance.security.keys import KeyStore
+from appliance.serving.embed import TextEmbedding
+from appliance.serving.embedders import LoadedEmbedders
 from appliance.serving.generate import TextGeneration
 from appliance.serving.loaded import LoadedModels
+from appliance.serving.readiness import Readiness
 from appliance.serving.tuning import ModelTuning
 from appliance.store.database import Database
 
@@ -56,6 +59,8 @@ class Appliance:
 
     settings: Settings
     models: LoadedModels
+    embedders: LoadedEmbedders
+    readiness: Readiness
     server: HttpServer
     systemd: sdnotify.SystemdNotifier
     port: int = 0
@@ -75,24 +80,29 @@ class Appliance:
         """
         async with asyncio.TaskGroup() as tasks:
             http = tasks.create_task(self.server.serve(self._on_listening), name="http")
-            models = tasks.create_task(self._run_models(http), name="models")
+            models = tasks.create_task(self._run_models(http, self.models.run), name="models")
+            embedders = tasks.create_task(self._run_models(http, self.embedders.run), name="embedders")
             systemd = tasks.create_task(self._tell_systemd(), name="systemd")
             await self._stop.wait()
             LOGGER.info("stopping: open requests have %g s to end", self.settings.shutdown_grace_s)
             self.systemd.notify("STOPPING=1\nSTATUS=Stopping: open requests are finishing.")
-            self.models.drain()
-            self.server.stop()
+            self._drain()
             await self._end_requests(http)
             models.cancel()
+            embedders.cancel()
             systemd.cancel()
 
-    async def _run_models(self, http: asyncio.Task[None]) -> None:
+    def _drain(self) -> None:
+        self.models.drain()
+        self.embedders.drain()
+        self.server.stop()
+
+    async def _run_models(self, http: asyncio.Task[None], run: Callable[[], Awaitable[None]]) -> None:
         """Run the models; when one dies, let those who waited for it hear so before the process goes down."""
         try:
-            await self.models.run()
+            await run()
         except ApplianceError:
-            self.models.drain()
-            self.server.stop()
+            self._drain()
             await asyncio.wait({http}, timeout=LAST_WORDS_S)
             raise
 
@@ -110,6 +120,7 @@ class Appliance:
             hurry.cancel()
         if not http.done():
             LOGGER.warning("open requests are cut off")
+            await self.embedders.close()
             await self.models.close()
             await asyncio.wait({http}, timeout=BEAT_S)
             self.server.abort()
@@ -122,13 +133,13 @@ class Appliance:
         ready, status = False, ""
         await self.listening.wait()
         while True:
-            health = self.models.health()
+            health = self.readiness.health()
             if not ready and self.models.attempted:
                 ready = True
                 self.systemd.notify("READY=1")
             elif not ready:
                 self.systemd.notify(f"EXTEND_TIMEOUT_USEC={int(1e6 * (every_s + 30))}")
-            if not self.models.stalled:
+            if not self.readiness.stalled:
                 self.systemd.notify("WATCHDOG=1")
             now = "Ready." if health.ready else health.reason
             if now != status:
@@ -155,18 +166,23 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
         registry = open_registry(settings, database)
         models = LoadedModels(settings, registry, metrics)
         stack.push_async_callback(models.close)
+        embedders = LoadedEmbedders(settings, registry, metrics, models)
+        stack.push_async_callback(embedders.close)
+        models.spare = embedders.spare
+        readiness = Readiness(models, embedders)
         app = create_app(
             settings=settings,
             text_models=TextGeneration(registry, models),
+            embedding_models=TextEmbedding(embedders),
             tunable_models=ModelTuning(models),
             keys=keys,
             metrics=metrics,
-            health=models,
+            health=readiness,
         )
         systemd = sdnotify.SystemdNotifier()
         if systemd.socket is not None:
             stack.callback(systemd.socket.close)
-        yield Appliance(settings, models, HttpServer(app, settings), systemd)
+        yield Appliance(settings, models, embedders, readiness, HttpServer(app, settings), systemd)
 
 
 def serve(settings: Settings) -> int:

@@ -83,6 +83,7 @@ def all_operations() -> list[Operation]:
     app = create_app(
         settings=Settings(),
         text_models=nothing,
+        embedding_models=nothing,
         tunable_models=nothing,
         keys=nothing,
         metrics=Metrics(),

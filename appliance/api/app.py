@@ -23,6 +23,7 @@ from appliance.api.health import HealthResponse, Observation
 from appliance.api.limits import BodyLimits
 from appliance.api.openai.chat import ChatChunk, ChatCompletion, ChatCompletionRequest, ChatCompletions
 from appliance.api.openai.completions import Completion, CompletionRequest, Completions
+from appliance.api.openai.embeddings import EmbeddingList, EmbeddingResource, EmbeddingsRequest
 from appliance.api.openai.models import ModelList, ModelResponse, Models
 from appliance.api.openai.tokenize import Tokenize, TokenizeChatRequest, TokenizeResponse, TokenizeTextRequest
 from appliance.api.openapi import openapi_document
@@ -34,7 +35,7 @@ from appliance.observe.metrics import Metrics
 if TYPE_CHECKING:
     from appliance.api.auth import Keys
     from appliance.core.settings import Settings
-    from appliance.core.types import HealthSource, TextModels, TunableModels
+    from appliance.core.types import EmbeddingModels, HealthSource, TextModels, TunableModels
 
 GENERATION_ERRORS = (404, 429)
 
@@ -43,6 +44,7 @@ def create_app(
     *,
     settings: Settings,
     text_models: TextModels,
+    embedding_models: EmbeddingModels,
     tunable_models: TunableModels,
     keys: Keys,
     metrics: Metrics,
@@ -56,6 +58,7 @@ def create_app(
     Args:
         settings: Limits, and whether API keys are required.
         text_models: What answers completions.
+        embedding_models: What embeds.
         tunable_models: What can be changed while it runs.
         keys: The API keys.
         metrics: Counts requests and is read by `/metrics`.
@@ -65,6 +68,7 @@ def create_app(
     document = _Document(lambda: openapi_document(operations, settings, keys_required=authenticator.required))
     operations = (
         *openai_operations(settings, text_models),
+        *embedding_operations(settings, embedding_models),
         *admin_operations(tunable_models),
         *box_operations(Observation(health, metrics), document),
     )
@@ -159,6 +163,28 @@ def openai_operations(settings: Settings, text_models: TextModels) -> Sequence[O
                 "chat": {"model": model, "messages": [{"role": "user", "content": "Hello"}]},
             },
             response=TokenizeResponse,
+            errors=GENERATION_ERRORS,
+        ),
+    )
+
+
+def embedding_operations(settings: Settings, embedding_models: EmbeddingModels) -> Sequence[Operation]:
+    """Return the routes of the OpenAI API that make vectors."""
+    model = settings.model or "smollm2-135m-instruct"
+    return (
+        Operation(
+            method="POST",
+            path="/v1/embeddings",
+            operation_id="createEmbedding",
+            summary="Turn texts into vectors",
+            handler=EmbeddingResource(embedding_models, settings).create,
+            access="inference",
+            request=(EmbeddingsRequest,),
+            examples={
+                "text": {"model": model, "input": "A heat pump moves heat."},
+                "texts": {"model": model, "input": ["A heat pump", "用一句话解释热泵。"], "encoding_format": "base64"},
+            },
+            response=EmbeddingList,
             errors=GENERATION_ERRORS,
         ),
     )

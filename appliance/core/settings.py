@@ -63,6 +63,7 @@ class Settings:
     # Models
     model: str = _setting("smollm2-135m-instruct", "Model loaded at start; empty loads on first use")
     max_loaded_models: Count = _setting(1, "Models held in memory at once; the idle one longest unused makes room")
+    max_loaded_embedders: Count = _setting(1, "Models held for embeddings at once, beside those for text")
     catalog_dir: Path | None = _setting(None, "Folder of further model manifests (*.toml)")
     download_timeout_s: Seconds = _setting(60.0, "Longest silence of a download source before it is given up")
 
@@ -101,6 +102,12 @@ class Settings:
     max_prompt_characters: Count = _setting(4_000_000, "Longest prompt before it is tokenized")
     max_choices: Annotated[int, Meta(ge=1, le=64)] = _setting(8, "Largest `n`")
     max_prompts: Annotated[int, Meta(ge=1, le=1024)] = _setting(32, "Most prompts in one /v1/completions request")
+    max_embedding_inputs: Annotated[int, Meta(ge=1, le=65_536)] = _setting(
+        2048, "Most inputs in one /v1/embeddings request"
+    )
+    max_embedding_tokens: Annotated[int, Meta(ge=16, le=2**20)] = _setting(
+        2048, "Longest input of an embedding in tokens, where the model was not trained on less"
+    )
     header_timeout_s: Seconds = _setting(10.0, "Longest time for a client to send a request head")
     body_timeout_s: Seconds = _setting(60.0, "Longest time for a client to send a request body")
     write_timeout_s: Seconds = _setting(60.0, "Longest time for a client to take in what is written to it")

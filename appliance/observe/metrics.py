@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 
 from prometheus_client import (
@@ -60,7 +60,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._families = _ModelFamilies(self.registry)
-        self._models: dict[str, ModelMetrics] = {}
+        self._models: dict[str, dict[str, ModelMetrics]] = {}
         self._http_requests = Counter(
             f"{PREFIX}http_requests", "HTTP requests answered", ["route", "status"], registry=self.registry
         )
@@ -74,9 +74,20 @@ class Metrics:
 
     def for_model(self, name: str) -> ModelMetrics:
         """Return the series of one model, made at 0 on the first call for this name."""
+        return self._series(name, "text")
+
+    def for_embedder(self, name: str) -> ModelMetrics:
+        """Return the same series for a model's embeddings: what its two engines count is added up."""
+        return self._series(name, "embedding")
+
+    def _series(self, name: str, work: str) -> ModelMetrics:
         if name not in self._models:
-            self._models[name] = ModelMetrics(self._families, name)
-        return self._models[name]
+            self._models[name] = {}
+            self._families.show_sums(name, self._models[name])
+        engines = self._models[name]
+        if work not in engines:
+            engines[work] = ModelMetrics(self._families, name)
+        return engines[work]
 
     def http_started(self) -> None:
         """Count a request that came in."""
@@ -163,17 +174,26 @@ class _ModelFamilies:
         self.of_tokens = _TokenFamilies()
         registry.register(self.of_tokens)
 
+    def show_sums(self, model: str, engines: Mapping[str, ModelMetrics]) -> None:
+        """Let the gauges of a model show what its engines have together, whenever they are read."""
+        self.running.labels(model).set_function(lambda: sum(each.running for each in engines.values()))
+        self.waiting.labels(model).set_function(lambda: sum(each.waiting for each in engines.values()))
+        self.cache_usage.labels(model).set_function(lambda: sum(each.cache_usage for each in engines.values()))
+
 
 class ModelMetrics:
-    """The series of one model. Calls take microseconds and come from the event loop, as the readers do."""
+    """The series of one engine of a model. Calls take microseconds and come from the event loop, as the readers do.
+
+    Attributes:
+        running: Requests of this engine that are worked on.
+        waiting: Those in its queue.
+        cache_usage: Share of its KV cells in use, 0 to 1.
+    """
 
     def __init__(self, families: _ModelFamilies, model: str) -> None:
         """Make every series at 0; use `Metrics.for_model`."""
-        self._running = self._waiting = 0
-        self._cache_usage = 0.0
-        families.running.labels(model).set_function(lambda: self._running)
-        families.waiting.labels(model).set_function(lambda: self._waiting)
-        families.cache_usage.labels(model).set_function(lambda: self._cache_usage)
+        self.running = self.waiting = 0
+        self.cache_usage = 0.0
         self._cache_queries = families.cache_queries.labels(model)
         self._cache_hits = families.cache_hits.labels(model)
         self._prompt_tokens = families.prompt_tokens.labels(model)
@@ -186,15 +206,15 @@ class ModelMetrics:
 
     def set_running(self, n: int) -> None:
         """Set how many requests hold a sequence."""
-        self._running = n
+        self.running = n
 
     def set_waiting(self, n: int) -> None:
         """Set how many requests wait in the queue."""
-        self._waiting = n
+        self.waiting = n
 
     def set_kv_cache_usage(self, ratio: float) -> None:
         """Set the share of KV cells in use, 0 to 1."""
-        self._cache_usage = ratio
+        self.cache_usage = ratio
 
     def prefix_cache(self, queried_tokens: int, hit_tokens: int) -> None:
         """Count one look-up: how many prompt tokens were asked for and how many were found."""

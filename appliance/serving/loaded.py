@@ -10,11 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from appliance.core.errors import ApplianceError, EngineError, ModelFileError, NotFoundError, UnavailableError
+from appliance.core.errors import (
+    ApplianceError,
+    EngineError,
+    InvalidRequestError,
+    ModelFileError,
+    NotFoundError,
+    UnavailableError,
+)
 from appliance.core.settings import Settings
 from appliance.core.types import Health
 from appliance.engine.llama.config import EngineConfig
@@ -63,7 +70,10 @@ class LoadedModels:
     """Owns every engine of the process."""
 
     def __init__(self, settings: Settings, registry: Registry, metrics: Metrics) -> None:
-        """Nothing is loaded until `run` runs."""
+        """Nothing is loaded until `run` runs.
+
+        Whoever holds memory that can be spared puts a function into `spare` that gives some back, if there is any.
+        """
         self._settings = settings
         self._registry = registry
         self._metrics = metrics
@@ -73,6 +83,7 @@ class LoadedModels:
         self._attempted = False
         self._problem = "starting"
         self._draining = False
+        self.spare: Callable[[], Awaitable[bool]] = _nothing_to_spare
 
     @property
     def names(self) -> frozenset[str]:
@@ -108,6 +119,7 @@ class LoadedModels:
             ModelFileError: Its file is damaged.
         """
         registered = self._registry.resolve(name)
+        _check_writes(registered)
         model = self._loaded.get(registered.full_name) or await self._wish(registered)
         model.leases += 1
         model.last_used = asyncio.get_running_loop().time()
@@ -192,6 +204,10 @@ class LoadedModels:
             return
         try:
             registered = self._registry.resolve(self._settings.model)
+            _check_writes(registered)
+        except InvalidRequestError as error:
+            self._report(str(error))
+            return
         except ApplianceError as error:
             self._report(f"{error} Pull it with `appliance models pull {self._settings.model}`.")
             return
@@ -291,6 +307,8 @@ class LoadedModels:
             if idle:
                 await self._unload(min(idle, key=lambda each: each.last_used))
                 continue
+            if self._lacks_memory(registered) and await self.spare():
+                continue
             if self._loaded:
                 raise UnavailableError(
                     f"{registered.full_name} cannot be loaded now: {', '.join(self._loaded)} is busy.",
@@ -324,6 +342,19 @@ class LoadedModels:
             if model.engine.ended.done():
                 error = model.engine.ended.result()
                 raise EngineError(f"The engine of {name} ended: {error}", code="engine_died") from error
+
+
+async def _nothing_to_spare() -> bool:
+    return False
+
+
+def _check_writes(registered: RegisteredModel) -> None:
+    if registered.task == "embedding":
+        raise InvalidRequestError(
+            f"{registered.full_name} is for embeddings, and writes no text.",
+            advice="Send it to /v1/embeddings, or choose a model for chat or completion.",
+            param="model",
+        )
 
 
 def _refuse(wish: _Wish, error: ApplianceError) -> None:

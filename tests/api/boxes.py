@@ -23,11 +23,13 @@ from appliance.observe.metrics import Metrics
 from appliance.registry.install import import_model
 from appliance.registry.versions import open_registry
 from appliance.security.keys import KeyStore
+from appliance.serving.embed import TextEmbedding
+from appliance.serving.embedders import LoadedEmbedders
 from appliance.serving.generate import TextGeneration
 from appliance.serving.loaded import LoadedModels
 from appliance.serving.tuning import ModelTuning
 from appliance.store.database import Database
-from tests.api.scripted import ScriptedHealth, ScriptedModels, ScriptedTuning
+from tests.api.scripted import ScriptedEmbedding, ScriptedHealth, ScriptedModels, ScriptedTuning
 
 DEADLINE_S = 30.0
 
@@ -108,6 +110,7 @@ class ScriptedBox(Box):
     """A box whose serving floor, keys, metrics and health are in the test's hands."""
 
     models: ScriptedModels = field(default_factory=ScriptedModels)
+    embedding: ScriptedEmbedding = field(default_factory=ScriptedEmbedding)
     tuning: ScriptedTuning = field(default_factory=ScriptedTuning)
     health: ScriptedHealth = field(default_factory=ScriptedHealth)
     metrics: Metrics = field(default_factory=Metrics)
@@ -140,10 +143,11 @@ async def scripted_box(folder: Path, deadline_s: float = DEADLINE_S, **changes: 
     database = Database(folder / "appliance.db")
     try:
         keys = KeyStore(database, SystemClock())
-        tuning = ScriptedTuning()
+        tuning, embedding = ScriptedTuning(), ScriptedEmbedding()
         app = create_app(
             settings=settings,
             text_models=models,
+            embedding_models=embedding,
             tunable_models=tuning,
             keys=keys,
             metrics=metrics,
@@ -151,7 +155,16 @@ async def scripted_box(folder: Path, deadline_s: float = DEADLINE_S, **changes: 
         )
         server = HttpServer(app, settings)
         async with listening(server, deadline_s) as port:
-            box = ScriptedBox(port, server, models=models, tuning=tuning, health=health, metrics=metrics, keys=keys)
+            box = ScriptedBox(
+                port,
+                server,
+                models=models,
+                embedding=embedding,
+                tuning=tuning,
+                health=health,
+                metrics=metrics,
+                keys=keys,
+            )
             try:
                 yield box
             finally:
@@ -161,20 +174,26 @@ async def scripted_box(folder: Path, deadline_s: float = DEADLINE_S, **changes: 
 
 
 @asynccontextmanager
-async def real_box(folder: Path, model: Path, deadline_s: float = DEADLINE_S, **changes: Any) -> AsyncIterator[Box]:
-    """Run the real door over the real serving floor with a tiny model, which the first request loads."""
+async def real_box(
+    folder: Path, model: Path, deadline_s: float = DEADLINE_S, *, encoder: Path | None = None, **changes: Any
+) -> AsyncIterator[Box]:
+    """Run the real door over the real serving floor with a tiny model, and an encoder, which first requests load."""
     settings = settings_with(folder, threads=1, context_cells=512, max_sequences=4, batch_tokens=64, **changes)
     database = Database(settings.database_path)
     metrics = Metrics()
     try:
         registry = open_registry(settings, database)
         import_model(model, registry, name="tiny", licence="Apache-2.0")
+        if encoder is not None:
+            import_model(encoder, registry, name="encoder", licence="Apache-2.0")
         loaded = LoadedModels(settings, registry, metrics)
+        embedders = LoadedEmbedders(settings, registry, metrics, loaded)
         text_models = TextGeneration(registry, loaded)
         keys = KeyStore(database, SystemClock())
         app = create_app(
             settings=settings,
             text_models=text_models,
+            embedding_models=TextEmbedding(embedders),
             tunable_models=ModelTuning(loaded),
             keys=keys,
             metrics=metrics,
@@ -190,6 +209,7 @@ async def real_box(folder: Path, model: Path, deadline_s: float = DEADLINE_S, **
                     box.pool.clear()
             finally:
                 running.cancel()
+                await embedders.close()
                 await loaded.close()
     finally:
         database.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
@@ -10,6 +11,8 @@ from appliance.core.errors import ApplianceError, InvalidRequestError, NotFoundE
 from appliance.core.types import (
     ChatMessage,
     Delta,
+    EmbeddingRequest,
+    Embeddings,
     FinishReason,
     GenerationRequest,
     Health,
@@ -192,6 +195,40 @@ def _tokens(prompt: Prompt) -> tuple[int, ...]:
     if prompt and isinstance(prompt[0], ChatMessage):
         return tuple("".join(each.content for each in prompt if isinstance(each, ChatMessage)).encode())
     return tuple(each % 256 for each in prompt if isinstance(each, int))
+
+
+class ScriptedEmbedding:
+    """An embedder whose tokens are the bytes of the text, and whose vectors may have any number of dimensions.
+
+    Attributes:
+        requests: What was asked for.
+        gate: When set by a test, `embed` waits for it.
+        cancelled: Set once a request was cancelled.
+    """
+
+    def __init__(self, name: str = "tiny", dimensions: int = 4) -> None:
+        self.requests: list[EmbeddingRequest] = []
+        self.gate: asyncio.Event | None = None
+        self.waiting = asyncio.Event()
+        self.cancelled = asyncio.Event()
+        self._names = (name, f"{name}:1")
+        self._dimensions = dimensions
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        if request.model not in self._names:
+            raise NotFoundError(f"There is no model {request.model!r}; there is {self._names[0]}.", param="model")
+        self.requests.append(request)
+        if self.gate is not None:
+            self.waiting.set()
+            try:
+                await self.gate.wait()
+            except asyncio.CancelledError:
+                self.cancelled.set()
+                raise
+        size = request.dimensions or self._dimensions
+        vectors = [array("f", [1 / 3 + index] + [0.1] * (size - 1)) for index in range(len(request.inputs))]
+        counts = [len(each.encode() if isinstance(each, str) else each) for each in request.inputs]
+        return Embeddings(self._names[1], vectors, counts)
 
 
 class ScriptedTuning:

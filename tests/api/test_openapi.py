@@ -20,7 +20,7 @@ from appliance.observe.metrics import Metrics
 from appliance.security.keys import KeyStore
 from appliance.store.database import Database
 from tests.api.boxes import Box, ScriptedBox, real_box, scripted_box, settings_with
-from tests.api.scripted import ScriptedHealth, ScriptedModels, ScriptedTuning
+from tests.api.scripted import ScriptedEmbedding, ScriptedHealth, ScriptedModels, ScriptedTuning
 
 SCHEMATHESIS_TIMEOUT_S = 100.0
 
@@ -51,6 +51,7 @@ def test_every_route_of_the_application_is_in_the_document_and_no_other(tmp_path
         app = create_app(
             settings=settings_with(tmp_path),
             text_models=ScriptedModels(),
+            embedding_models=ScriptedEmbedding(),
             tunable_models=ScriptedTuning(),
             keys=KeyStore(database, SystemClock()),
             metrics=Metrics(),
@@ -64,6 +65,7 @@ def test_every_route_of_the_application_is_in_the_document_and_no_other(tmp_path
         "/v1/models/{model}/runtime",
         "/v1/chat/completions",
         "/v1/completions",
+        "/v1/embeddings",
         "/v1/tokenize",
         "/health",
         "/health/live",
@@ -76,7 +78,7 @@ def test_every_route_of_the_application_is_in_the_document_and_no_other(tmp_path
 async def test_the_document_is_whole(box: ScriptedBox) -> None:
     document = await document_of(box)
     assert document["openapi"] == "3.1.0"
-    assert len(document["paths"]) == 10
+    assert len(document["paths"]) == 11
     for reference in references(document):
         assert resolve(document, reference)
     operations = [each for path in document["paths"].values() for each in path.values()]

@@ -187,3 +187,22 @@ async def test_keys_are_asked_for_and_their_scopes_hold(tmp_path: Path) -> None:
         async with client_of(box, chat) as client:
             await client.chat.completions.create(model="tiny", messages=HELLO)
         assert box.models.requests[0].tenant.startswith("key_")
+
+
+async def test_embeddings_come_as_the_client_asks_for_them(client: openai.AsyncOpenAI) -> None:
+    texts = ["the quick brown fox", "why does the dog sleep"]
+    told = await client.embeddings.create(model="tiny", input=texts)  # as base64, which the client decodes
+    numbers = await client.embeddings.create(model="tiny", input=texts, encoding_format="float")
+    assert [each.index for each in told.data] == [0, 1]
+    assert [each.embedding for each in told.data] == [each.embedding for each in numbers.data]
+    assert told.data[0].embedding != told.data[1].embedding
+    assert told.model == "tiny:1"
+    assert told.usage.prompt_tokens == told.usage.total_tokens > 0
+    one = await client.embeddings.create(model="tiny", input=[5, 6, 7])
+    assert (len(one.data), one.usage.prompt_tokens) == (1, 3)
+    assert len((await client.embeddings.create(model="tiny", input=[[5, 6], [7]])).data) == 2
+    with pytest.raises(openai.NotFoundError, match="tiny"):
+        await client.embeddings.create(model="nobody", input="x")
+    with pytest.raises(openai.BadRequestError) as refusal:
+        await client.embeddings.create(model="tiny", input="")
+    assert refusal.value.param == "input"

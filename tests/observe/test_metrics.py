@@ -21,6 +21,24 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(name, labels)
 
 
+def test_what_two_engines_of_one_model_show_is_added_up() -> None:
+    metrics = Metrics()
+    text, embedding = metrics.for_model("m"), metrics.for_embedder("m")
+    assert metrics.for_embedder("m") is embedding
+    assert text is not embedding
+    text.set_running(3)
+    embedding.set_running(2)
+    text.set_running(1)
+    embedding.set_waiting(4)
+    text.set_waiting(0)
+    embedding.prompt_tokens(5)
+    text.prompt_tokens(6)
+    told = metrics.render().decode()
+    assert 'appliance_num_requests_running{model="m"} 3.0' in told
+    assert 'appliance_num_requests_waiting{model="m"} 4.0' in told
+    assert 'appliance_prompt_tokens_total{model="m"} 11.0' in told
+
+
 def test_every_series_of_a_model_exists_at_zero_once_the_model_is_named() -> None:
     metrics = Metrics()
     metrics.for_model(MODEL)

@@ -15,11 +15,13 @@ from appliance.core.types import Delta, Generation
 from appliance.observe.metrics import Metrics
 from appliance.registry.install import import_model
 from appliance.registry.versions import Registry, open_registry
+from appliance.serving.embed import TextEmbedding
+from appliance.serving.embedders import LoadedEmbedders
 from appliance.serving.generate import TextGeneration
 from appliance.serving.loaded import LoadedModels
 from appliance.store.database import Database
 from tests.deltas import deltas_of
-from tests.tiny_gguf import write_tiny_llama
+from tests.tiny_gguf import write_tiny_bert, write_tiny_llama
 
 DEADLINE_S = 30.0
 
@@ -40,12 +42,18 @@ class Box:
         path = write_tiny_llama(self.folder / f"{name}-{seed}.gguf", seed=seed, **template)  # type: ignore[arg-type]
         import_model(path, self.registry, name=name, licence="Apache-2.0")
 
+    def add_encoder(self, name: str, *, seed: int = 0) -> None:
+        path = write_tiny_bert(self.folder / f"{name}-{seed}.gguf", seed=seed)
+        import_model(path, self.registry, name=name, licence="Apache-2.0")
+
 
 class Floor:
     """The serving floor of a box, running."""
 
-    def __init__(self, box: Box, models: LoadedModels) -> None:
+    def __init__(self, box: Box, models: LoadedModels, embedders: LoadedEmbedders) -> None:
         self.models = models
+        self.embedders = embedders
+        self.embedding = TextEmbedding(embedders)
         self.text = TextGeneration(box.registry, models)
 
 
@@ -60,13 +68,18 @@ def box(tmp_path: Path) -> Iterator[Box]:
 @asynccontextmanager
 async def serving(box: Box, **changes: object) -> AsyncIterator[Floor]:
     settings = replace(box.settings, **changes)  # type: ignore[arg-type]
-    models = LoadedModels(settings, box.registry, Metrics())
+    metrics = Metrics()
+    models = LoadedModels(settings, box.registry, metrics)
+    embedders = LoadedEmbedders(settings, box.registry, metrics, models)
+    models.spare = embedders.spare
     async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(models.run())
+        running = [tasks.create_task(models.run()), tasks.create_task(embedders.run())]
         try:
-            yield Floor(box, models)
+            yield Floor(box, models, embedders)
         finally:
-            task.cancel()
+            for each in running:
+                each.cancel()
+            await embedders.close()
             await models.close()
 
 

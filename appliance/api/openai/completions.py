@@ -155,16 +155,7 @@ def prompts_of(fields: CompletionRequest, settings: Settings) -> list[OnePrompt]
     Raises:
         InvalidRequestError: The list mixes texts and tokens, or there are too many prompts or characters.
     """
-    given = fields.prompt
-    prompts: list[OnePrompt]
-    if isinstance(given, str):
-        prompts = [given]
-    elif all(isinstance(each, int) for each in given):
-        prompts = [tuple(each for each in given if isinstance(each, int))]
-    elif len({type(each) for each in given}) > 1:
-        raise InvalidRequestError("The list of prompts mixes texts and tokens.", param="prompt", code="invalid_value")
-    else:
-        prompts = [each if isinstance(each, str) else tuple(each) for each in given if not isinstance(each, int)]
+    prompts = one_by_one(fields.prompt, "prompt")
     # A request that fills the queue by itself could never be accepted, however often it is sent.
     limit = max(1, min(settings.max_prompts, settings.queue_size))
     if len(prompts) > limit:
@@ -176,6 +167,21 @@ def prompts_of(fields: CompletionRequest, settings: Settings) -> list[OnePrompt]
         )
     check_prompt_length(sum(len(each) for each in prompts), settings, "prompt")
     return prompts
+
+
+def one_by_one(given: str | Sequence[int | str | Sequence[int]], param: str) -> list[OnePrompt]:
+    """Return a text, texts, token ids or lists of token ids as a list of texts or of token ids.
+
+    Raises:
+        InvalidRequestError: The list mixes texts and tokens; `param` is the field it came in.
+    """
+    if isinstance(given, str):
+        return [given]
+    if all(isinstance(each, int) for each in given):
+        return [tuple(each for each in given if isinstance(each, int))]
+    if len({type(each) for each in given}) > 1:
+        raise InvalidRequestError(f"The list {param!r} mixes texts and tokens.", param=param, code="invalid_value")
+    return [each if isinstance(each, str) else tuple(each) for each in given if not isinstance(each, int)]
 
 
 class _Answer:
