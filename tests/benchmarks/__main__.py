@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -33,6 +34,7 @@ PEERLESS = {lookup.WORKLOAD.name, steps.NAME}
 def main() -> None:
     """Measure, print and write what was asked for."""
     options = _options()
+    logging.getLogger("appliance.llama_cpp").setLevel(logging.ERROR)
     try:
         results = asyncio.run(_until_terminated(options))
     except asyncio.CancelledError:
