@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from appliance.bench.client import Connection, ConnectionLostError, ask
-from appliance.bench.requests import incompleteness, text_times
+from appliance.bench.requests import answer_text, first_token_s, incompleteness, text_times, usage
 
 pytestmark = pytest.mark.anyio
 
@@ -63,10 +63,29 @@ async def test_events_are_whole_however_the_bytes_are_cut() -> None:
     assert "2 tokens" in incompleteness(response, 3)
 
 
+async def test_lines_of_events_may_end_in_crlf() -> None:
+    body = (TEXT + b": ping\n\n" + USAGE + DONE).replace(b"\n", b"\r\n")
+    stream = HEAD + b"".join(chunk(body[at : at + 1]) for at in range(len(body))) + chunk(b"")
+    async with answering([stream]) as port:
+        response = await ask(port, "GET", "/")
+    assert len(text_times(response)) == 1
+    assert answer_text(response) == "a"
+    assert usage(response) == {"completion_tokens": 2}
+    assert incompleteness(response, 2) == ""
+
+
 async def test_a_stream_without_its_end_is_not_complete() -> None:
     async with answering([HEAD + chunk(TEXT) + chunk(b"")]) as port:
         response = await ask(port, "GET", "/")
     assert "[DONE]" in incompleteness(response, 1)
+    assert usage(response) == {}
+
+
+async def test_an_answer_without_text_has_no_first_token() -> None:
+    async with answering([HEAD + chunk(USAGE) + chunk(DONE) + chunk(b"")]) as port:
+        response = await ask(port, "GET", "/")
+    with pytest.raises(ConnectionLostError, match="no text"):
+        first_token_s(response)
 
 
 async def test_an_error_status_is_not_complete_and_is_no_json_answer() -> None:

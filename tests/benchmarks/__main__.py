@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -19,15 +20,21 @@ from appliance.core.settings import Settings
 from appliance.engine.llama.model import LlamaModel
 from appliance.registry.versions import RegisteredModel, open_registry
 from appliance.store.database import Database
-from tests.benchmarks.peers import PEERS, THREADS, Appliance, Model, Peer, peers
+from tests.benchmarks import lookup, steps
+from tests.benchmarks.peers import CELLS, PEERS, THREADS, Appliance, Model, Peer, peers
 from tests.benchmarks.results import Result, Results, print_results
 from tests.benchmarks.suite import WORKLOADS, run
 from tests.benchmarks.workload import QUICK, Effort
+
+NAMES = (*WORKLOADS, steps.NAME)
+PEERLESS = {lookup.WORKLOAD.name, steps.NAME}
+"""Workloads of ours alone."""
 
 
 def main() -> None:
     """Measure, print and write what was asked for."""
     options = _options()
+    logging.getLogger("appliance.llama_cpp").setLevel(logging.ERROR)
     try:
         results = asyncio.run(_until_terminated(options))
     except asyncio.CancelledError:
@@ -41,7 +48,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tests/benchmarks/engine", usage="see tests/benchmarks/engine --help")
-    parser.add_argument("--workload", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--workload", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--peer", nargs="+", choices=PEERS, default=PEERS)
     parser.add_argument("--runs", type=_count)
     parser.add_argument("--threads", type=_count, default=THREADS)
@@ -73,15 +80,25 @@ async def _measure(options: argparse.Namespace) -> Results:
     vocabulary = LlamaModel(registered.files[0].path, gpu_layers=0)
     try:
         model = Model(registered, options.data, tuple(vocabulary.end_tokens), options.threads)
-        found = peers(model, options.peer, build=True)
+        found = peers(model, options.peer if set(options.workload) - PEERLESS else [], build=True)
 
         def count(text: str) -> int:
             return len(vocabulary.tokenize(text, add_special=False, parse_special=False))
 
-        results = [await run(WORKLOADS[name], found, effort, count, _say) for name in options.workload]
+        results = [
+            await _steps(model, options)
+            if name == steps.NAME
+            else await run(WORKLOADS[name], found, effort, count, _say)
+            for name in options.workload
+        ]
     finally:
         vocabulary.close()
     return _results(found, results, effort, options)
+
+
+async def _steps(model: Model, options: argparse.Namespace) -> Result:
+    cases = steps.QUICK_CASES if options.quick else steps.CASES
+    return await steps.measure(model.path, cases, threads=model.threads, cells=CELLS, progress=_say)
 
 
 def _registered(data: Path) -> RegisteredModel:

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 
-from appliance.bench.client import Connection, Response
+from appliance.bench.client import Response, ask
 from appliance.bench.requests import CHAT, answer_text, first_token_s, usage
 from appliance.bench.statistics import quantile
 from appliance.bench.streams import deadline
@@ -56,18 +56,17 @@ async def measure(trial: Trial) -> Sample:
 
 async def _serve(line: deque[_Conversation], trial: Trial, port: int) -> None:
     """Take one turn after another from the line."""
-    with await Connection.open(port) as connection:
-        while line:
-            conversation = line.popleft()
-            await _turn(conversation, connection, trial)
-            if conversation.turns:
-                line.append(conversation)
+    while line:
+        conversation = line.popleft()
+        await _turn(conversation, trial, port)
+        if conversation.turns:
+            line.append(conversation)
 
 
-async def _turn(conversation: _Conversation, connection: Connection, trial: Trial) -> None:
+async def _turn(conversation: _Conversation, trial: Trial, port: int) -> None:
     tokens = trial.effort.turn_answer
     conversation.messages.append(user(conversation.turns.popleft()))
-    response = await connection.request("POST", CHAT, trial.peer.request(conversation.messages, tokens))
+    response = await ask(port, "POST", CHAT, trial.peer.request(conversation.messages, tokens))
     trial.peer.check(response, tokens)
     conversation.responses.append(response)
     conversation.messages.append({"role": "assistant", "content": answer_text(response)})

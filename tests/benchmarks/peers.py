@@ -148,11 +148,10 @@ class Appliance(Peer):
         return "appliance serve; " + ", ".join(f"{name} = {value}" for name, value in self.given.items())
 
     def with_speculation(self, *, on: bool, label: str = OURS) -> Appliance:
-        """Return it with prompt lookup on or off; unchanged while there is no such setting."""
-        if not has_speculation():
+        """Return it with prompt lookup as it is by default, or off; unchanged while there is no such setting."""
+        if on or not has_speculation():
             return replace(self, label=label)
-        value: Any = on if isinstance(setting_fields()["speculation"].default, bool) else ("on" if on else "off")
-        return replace(self, changes={**self.changes, "speculation": value}, label=label)
+        return replace(self, changes={**self.changes, "speculation": "off"}, label=label)
 
     @contextmanager
     def new_home(self) -> Iterator[Path]:

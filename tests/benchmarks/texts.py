@@ -107,11 +107,13 @@ _FRAMES = (
 
 
 def prose(seed: str) -> Iterator[str]:
-    """Yield sentences about one topic after another without end; none comes twice."""
+    """Yield sentences about one topic after another, and all topics again and again; no sentence comes twice."""
     chance = random.Random(seed)
     seen: set[str] = set()
+    topics: list[str] = []
     while True:
-        people, things, places = _TOPICS[chance.choice(sorted(_TOPICS))]
+        topics = topics or chance.sample(sorted(_TOPICS), len(_TOPICS))
+        people, things, places = _TOPICS[topics.pop()]
         for _ in range(chance.randint(3, 7)):
             person, other = chance.sample(people, 2)
             time = chance.choice(_TIMES)

@@ -79,6 +79,8 @@ def test_the_wheels_place_depends_on_how_it_is_compiled() -> None:
     assert plain
     assert run(command).stdout == plain
     assert run(command, environment={"CMAKE_ARGS": "-DGGML_AVX512=OFF"}).stdout != plain
+    options = run([each if each != "--wheel-folder" else "--build-options" for each in command]).stdout.splitlines()
+    assert "GGML_NATIVE=ON" in options
 
 
 def test_install_needs_root_or_an_image(tmp_path: Path) -> None:
