@@ -26,7 +26,7 @@ _COUNTED = (
     "HTTP (streaming chat completions, temperature 0), which reads 20 times a second what has come; the bare loop is "
     "llama_decode and greedy sampling in a process of its own, with the same file, KV cells, threads, prompts, number "
     "of tokens and one token of each sequence a batch. Both are measured in turn, while the other one is idle; the "
-    "KV cells hold nothing but these chats on both sides. "
+    "KV cells hold nothing but these chats on both sides, and no tokens are guessed ahead. "
     "The ratio is the median of the ratios of the pairs."
 )
 
@@ -52,7 +52,7 @@ async def measure(subject: Subject, effort: Effort, progress: Progress) -> Measu
     details: dict[str, object] = {"runs": effort.runs, "tokens_per_stream": effort.tokens}
     for streams in STREAMS:
         # A server of its own each: cells kept from other chats would slow the attention of these.
-        async with running(subject.settings, max_sequences=max(STREAMS)) as server:
+        async with running(subject.settings, max_sequences=max(STREAMS), speculation="off") as server:
             pairs = await _pairs(server, subject, effort, streams, progress)
         figures += _figures(pairs, streams)
         details[f"streams_{streams}"] = _cpu_use(pairs, streams * effort.tokens)

@@ -83,6 +83,9 @@ class Settings:
     kv_cache_type: KvCacheType = _setting(
         "f16", "Type of the KV cells; q8_0 and q4_0 save memory and turn flash attention on where it is auto"
     )
+    speculation: Literal["auto", "off"] = _setting(
+        "auto", "Guess tokens ahead from the text so far; auto does so while few answers are written and where it pays"
+    )
     target_inter_token_latency_s: Seconds = _setting(
         0.15, "Engine steps are cut to this length while anyone is streaming"
     )

@@ -166,6 +166,8 @@ class _ModelFamilies:
         self.cache_queries = counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache")
         self.cache_hits = counter("prefix_cache_hits", "Prompt tokens found in the prefix cache")
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of accepted requests")
+        self.draft_tokens = counter("spec_decode_num_draft_tokens", "Guessed tokens that were checked")
+        self.accepted_tokens = counter("spec_decode_num_accepted_tokens", "Guessed tokens that were right")
         self.success = counter("request_success", "Finished requests", "finish_reason")
         self.first_token = histogram("time_to_first_token_seconds", "Time to first token", WAIT_BUCKETS_S)
         self.queue_time = histogram("request_queue_time_seconds", "Time in the queue", WAIT_BUCKETS_S)
@@ -198,6 +200,8 @@ class ModelMetrics:
         self._cache_hits = families.cache_hits.labels(model)
         self._prompt_tokens = families.prompt_tokens.labels(model)
         self._of_tokens = families.of_tokens.labels(model)
+        self._draft_tokens = families.draft_tokens.labels(model)
+        self._accepted_tokens = families.accepted_tokens.labels(model)
         self._success = {each.value: families.success.labels(model, each.value) for each in FinishReason}
         self._first_token = families.first_token.labels(model)
         self._queue_time = families.queue_time.labels(model)
@@ -228,6 +232,11 @@ class ModelMetrics:
     def generation_tokens(self, n: int) -> None:
         """Count generated tokens."""
         self._of_tokens.tokens += n
+
+    def speculation(self, draft_tokens: int, accepted_tokens: int) -> None:
+        """Count guessed tokens that were checked, and how many of them were right."""
+        self._draft_tokens.inc(draft_tokens)
+        self._accepted_tokens.inc(accepted_tokens)
 
     def time_to_first_token(self, s: float) -> None:
         """Observe the seconds from acceptance to the first token."""

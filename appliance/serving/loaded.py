@@ -273,6 +273,7 @@ class LoadedModels:
             gpu_layers=settings.gpu_layers,
             flash_attention=settings.flash_attention,
             kv_cache_type=settings.kv_cache_type,
+            speculation=settings.speculation,
             target_inter_token_latency_s=settings.target_inter_token_latency_s,
             queue_size=settings.queue_size,
             context_limit=registered.default_context or settings.context_cells,

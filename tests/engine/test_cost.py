@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.engine.llama.cost import StepCost
+from appliance.engine.llama.cost import USUAL_DRAFT_SHARE, StepCost
 
 seconds = st.floats(0, 10, allow_nan=False)
 
@@ -21,14 +21,49 @@ def test_a_steady_machine_is_learned(decode: float, prefill: float) -> None:
     assert cost.prefill_token_s == pytest.approx(prefill, rel=0.05)
 
 
-@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 512), seconds)), seconds, st.integers(0, 8))
+@given(st.floats(0.001, 0.1), st.floats(0.02, 2.0), st.integers(1, 12))
+def test_what_a_guessed_token_adds_is_learned(decode: float, share: float, drafts: int) -> None:
+    cost = StepCost()
+    cost.observe(decoding=1, prefill_tokens=0, seconds=decode)
+    for _ in range(80):
+        cost.observe(decoding=1, prefill_tokens=0, draft_tokens=drafts, seconds=decode * (1 + share * drafts))
+    assert cost.draft_token_s == pytest.approx(decode * share, rel=0.01)
+
+
+def test_what_a_guessed_token_adds_follows_the_speed_of_the_machine_and_is_forgotten_in_time() -> None:
+    cost = StepCost()
+    cost.observe(decoding=1, prefill_tokens=0, seconds=0.01)
+    for _ in range(80):
+        cost.observe(decoding=1, prefill_tokens=0, draft_tokens=4, seconds=0.01 + 4 * 0.02)
+    cost.observe(decoding=1, prefill_tokens=0, seconds=0.02)
+    assert cost.draft_token_s == pytest.approx(0.024, rel=0.02)
+    for _ in range(500):
+        cost.observe(decoding=1, prefill_tokens=0, seconds=0.02)
+    assert cost.draft_token_s == pytest.approx(USUAL_DRAFT_SHARE * 0.02, rel=0.05)
+
+
+def test_a_step_that_was_held_up_moves_the_cost_of_a_guessed_token_a_little_only() -> None:
+    cost = StepCost()
+    cost.observe(decoding=1, prefill_tokens=0, seconds=0.01)
+    before = cost.draft_token_s
+    cost.observe(decoding=1, prefill_tokens=0, draft_tokens=1, seconds=30.0)
+    assert before < cost.draft_token_s <= 1.21 * before
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 8), st.integers(0, 512), st.integers(0, 12), seconds)),
+    seconds,
+    st.integers(0, 8),
+)
 def test_estimates_stay_usable_whatever_is_measured(
-    history: list[tuple[int, int, float]], target: float, decoding: int
+    history: list[tuple[int, int, int, float]], target: float, decoding: int
 ) -> None:
     cost = StepCost()
-    for sequences, tokens, took in history:
-        cost.observe(decoding=sequences, prefill_tokens=tokens, seconds=took)
+    for sequences, tokens, drafts, took in history:
+        prefill = 0 if drafts else tokens
+        cost.observe(decoding=sequences, prefill_tokens=prefill, draft_tokens=drafts, seconds=took)
     assert cost.prefill_token_s > 0
+    assert 0 < cost.draft_token_s < 1000
     assert cost.prefill_tokens_within(target, decoding=decoding) >= 0
 
 

@@ -11,6 +11,8 @@ One step is schedule → decode → sample → deliver, told by `worker.Worker._
 - `keeper`, `file_lane`   copy, write and read them
 - `memory`     what each kind of memory can take back (pure)
 - `cost`       what a step costs (pure)
+- `lookup`     where the last tokens occurred before (pure)
+- `speculation` which tokens are guessed ahead (pure)
 - `step`       what the scheduler is given and answers with (pure)
 - `scheduler`  who runs next, on which tokens (pure)
 - `text`       bytes become characters, stop strings are held back (pure)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
+from collections.abc import Sequence as Row
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,7 @@ class RunningChoice:
             tenant=choice.tenant,
             weight=choice.weight,
             deadline=choice.deadline,
+            token_limit=choice.token_limit,
         )
         return cls(
             choice=choice,
@@ -81,7 +83,7 @@ class RunningChoice:
             self._logprobs.append((start, logprob))
         if self.assembler.stopped:
             return self._delta(text, FinishReason.STOP)
-        if len(self.sequence.tokens) + 1 >= self.choice.token_limit:
+        if len(self.choice.prompt) + self.generated >= self.choice.token_limit:
             return self._last_delta(FinishReason.LENGTH, text)
         return self._delta(text, None) if text else None
 
@@ -96,3 +98,16 @@ class RunningChoice:
             logprobs.append(self._logprobs.popleft()[1])
         count, self._unsent_tokens = self._unsent_tokens, 0
         return Delta(self.choice.index, text, count, tuple(logprobs), reason)
+
+
+def joined(deltas: Row[Delta]) -> Delta | None:
+    """Return what a choice gained in one step as one delta, or None if that was nothing."""
+    if len(deltas) < 2:
+        return deltas[0] if deltas else None
+    return Delta(
+        index=deltas[0].index,
+        text="".join(each.text for each in deltas),
+        token_count=sum(each.token_count for each in deltas),
+        logprobs=tuple(logprob for each in deltas for logprob in each.logprobs),
+        finish_reason=deltas[-1].finish_reason,
+    )

@@ -26,6 +26,7 @@ class EngineConfig:
     context_limit: int = 2**31 - 1
     flash_attention: Literal["auto", "on", "off"] = "auto"
     kv_cache_type: KvCacheType = "f16"
+    speculation: Literal["auto", "off"] = "auto"
     parking_ram_bytes: int = 0
     parking_disk_bytes: int = 0
     parking_delay_s: float = 5.0

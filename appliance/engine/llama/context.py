@@ -50,12 +50,14 @@ class LlamaContext:
         threads: int,
         flash_attention: Literal["auto", "on", "off"] = "auto",
         kv_cache_type: KvCacheType = "f16",
+        draft_tokens: int = 0,
     ) -> None:
         """Reserve the memory.
 
         llama.cpp's flash attention on a CPU reads a prompt fast in pieces of 64 tokens or more, and below that at a
         fifth of the speed of plain attention; but pieces must be smaller for streams not to stall. So "auto" is on
         with a GPU only, and where the cells are quantised, which plain attention cannot read the values of.
+        A step gives logits for one token of each slot and for `draft_tokens` more.
 
         Raises:
             EngineError: There is not enough of it.
@@ -74,7 +76,7 @@ class LlamaContext:
             parameters.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
             parameters.n_ubatch = min(batch_tokens, PLAIN_ATTENTION_TOKENS)
         parameters.n_seq_max = slots
-        parameters.n_outputs_max = slots
+        parameters.n_outputs_max = slots + draft_tokens
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.kv_unified = True
         # As many cells for layers with a sliding window as for others. Of a model like Gemma 3 1B (22 of 26 layers look
@@ -214,26 +216,28 @@ class LlamaContext:
     def decode(self, runs: Sequence[Run]) -> int:
         """Evaluate a batch and wait for it; returns llama.cpp's code, see `Decoded`.
 
-        Logits are kept for the last token of every run that samples; `outputs` then holds their places in the batch, in
-        the order of the runs.
+        Logits are kept for the last token of every run that samples, and for its drafts; `outputs` then holds their
+        places in the batch, in the order of the runs.
         """
         at = 0
         self.outputs = []
         for run in runs:
             assert run.sequence.slot is not None, "only running sequences are scheduled"
             end = at + run.count
+            known = end - len(run.drafts)
             if run.count == 1:
                 self._tokens[at] = run.sequence.tokens[run.start]
                 self._positions[at] = run.start
             else:
                 offset = run.start * self._tokens.itemsize
-                self._tokens[at:end] = np.frombuffer(run.sequence.tokens, np.int32, run.count, offset)
+                self._tokens[at:known] = np.frombuffer(run.sequence.tokens, np.int32, known - at, offset)
+                self._tokens[known:end] = run.drafts
                 self._positions[at:end] = np.arange(run.start, run.start + run.count)
             self._slots[at:end] = run.sequence.slot
             self._wanted[at:end] = 0
             if run.sample:
-                self._wanted[end - 1] = 1
-                self.outputs.append(end - 1)
+                self._wanted[known - 1 : end] = 1
+                self.outputs.extend(range(known - 1, end))
             at = end
         self._batch.n_tokens = at
         code: int = llama.llama_decode(self._handle, self._batch)

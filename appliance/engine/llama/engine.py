@@ -299,6 +299,7 @@ class LlamaEngine:
                 self._forget(generation)
             elif isinstance(event, Admitted):
                 self._show_load()
+        self._meter.speculation(report.draft_tokens, report.accepted_tokens)
         self._meter.cells(report.used_cells / self.config.cells)
 
     def _take_job(self, job: FileJob) -> None:

@@ -54,6 +54,11 @@ class EngineMeter:
         self.mean_request_s += WEIGHT * (worked - self.mean_request_s)
         self._metrics.request_finished(reason, timings.queue_s, timings.prefill_s, timings.queue_s + worked)
 
+    def speculation(self, draft_tokens: int, accepted_tokens: int) -> None:
+        """Count the guessed tokens of a step, if it had any."""
+        if draft_tokens:
+            self._metrics.speculation(draft_tokens, accepted_tokens)
+
     def load(self, *, running: int, waiting: int) -> None:
         """Show how many requests run and wait."""
         self._metrics.set_running(running)

@@ -7,6 +7,7 @@ calls, in a loop:
     submit / cancel …        as requests arrive and leave
     step = plan()            memory operations to carry out, then the tokens to decode
     complete(step, seconds)  the step was decoded; `append` or `finish` follows for each sampled sequence
+    confirm(run, accepted)   before these, where a run had drafts: so many of them were right
     refuse()                 it was not, for want of cells: someone gives way, and `plan` is asked again
 
 Admission is by priority aged by waiting time, strictly in that order, so that nothing starves: a sequence is admitted
@@ -16,6 +17,7 @@ dropped, least recently used first; then the running sequence last in order give
 recomputed later.
 
 While anyone is decoding, a step's prefill tokens are cut so that the step takes `target_latency`, by measured cost.
+While few are decoding and no prompt is read, a step checks guessed tokens too, if that pays, in cells nobody needs.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from appliance.engine.llama.cost import StepCost
 from appliance.engine.llama.fairness import FairShare
 from appliance.engine.llama.parked import ParkedState, ParkedStates
 from appliance.engine.llama.residents import Residents, Source
-from appliance.engine.llama.step import Limits, Run, Sequence, Step
+from appliance.engine.llama.speculation import MOST_DECODING, Drafter, choose_drafts
+from appliance.engine.llama.step import Limits, Run, Sequence, Step, Truncate
 
 RESERVE_CELLS = 16
 """Cells kept per running sequence at admission, so that a newcomer is not sent back within a few steps."""
@@ -67,6 +70,8 @@ class Scheduler:
         self._preemptions = 0
         self._now = 0.0
         self._waiters: dict[int, list[Sequence]] = {}
+        self._planned_drafts = 0
+        self._drafts_refused = False
 
     @property
     def ledger(self) -> CellLedger:
@@ -107,6 +112,23 @@ class Scheduler:
     def append(self, sequence: Sequence, token: int) -> None:
         """Add a sampled token, to be evaluated in the next step."""
         sequence.tokens.append(token)
+        if sequence.drafter is not None:
+            sequence.drafter.observe(token)
+
+    def confirm(self, run: Run, accepted: int) -> Truncate:
+        """Add the first `accepted` drafts of a decoded run, which were sampled as well.
+
+        Returns:
+            What takes the others out of native memory; to be carried out at once.
+        """
+        sequence = run.sequence
+        assert sequence.drafter is not None, "who has drafts has a drafter"
+        assert sequence.slot is not None, "the sequence is running"
+        for token in run.drafts[:accepted]:
+            self.append(sequence, token)
+        self._evaluated(sequence, accepted)
+        sequence.drafter.settle(checked=len(run.drafts), accepted=accepted)
+        return Truncate(sequence.slot, sequence.evaluated)
 
     def plan(self, now: float = 0.0) -> Step:
         """Admit who can be admitted and choose the next batch.
@@ -128,6 +150,9 @@ class Scheduler:
         while sum(run.count for run in runs) > self.ledger.free:
             self._free_cells()
             runs, prefill_tokens = self._choose_runs()
+        if prefill_tokens == 0:
+            runs = self._with_drafts(runs)
+        self._planned_drafts = sum(len(run.drafts) for run in runs)
         fetches, self._fetches = tuple(self._fetches.values()), {}
         return Step(
             operations=self.residents.take_operations(),
@@ -135,26 +160,41 @@ class Scheduler:
             admitted=tuple(each for each in admitted if each.slot is not None),
             decoding=sum(run.sequence.decoding for run in runs),
             prefill_tokens=prefill_tokens,
+            draft_tokens=self._planned_drafts,
             fetches=fetches,
         )
 
     def complete(self, step: Step, seconds: float) -> None:
         """Record that a step was decoded and how long that took."""
         for run in step.runs:
-            self.residents.evaluated(run.sequence, run.count)
-            if run.sequence.generated:
-                self.shares.charge(run.sequence.tenant, generated_tokens=run.count, weight=run.sequence.weight)
-        self.cost.observe(decoding=step.decoding, prefill_tokens=step.prefill_tokens, seconds=seconds)
+            self._evaluated(run.sequence, run.count - len(run.drafts))
+        self._drafts_refused = False
+        self.cost.observe(
+            decoding=step.decoding,
+            prefill_tokens=step.prefill_tokens,
+            draft_tokens=step.draft_tokens,
+            seconds=seconds,
+        )
+
+    def _evaluated(self, sequence: Sequence, count: int) -> None:
+        self.residents.evaluated(sequence, count)
+        if sequence.generated:
+            self.shares.charge(sequence.tenant, generated_tokens=count, weight=sequence.weight)
 
     def refuse(self) -> None:
         """Record that native code found no room for the planned step: the least useful holder of cells gives way.
+
+        Guesses are the least useful of all: if the step had any, the next one has none.
 
         The ledger makes this rare; it covers memories that take more cells than tokens.
 
         Raises:
             ValueError: Nobody is left to give way: a single sequence does not fit.
         """
-        self._free_cells()
+        if self._planned_drafts:
+            self._drafts_refused = True
+        else:
+            self._free_cells()
 
     def drop(self, sequence: Sequence) -> None:
         """End a running sequence whose cells cannot be trusted any more; nothing of it is reused."""
@@ -264,6 +304,32 @@ class Scheduler:
             Run(each, each.evaluated, n, sample=n == each.pending) for each, n in zip(readers, shares, strict=True) if n
         ]
         return tuple(runs), sum(shares)
+
+    def _with_drafts(self, runs: tuple[Run, ...]) -> tuple[Run, ...]:
+        """Return the runs, all of decoding sequences, with the guesses that are worth being checked beside them."""
+        speculate = self.limits.draft_tokens and self.limits.can_rewind and not self._drafts_refused
+        if not speculate or not 0 < len(runs) <= MOST_DECODING:
+            return runs
+        step_s, guess_s = self.cost.decode_s(len(runs)), self.cost.draft_token_s
+        if step_s <= 0.0:
+            return runs
+        price = guess_s * len(runs) / step_s
+        drafters = []
+        for sequence in (run.sequence for run in runs):
+            drafter = sequence.drafter = sequence.drafter or Drafter(sequence.tokens)
+            drafter.look(longest=sequence.token_limit - len(sequence.tokens) - 1, price=price)
+            drafters.append(drafter)
+        room = min(
+            self.limits.draft_tokens,
+            self.limits.batch_tokens - len(runs),
+            self.ledger.free - len(runs),
+            int((self.limits.target_latency - step_s) / guess_s),
+        )
+        counts = choose_drafts(drafters, room=room, price=price)
+        return tuple(
+            replace(run, count=1 + n, drafts=tuple(each.guess[:n])) if n else run
+            for run, each, n in zip(runs, drafters, counts, strict=True)
+        )
 
     # Giving way
 

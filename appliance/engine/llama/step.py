@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from appliance.core.types import Priority
 from appliance.engine.llama.parked import ParkedState
+from appliance.engine.llama.speculation import Drafter
 
 HEAD_START_S = {Priority.PRIORITY: 20.0, Priority.DEFAULT: 0.0, Priority.FLEX: -60.0}
 """How much earlier a request counts as having arrived; so one tier only delays another, and nothing starves."""
@@ -25,6 +26,8 @@ class Sequence:
         tenant: Whose share of the engine it counts against.
         weight: The tenant's share, relative to the others'.
         deadline: When its caller gives up, on the clock of `arrived`; None is never.
+        token_limit: Most tokens of prompt and answer; nothing is guessed beyond.
+        drafter: What guesses its next tokens, from the first time on that few sequences decode.
     """
 
     id: int
@@ -39,6 +42,8 @@ class Sequence:
     tenant: str = ""
     weight: float = 1.0
     deadline: float | None = None
+    token_limit: int = 2**31 - 1
+    drafter: Drafter | None = None
 
     def __post_init__(self) -> None:
         self.prompt_length = len(self.tokens)
@@ -109,12 +114,17 @@ Operation = Truncate | Fork | Park | Resume
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Evaluate `count` tokens of a sequence from its token `start`; `sample` if its last pending one is among them."""
+    """Evaluate `count` tokens of a sequence from its token `start`; `sample` if its last pending one is among them.
+
+    The last of them may be `drafts`: guesses, which the sequence does not have yet. The token that is sampled in front
+    of each tells whether it was right.
+    """
 
     sequence: Sequence
     start: int
     count: int
     sample: bool
+    drafts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +141,7 @@ class Step:
     fetches: tuple[ParkedState, ...] = ()
     decoding: int = 0
     prefill_tokens: int = 0
+    draft_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +156,7 @@ class Limits:
         running: Most sequences that run at once; never more than there are slots.
         can_rewind: False for recurrent and hybrid memories, which cannot drop a tail or share a part of a sequence.
         can_rewind_states: False for these and sliding windows: a parked state is of use as a whole only.
+        draft_tokens: Most guessed tokens of one step; without `can_rewind` there are none.
     """
 
     cells: int
@@ -154,3 +166,4 @@ class Limits:
     can_rewind: bool = True
     running: int = 2**31 - 1
     can_rewind_states: bool = True
+    draft_tokens: int = 0

@@ -16,9 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from appliance.core.errors import ApplianceError, EngineError, InvalidRequestError
-from appliance.engine.llama.choice import Choice, RunningChoice
+from appliance.core.types import Delta
+from appliance.engine.llama.choice import Choice, RunningChoice, joined
 from appliance.engine.llama.config import EngineConfig
 from appliance.engine.llama.context import Decoded, LlamaContext, Logits
 from appliance.engine.llama.generation import Admitted, Event, Failed, Gained, LlamaGeneration
@@ -27,6 +29,7 @@ from appliance.engine.llama.model import LlamaModel
 from appliance.engine.llama.parked import ParkedStates
 from appliance.engine.llama.sampling import token_logprob
 from appliance.engine.llama.scheduler import Scheduler
+from appliance.engine.llama.speculation import DRAFT_TOKENS
 from appliance.engine.llama.step import Fork, Limits, Park, Resume, Run, Step, Truncate
 from appliance.engine.llama.step import Sequence as ScheduledSequence
 
@@ -65,11 +68,22 @@ Command = Submit | Cancel | Runtime | Outcome
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a step brought: events in order, and how full the engine is."""
+    """What a step brought: events in order, how full the engine is, how many guesses were checked and were right."""
 
     events: Sequence[tuple[LlamaGeneration, Event]]
     running: int
     used_cells: int
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The logits of a batch, shape (rows, vocabulary); of each row the likeliest token, and whether all is finite."""
+
+    logits: Logits
+    likeliest: npt.NDArray[np.intp]
+    finite: npt.NDArray[np.bool_]
 
 
 class Worker:
@@ -99,6 +113,7 @@ class Worker:
         self._of_generation: dict[LlamaGeneration, list[RunningChoice]] = {}
         self._events: list[tuple[LlamaGeneration, Event]] = []
         self._numbers = 0
+        self._draft_tokens = self._accepted_tokens = 0
         self._failures = 0
         self.beat_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name=f"llama {path.name[:16]}", daemon=True)
@@ -271,27 +286,56 @@ class Worker:
             return
         logits = self._context.logits()
         likeliest = logits.argmax(axis=1)  # NaN and infinity win too, so one number of each row tells of all
-        finite = np.isfinite(logits[np.arange(len(sampled)), likeliest])
+        rows = _Rows(logits, likeliest, np.isfinite(logits[np.arange(len(likeliest)), likeliest]))
         now = time.monotonic()
-        for row, run in enumerate(sampled):
-            running = self._choices[run.sequence.id]
-            if finite[row]:
-                self._sample_one(running, row, int(likeliest[row]), logits, now)
-            else:
-                self._fail_one(running, EngineError("The model's answer is not a number.", code="not_a_number"))
+        first = 0
+        for run in sampled:
+            self._sample_run(run, first, rows, now)
+            first += 1 + len(run.drafts)
 
-    def _sample_one(self, running: RunningChoice, row: int, likeliest: int, logits: Logits, now: float) -> None:
-        token = running.sampler.sample(self._context, row, logits, likeliest)
-        top = running.choice.sampling.top_logprobs
-        logprob = None if top is None else token_logprob(self._model, logits, row, token, top)
-        delta = running.take(token, self._model, logprob)
-        if delta is not None:
-            self._emit(running.choice, Gained(delta, now))
-        if delta is not None and delta.finish_reason is not None:
+    def _sample_run(self, run: Run, first: int, rows: _Rows, now: float) -> None:
+        """Sample a run's rows in order, as long as what was sampled is the draft that the next row stands on.
+
+        Every token is drawn as if it came alone: from the logits after those before it, by the same sampler in the same
+        state. So drafts change how fast tokens come, and not which.
+        """
+        running = self._choices[run.sequence.id]
+        deltas: list[Delta] = []
+        for accepted in range(1 + len(run.drafts)):
+            row = first + accepted
+            if not rows.finite[row]:
+                self._fail_one(running, EngineError("The model's answer is not a number.", code="not_a_number"))
+                return
+            token, delta = self._sample_one(running, row, rows)
+            if delta is not None:
+                deltas.append(delta)
+            ended = delta is not None and delta.finish_reason is not None
+            if ended or accepted == len(run.drafts) or token != run.drafts[accepted]:
+                break
+        if run.drafts:
+            self._confirm(run, accepted)
+        gained = joined(deltas)
+        if gained is not None:
+            self._emit(running.choice, Gained(gained, now))
+        if ended:
             self._scheduler.finish(running.sequence)
             self._forget(running)
         else:
             self._scheduler.append(running.sequence, token)
+
+    def _sample_one(self, running: RunningChoice, row: int, rows: _Rows) -> tuple[int, Delta | None]:
+        """Return the token sampled from one row, and what of the answer can be sent by that."""
+        token = running.sampler.sample(self._context, row, rows.logits, int(rows.likeliest[row]))
+        top = running.choice.sampling.top_logprobs
+        logprob = None if top is None else token_logprob(self._model, rows.logits, row, token, top)
+        return token, running.take(token, self._model, logprob)
+
+    def _confirm(self, run: Run, accepted: int) -> None:
+        rest = self._scheduler.confirm(run, accepted)
+        if not self._context.apply(rest):
+            self._scheduler.lost(run.sequence)
+        self._draft_tokens += len(run.drafts)
+        self._accepted_tokens += accepted
 
     def _fail_one(self, running: RunningChoice, error: ApplianceError) -> None:
         self._scheduler.drop(running.sequence)
@@ -304,7 +348,9 @@ class Worker:
     def _deliver(self) -> None:
         events, self._events = self._events, []
         scheduler = self._scheduler
-        self._on_report(Report(events, len(scheduler.running), scheduler.ledger.used))
+        checked, right = self._draft_tokens, self._accepted_tokens
+        self._draft_tokens = self._accepted_tokens = 0
+        self._on_report(Report(events, len(scheduler.running), scheduler.ledger.used, checked, right))
         if scheduler.idle:
             scheduler.check_integrity()
 
@@ -342,6 +388,7 @@ class Worker:
             threads=config.threads,
             flash_attention=config.flash_attention,
             kv_cache_type=config.kv_cache_type,
+            draft_tokens=self._draft_limit(model),
         )
 
     def _new_scheduler(self, model: LlamaModel, context: LlamaContext) -> Scheduler:
@@ -355,6 +402,7 @@ class Worker:
                 can_rewind=model.memory.can_rewind,
                 can_rewind_states=model.memory.can_rewind_states,
                 running=config.sequences,
+                draft_tokens=self._draft_limit(model),
             ),
             self._keeper.states if config.parking_ram_bytes else None,
             shortest=context.shortest if model.memory.window else None,
@@ -368,6 +416,10 @@ class Worker:
             can_rewind=model.memory.can_rewind_states,
         )
         return StateKeeper(context, states, on_job=self._on_job, write_after_s=config.parking_delay_s)
+
+    def _draft_limit(self, model: LlamaModel) -> int:
+        """Return the most guessed tokens of a step; a memory that cannot rewind cannot forget the wrong ones."""
+        return DRAFT_TOKENS if self._config.speculation == "auto" and model.memory.can_rewind else 0
 
     def _warm_up(self) -> None:
         """Page the weights in and learn what a prompt token and a decode step cost, before anyone waits for it."""
