@@ -25,6 +25,7 @@ from appliance.engine.llama.generation import LlamaGeneration
 from appliance.engine.llama.native import llama
 from appliance.observe.metrics import Metrics
 from tests.benchmarks.results import Result, number
+from tests.deltas import deltas_of
 
 NAME = "steps"
 ANSWER = 64
@@ -148,7 +149,7 @@ async def _generate(engine: LlamaEngine, sequences: int, history: int, tokens: i
 
 
 async def _read(generation: LlamaGeneration) -> None:
-    async for _ in generation:
+    async for _ in deltas_of(generation):
         pass
 
 
