@@ -232,7 +232,7 @@ class ScriptedEmbedding:
 
 
 class ScriptedTuning:
-    """One loaded model, whose context was made for 512 tokens a step."""
+    """One loaded model, whose context was made for 8 sequences and 512 tokens a step."""
 
     def __init__(self, name: str = "tiny") -> None:
         self.now = ModelRuntime(f"{name}:1", 2, 512, 512, 0.15)
@@ -246,8 +246,8 @@ class ScriptedTuning:
     def tune(self, model: str, change: RuntimeChange) -> ModelRuntime:
         given = {name: getattr(change, name) for name in RuntimeChange.__slots__}
         tuned = replace(self.runtime(model), **{name: value for name, value in given.items() if value is not None})
-        if tuned.batch_tokens > tuned.most_batch_tokens:
-            raise InvalidRequestError("It can have 512 tokens at most.", param="batch_tokens", code="invalid_value")
+        if not 8 <= tuned.batch_tokens <= tuned.most_batch_tokens:
+            raise InvalidRequestError("It can have 8 to 512 tokens.", param="batch_tokens", code="invalid_value")
         self.now = tuned
         return tuned
 
