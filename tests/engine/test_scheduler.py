@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from appliance.core.types import Priority
 from appliance.engine.llama.parked import ParkedState, ParkedStates
 from appliance.engine.llama.prefix import common_prefix
 from appliance.engine.llama.scheduler import Scheduler
-from appliance.engine.llama.step import Fork, Limits, Operation, Park, Resume, Sequence, Step, Truncate
+from appliance.engine.llama.step import Fork, Limits, Operation, Park, Resume, Run, Sequence, Step, Truncate
 
 
 def sequence(number: int, tokens: list[int], priority: Priority = Priority.DEFAULT, arrived: float = 0.0) -> Sequence:
@@ -59,8 +60,10 @@ def scheduler(
     rewind: bool = True,
     states: States | None = None,
     running: int = 64,
+    drafts: int = 0,
 ) -> Scheduler:
-    return Scheduler(Limits(cells, slots, batch, latency, can_rewind=rewind, running=running), states)
+    limits = Limits(cells, slots, batch, latency, can_rewind=rewind, running=running, draft_tokens=drafts)
+    return Scheduler(limits, states)
 
 
 def work(subject: Scheduler, seconds: float = 0.01) -> Step:
@@ -460,6 +463,116 @@ def test_what_cannot_fit_is_refused_at_once(tokens: int) -> None:
     assert subject.idle
 
 
+QUOTED = [*range(100, 120), *range(100, 110)]
+"""A prompt that begins to repeat itself."""
+
+
+def guessing(*, beside: int = 0, **changes: Any) -> tuple[Scheduler, Sequence]:
+    """Return a scheduler in which a sequence has just begun to quote its prompt, beside others that do not."""
+    subject = scheduler(**{"batch": 64, "drafts": 12, **changes})
+    subject.cost.observe(decoding=1, prefill_tokens=0, seconds=0.01)
+    quoting = sequence(1, QUOTED)
+    subject.submit(quoting)
+    for number in range(beside):
+        subject.submit(sequence(2 + number, [200 + number], arrived=1.0))
+    subject.complete(subject.plan(), 0.03)
+    for each in subject.running:
+        subject.append(each, 110)
+    subject.cost.observe(decoding=1 + beside, prefill_tokens=0, seconds=0.01 * (1 + beside))
+    return subject, quoting
+
+
+def test_what_followed_earlier_is_checked_beside_the_token_that_must_be_computed() -> None:
+    subject, quoting = guessing()
+    step = subject.plan()
+    [run] = step.runs
+    assert run.drafts == (111, 112, 113)  # as many as the account of a new sequence covers
+    assert (run.start, run.count, run.sample) == (30, 4, True)
+    assert (step.decoding, step.prefill_tokens, step.draft_tokens) == (1, 0, 3)
+    used = subject.ledger.used
+    subject.complete(step, 0.02)
+    assert subject.ledger.used == used + 1
+    assert subject.confirm(run, 2) == Truncate(0, 33)
+    subject.append(quoting, 7)
+    subject.check_integrity()
+    assert list(quoting.tokens[30:]) == [110, 111, 112, 7]
+    assert quoting.evaluated == 33
+    assert [(each.start, each.count) for each in subject.plan().runs] == [(33, 1)]
+
+
+def test_an_accepted_guess_counts_as_generated_for_the_tenant_and_a_wrong_one_does_not() -> None:
+    subject, _ = guessing()
+    step = subject.plan()
+    charges: list[int] = []
+    subject.shares.charge = lambda _, generated_tokens, weight: charges.append(generated_tokens)  # type: ignore[method-assign, assignment, misc]
+    subject.complete(step, 0.02)
+    subject.confirm(step.runs[0], 2)
+    assert charges == [1, 2]
+
+
+def test_nothing_is_guessed_while_a_prompt_is_read() -> None:
+    subject, _ = guessing()
+    subject.submit(sequence(2, list(range(300, 340))))
+    step = subject.plan()
+    assert step.prefill_tokens == 40
+    assert step.draft_tokens == 0
+
+
+@pytest.mark.parametrize(("decoding", "guesses"), [(4, True), (5, False)])
+def test_nothing_is_guessed_beside_many(decoding: int, guesses: bool) -> None:
+    subject, _ = guessing(beside=decoding - 1, slots=8)
+    step = subject.plan()
+    assert step.decoding == decoding
+    assert (step.draft_tokens > 0) == guesses
+
+
+def test_nothing_is_guessed_where_memory_cannot_rewind_or_it_is_turned_off() -> None:
+    for changes in ({"rewind": False}, {"drafts": 0}):
+        subject, quoting = guessing(**changes)
+        assert subject.plan().draft_tokens == 0
+        assert quoting.drafter is None
+
+
+def test_nothing_is_guessed_before_anything_was_measured() -> None:
+    subject = scheduler(batch=64, drafts=12)
+    subject.submit(sequence(1, QUOTED))
+    subject.complete(subject.plan(), 0.01)
+    subject.append(subject.running[0], 110)
+    assert subject.plan().draft_tokens == 0
+
+
+def test_guesses_take_only_cells_that_are_free_and_never_send_anyone_back() -> None:
+    subject, _ = guessing(cells=32)
+    assert subject.plan().draft_tokens == 1
+    subject, _ = guessing(cells=31)
+    assert subject.plan().draft_tokens == 0
+    assert subject.preemptions == 0
+
+
+def test_guesses_are_given_up_first_when_native_memory_has_no_room() -> None:
+    subject, quoting = guessing(beside=1)
+    assert subject.plan().draft_tokens > 0
+    subject.refuse()
+    step = subject.plan()
+    assert step.draft_tokens == 0
+    assert len(subject.running) == 2
+    subject.complete(step, 0.01)
+    for run in step.runs:
+        subject.append(run.sequence, 111 if run.sequence is quoting else 300)
+    assert subject.plan().draft_tokens > 0
+
+
+def test_guesses_do_not_make_a_step_longer_than_streams_may_wait() -> None:
+    subject, _ = guessing(latency=0.01 + 2.5 * 0.003)
+    assert subject.plan().draft_tokens == 2
+
+
+def test_no_guess_goes_beyond_the_end_of_the_answer() -> None:
+    subject, quoting = guessing()
+    quoting.token_limit = len(quoting.tokens) + 2
+    assert subject.plan().draft_tokens == 1
+
+
 @given(st.lists(st.integers(0, 3), max_size=40), st.lists(st.integers(0, 3), max_size=40), st.integers(0, 40))
 def test_the_common_prefix_is_the_obvious_one(left: list[int], right: list[int], limit: int) -> None:
     expected = 0
@@ -496,7 +609,9 @@ class NativeMemory:
         for run in step.runs:
             held = self.slots[run.sequence.slot or 0]
             assert len(held) == run.start, "positions must be consecutive"
-            held += [[token] for token in run.sequence.tokens[run.start : run.start + run.count]]
+            known = run.sequence.tokens[run.start : run.start + run.count - len(run.drafts)]
+            held += [[token] for token in (*known, *run.drafts)]
+            assert self.cells <= self.capacity, "there are no more cells"
 
     @property
     def cells(self) -> int:
@@ -506,6 +621,9 @@ class NativeMemory:
 class SchedulerMachine(RuleBasedStateMachine):
     """Random traffic on few cells, against a model of native memory."""
 
+    latency = 0.05
+    drafts = 0
+
     @staticmethod
     def shelf() -> States | None:
         return None
@@ -513,7 +631,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.states = self.shelf()
-        self.subject = scheduler(cells=48, slots=4, batch=16, latency=0.05, states=self.states, running=3)
+        self.subject = scheduler(
+            cells=48, slots=4, batch=16, latency=self.latency, states=self.states, running=3, drafts=self.drafts
+        )
         self.memory = NativeMemory(4, 48)
         self.alive: list[Sequence] = []
         self.number = 0
@@ -531,6 +651,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         tokens = [family * 100 + index for index in range(length)] + tail
         new = sequence(self.number, tokens, tier, self.now)
         new.tenant = tenant
+        new.token_limit = 47
         self.subject.submit(new)
         self.alive.append(new)
 
@@ -547,8 +668,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         if self.states is not None:
             self.states.carry_out(step.operations)
 
-    @rule(seconds=st.floats(0.001, 0.2), token=st.integers(0, 9))
-    def step(self, seconds: float, token: int) -> None:
+    def confirm(self, run: Run, accepted: int) -> None:
+        if run.drafts:
+            self.memory.apply(Step((self.subject.confirm(run, min(accepted, len(run.drafts))),), (), ()))
+
+    @rule(seconds=st.floats(0.001, 0.2), token=st.integers(0, 9), accepted=st.integers(0, 12))
+    def step(self, seconds: float, token: int, accepted: int) -> None:
         step = self.subject.plan(self.now)
         self.now += seconds
         self.carry_out(step)
@@ -557,6 +682,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert sum(run.count for run in step.runs) <= 16
         for run in step.runs:
             if run.sample:
+                self.confirm(run, accepted)
                 self.subject.append(run.sequence, token)
                 if len(run.sequence.tokens) >= 47:
                     self.subject.finish(run.sequence)
@@ -597,6 +723,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.subject.complete(step, 0.01)
             for run in step.runs:
                 if run.sample:
+                    self.confirm(run, accepted=2)
                     self.subject.finish(run.sequence)
                     self.alive.remove(run.sequence)
         assert not self.alive, "somebody was never served"
@@ -627,7 +754,16 @@ class ParkingMachine(SchedulerMachine):
                 self.subject.lost(each)
 
 
+class SpeculationMachine(ParkingMachine):
+    """The same, and what may follow is guessed; any number of the guesses is right."""
+
+    latency = 10.0
+    drafts = 12
+
+
 TestSchedulerMachine = SchedulerMachine.TestCase
 TestSchedulerMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestParkingMachine = ParkingMachine.TestCase
 TestParkingMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestSpeculationMachine = SpeculationMachine.TestCase
+TestSpeculationMachine.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
