@@ -145,6 +145,7 @@ class GenerationRequest:
         model: `name` or `name:version`.
         n: How many choices; they share the prompt's KV cells.
         tenant: The API key's id, or "" on an open loopback server.
+        weight: The tenant's share of the engine when several want it, relative to theirs.
         deadline_s: Seconds from now after which the work is given up, or None.
         request_id: As in `X-Request-Id`, for the log.
     """
@@ -154,6 +155,7 @@ class GenerationRequest:
     sampling: SamplingParams
     n: int = 1
     tenant: str = ""
+    weight: float = 1.0
     priority: Priority = Priority.DEFAULT
     deadline_s: float | None = None
     request_id: str = ""

@@ -36,6 +36,8 @@ class TextGeneration:
                 sampling,
                 n=request.n,
                 priority=request.priority,
+                tenant=request.tenant,
+                weight=request.weight,
                 deadline_s=request.deadline_s,
             )
 

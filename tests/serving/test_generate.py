@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from appliance.core.errors import InvalidRequestError, ModelFileError
-from appliance.core.types import ChatMessage, GenerationRequest, SamplingParams
+from appliance.core.types import ChatMessage, GenerationRequest, Priority, SamplingParams
+from appliance.engine.llama.scheduler import Scheduler
+from appliance.engine.llama.step import Sequence
 from tests.serving.conftest import Box, serving, text_of
 from tests.tiny_gguf import END_TOKEN_ID
 
@@ -89,3 +91,26 @@ async def test_cards_show_what_is_registered_and_what_is_loaded(box: Box) -> Non
         assert floor.text.cards()[0].loaded
         box.add("tiny", seed=9)
         assert [each.version for each in floor.text.cards()] == ["1", "2"]
+
+
+async def test_whose_work_it_is_and_how_urgent_reaches_the_scheduler(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = GenerationRequest(
+        *("tiny", "hello", SamplingParams(max_tokens=2)),
+        tenant="key_1",
+        weight=2.5,
+        priority=Priority.FLEX,
+        deadline_s=30.0,
+    )
+    submitted: list[Sequence] = []
+
+    class Listening(Scheduler):
+        def submit(self, sequence: Sequence) -> None:
+            submitted.append(sequence)
+            super().submit(sequence)
+
+    monkeypatch.setattr("appliance.engine.llama.worker.Scheduler", Listening)
+    async with serving(box) as floor:
+        await text_of(await floor.text.generate(request))
+    [sequence] = submitted
+    assert (sequence.tenant, sequence.weight, sequence.priority) == ("key_1", 2.5, Priority.FLEX)
+    assert sequence.deadline == pytest.approx(sequence.arrived + 30)

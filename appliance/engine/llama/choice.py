@@ -28,6 +28,9 @@ class Choice:
     priority: Priority
     token_limit: int
     arrived: float
+    tenant: str = ""
+    weight: float = 1.0
+    deadline: float | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -49,9 +52,18 @@ class RunningChoice:
     @classmethod
     def start(cls, choice: Choice, number: int, model: LlamaModel) -> RunningChoice:
         """Make the scheduler's sequence, the native sampler and the text assembler for a choice."""
+        sequence = Sequence(
+            number,
+            array("i", choice.prompt),
+            choice.priority,
+            choice.arrived,
+            tenant=choice.tenant,
+            weight=choice.weight,
+            deadline=choice.deadline,
+        )
         return cls(
             choice=choice,
-            sequence=Sequence(number, array("i", choice.prompt), choice.priority, choice.arrived),
+            sequence=sequence,
             sampler=Sampler(model, choice.sampling, choice.prompt, choice=choice.index, token_limit=choice.token_limit),
             assembler=TextAssembler(choice.sampling.stop),
         )

@@ -147,9 +147,11 @@ class LlamaEngine:
         *,
         n: int = 1,
         priority: Priority = Priority.DEFAULT,
+        tenant: str = "",
+        weight: float = 1.0,
         deadline_s: float | None = None,
     ) -> LlamaGeneration:
-        """Queue one request.
+        """Queue one request of a tenant, who has a share of the engine in proportion to his weight.
 
         Raises:
             InvalidRequestError: The prompt is empty, has unknown token ids, or leaves no room for an answer.
@@ -178,7 +180,11 @@ class LlamaEngine:
         if sampling.max_tokens is not None:
             limit = min(limit, len(prompt) + sampling.max_tokens)
         tokens = array("i", prompt)
-        choices = [Choice(generation, index, tokens, sampling, priority, limit, now) for index in range(n)]
+        deadline = None if deadline_s is None else now + deadline_s
+        choices = [
+            Choice(generation, index, tokens, sampling, priority, limit, now, tenant, weight, deadline)
+            for index in range(n)
+        ]
         self._open.add(generation)
         self._meter.accepted(len(prompt))
         if deadline_s is not None:

@@ -20,6 +20,9 @@ class Sequence:
         evaluated: How many of `tokens` have their KV in `slot`. While decoding, all but the last.
         cached: Prompt tokens that were reused rather than computed, at the first admission.
         slot: The native sequence id, or None while waiting.
+        tenant: Whose share of the engine it counts against.
+        weight: The tenant's share, relative to the others'.
+        deadline: When its caller gives up, on the clock of `arrived`; None is never.
     """
 
     id: int
@@ -30,6 +33,9 @@ class Sequence:
     evaluated: int = 0
     cached: int = -1
     slot: int | None = None
+    tenant: str = ""
+    weight: float = 1.0
+    deadline: float | None = None
 
     def __post_init__(self) -> None:
         self.prompt_length = len(self.tokens)
@@ -43,6 +49,11 @@ class Sequence:
     def pending(self) -> int:
         """Return how many tokens must be evaluated before the next one can be sampled."""
         return len(self.tokens) - self.evaluated
+
+    @property
+    def generated(self) -> int:
+        """Return how many tokens have been sampled."""
+        return len(self.tokens) - self.prompt_length
 
     @property
     def decoding(self) -> bool:
