@@ -117,6 +117,7 @@ class Scheduler:
     def complete(self, step: Step, seconds: float) -> None:
         """Record that a step was decoded and how long that took."""
         self._ticks += 1
+        cells = self.ledger.used
         for run in step.runs:
             sequence = run.sequence
             slot = self._slot_of(sequence)
@@ -124,7 +125,7 @@ class Scheduler:
             self.ledger.extend(sequence.slot, run.count)
             sequence.evaluated += run.count
             slot.last_used = self._ticks
-        self.cost.observe(decoding=step.decoding, prefill_tokens=step.prefill_tokens, seconds=seconds)
+        self.cost.observe(decoding=step.decoding, prefill_tokens=step.prefill_tokens, cells=cells, seconds=seconds)
 
     def refuse(self) -> None:
         """Record that native code found no room for the planned step: the least useful holder of cells gives way.
@@ -257,7 +258,9 @@ class Scheduler:
         runs = [Run(each, each.evaluated, 1, sample=True) for each in decoders]
         room = self.limits.batch_tokens - len(runs)
         if decoders:
-            affordable = self.cost.prefill_tokens_within(self.limits.target_latency, decoding=len(decoders))
+            affordable = self.cost.prefill_tokens_within(
+                self.limits.target_latency, decoding=len(decoders), cells=self.ledger.used
+            )
             room = min(room, max(MINIMUM_PREFILL_TOKENS, affordable))
         shares = _share_out(readers, room)
         runs += [
