@@ -35,6 +35,7 @@ MODELS: dict[str, Callable[[Path], Path]] = {
     "bert, cls": lambda path: write_tiny_bert(path, pooling=gguf.PoolingType.CLS),
     "bert, last": lambda path: write_tiny_bert(path, pooling=gguf.PoolingType.LAST),
     "bert, silent": lambda path: write_tiny_bert(path, pooling=None),
+    "bert, not saying that it looks ahead": lambda path: _without_causal(write_tiny_bert(path)),
     "llama, silent": write_tiny_llama,
     "llama, mean": lambda path: write_tiny_llama(path, pooling=gguf.PoolingType.MEAN),
     "llama, last": lambda path: write_tiny_llama(path, pooling=gguf.PoolingType.LAST),
@@ -43,6 +44,13 @@ MODELS: dict[str, Callable[[Path], Path]] = {
     "mamba, silent": lambda path: write_tiny_llama(path, architecture="mamba"),
     "mamba, last": lambda path: write_tiny_llama(path, architecture="mamba", pooling=gguf.PoolingType.LAST),
 }
+
+
+def _without_causal(path: Path) -> Path:
+    content = path.read_bytes()
+    assert b"bert.attention.causal" in content
+    path.write_bytes(content.replace(b"bert.attention.causal", b"bert.attention.casual"))
+    return path
 
 
 @pytest.fixture(params=MODELS)
@@ -355,6 +363,17 @@ async def test_weights_that_are_no_numbers_are_refused_at_warm_up(spoilt: Path) 
     with pytest.raises(EngineError, match="not numbers"):
         async with embedding(spoilt):
             pass
+
+
+async def test_the_heart_beats_between_the_pieces_of_a_long_input(tiny_model_path: Path) -> None:
+    async with embedding(tiny_model_path, longest_input=512) as subject:
+        worker = subject.embedder._worker
+        beats: list[float] = []
+        worker.context._on_piece = lambda: beats.append(subject.embedder.heartbeat_age_s)
+        await subject.vector((9,) * 500)
+        assert len(beats) == 4
+        worker.context._on_piece = worker._beat
+        assert subject.embedder.heartbeat_age_s < DEADLINE_S
 
 
 async def test_metrics_tell_what_was_done(bert: Path) -> None:

@@ -17,7 +17,7 @@ from tests.engine.test_engine import close_to
 
 pytestmark = pytest.mark.anyio
 
-SAMPLING = SamplingParams(temperature=0, max_tokens=200, top_logprobs=2, ignore_eos=True)
+SAMPLING = SamplingParams(temperature=0, max_tokens=60, top_logprobs=2, ignore_eos=True)
 TEXTS = ["the quick brown fox", "why does the dog sleep", "你好，世界"]
 
 
@@ -44,7 +44,7 @@ async def test_streams_go_on_with_the_same_tokens_while_threads_and_steps_change
         changes = [
             replace(start, threads=2),
             replace(start, threads=1, batch_tokens=8),
-            Runtime(threads=3, batch_tokens=4, target_inter_token_latency_s=0.001),
+            Runtime(threads=1, batch_tokens=4, target_inter_token_latency_s=0.001),
             replace(start, threads=2),
         ]
         answers = await streams(subject, changes)
@@ -62,8 +62,8 @@ async def test_a_prompt_is_read_in_steps_of_the_new_size(tiny: EngineUnderTest) 
     scheduler = tiny.engine._worker._scheduler
     plan = scheduler.plan
 
-    def noting() -> object:
-        step = plan()
+    def noting(now: float) -> object:
+        step = plan(now)
         sizes.append(sum(run.count for run in step.runs))
         return step
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -54,8 +54,9 @@ class LlamaEmbeddingContext:
         inputs: int,
         threads: int,
         flash_attention: Literal["auto", "on", "off"] = "auto",
+        on_piece: Callable[[], None] = lambda: None,
     ) -> None:
-        """Reserve the memory for batches of so many tokens and inputs.
+        """Reserve the memory for batches of so many tokens and inputs; `on_piece` is called before each evaluation.
 
         Raises:
             ModelFileError: The model's states make no embedding.
@@ -69,6 +70,7 @@ class LlamaEmbeddingContext:
         self.batch_tokens = min(batch_tokens, max(LEAST_BATCH_TOKENS, OUTPUT_BYTES // (4 * model.vocabulary_size)))
         self._encodes = short.llama_model_has_encoder(model.handle)
         self._inputs = inputs
+        self._on_piece = on_piece
         self._capacity = -(-max(self.longest_input, self.batch_tokens) // WHOLE_TOKENS) * WHOLE_TOKENS
         self._flash_attention = flash_attention
         self._pools_by_itself = declared is not None
@@ -146,6 +148,7 @@ class LlamaEmbeddingContext:
         return 0, self._read(short.llama_get_embeddings(self._handle), count)
 
     def _evaluate(self, tokens: _Numbers, positions: _Numbers, owners: _Numbers, *, wanted: bool = True) -> int:
+        self._on_piece()
         batch = self._batch.filled(tokens, positions, owners, wanted=wanted)
         code: int = (llama.llama_encode if self._encodes else llama.llama_decode)(self._handle, batch)
         llama.llama_synchronize(self._handle)

@@ -178,7 +178,7 @@ class Worker:
     def _take_commands(self) -> bool:
         """Carry out what waits; when idle, wait for it. Returns False when the worker is to stop."""
         while True:
-            self.beat_at = time.monotonic()
+            self._beat()
             idle = self._batcher.idle
             try:
                 command = self._inbox.get(timeout=IDLE_BEAT_S) if idle else self._inbox.get_nowait()
@@ -189,6 +189,9 @@ class Worker:
             if command is None:
                 return False
             self._carry_out(command)
+
+    def _beat(self) -> None:
+        self.beat_at = time.monotonic()
 
     def _carry_out(self, command: Command) -> None:
         match command:
@@ -265,6 +268,7 @@ class Worker:
             inputs=_most_inputs(model),
             threads=config.threads,
             flash_attention=config.flash_attention,
+            on_piece=self._beat,
         )
 
     def _warm_up(self) -> None:
