@@ -166,6 +166,7 @@ class Scheduler:
 
     def complete(self, step: Step, seconds: float) -> None:
         """Record that a step was decoded and how long that took."""
+        cells = self.ledger.used
         for run in step.runs:
             self._evaluated(run.sequence, run.count - len(run.drafts))
         self._drafts_refused = False
@@ -173,6 +174,7 @@ class Scheduler:
             decoding=step.decoding,
             prefill_tokens=step.prefill_tokens,
             draft_tokens=step.draft_tokens,
+            cells=cells,
             seconds=seconds,
         )
 
@@ -227,7 +229,7 @@ class Scheduler:
         self._waiters = {}
         if not self.waiting:
             return []
-        prefill_token_s = self.cost.prefill_token_s
+        prefill_token_s = self.cost.prefill_token_s(self.ledger.used)
         admitted: list[Sequence] = []
         places = self._places
         order = self.shares.order(self.waiting, now=self._now, prefill_token_s=prefill_token_s) if places else []
@@ -262,7 +264,7 @@ class Scheduler:
                 self.running,
                 self.waiting,
                 now=self._now,
-                prefill_token_s=self.cost.prefill_token_s,
+                prefill_token_s=self.cost.prefill_token_s(self.ledger.used),
                 waiters=self._waiters,
             )
             if chosen is None:
@@ -297,7 +299,9 @@ class Scheduler:
         runs = [Run(each, each.evaluated, 1, sample=True) for each in decoders]
         room = self.limits.batch_tokens - len(runs)
         if decoders:
-            affordable = self.cost.prefill_tokens_within(self.limits.target_latency, decoding=len(decoders))
+            affordable = self.cost.prefill_tokens_within(
+                self.limits.target_latency, decoding=len(decoders), cells=self.ledger.used
+            )
             room = min(room, max(MINIMUM_PREFILL_TOKENS, affordable))
         shares = _share_out(readers, room)
         runs += [
@@ -310,9 +314,8 @@ class Scheduler:
         speculate = self.limits.draft_tokens and self.limits.can_rewind and not self._drafts_refused
         if not speculate or not 0 < len(runs) <= MOST_DECODING:
             return runs
-        step_s, guess_s = self.cost.decode_s(len(runs)), self.cost.draft_token_s
-        if step_s <= 0.0:
-            return runs
+        cells = self.ledger.used
+        step_s, guess_s = self.cost.decode_s(len(runs), cells), self.cost.draft_token_s(cells)
         price = guess_s * len(runs) / step_s
         drafters = []
         for sequence in (run.sequence for run in runs):

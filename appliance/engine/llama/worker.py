@@ -435,5 +435,6 @@ class Worker:
                 raise EngineError(f"The model cannot be evaluated (llama_decode answered {code}).", code="engine_died")
             if not np.isfinite(self._context.logits().max()):
                 raise EngineError("The model's answers are not numbers: the file is damaged.", code="not_a_number")
-            cost.observe(decoding=int(count == 1), prefill_tokens=0 if count == 1 else count, seconds=seconds)
+            prefill_tokens = 0 if count == 1 else count
+            cost.observe(decoding=int(count == 1), prefill_tokens=prefill_tokens, cells=start, seconds=seconds)
         self._context.clear()
