@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -26,8 +27,10 @@ class TextGeneration:
 
     async def generate(self, request: GenerationRequest) -> Generation:
         """Accept a request; see `core.types.TextModels.generate`."""
+        began = time.monotonic()
         async with self._models.lease(request.model) as model:
             tokens = await prompt_tokens(model, request.prompt)
+            left_s = None if request.deadline_s is None else max(0.0, request.deadline_s - (time.monotonic() - began))
             sampling = request.sampling
             if isinstance(request.prompt, tuple):
                 sampling = replace(sampling, stop=(*sampling.stop, *model.registered.stop))
@@ -38,7 +41,7 @@ class TextGeneration:
                 priority=request.priority,
                 tenant=request.tenant,
                 weight=request.weight,
-                deadline_s=request.deadline_s,
+                deadline_s=left_s,
             )
 
     async def tokenize(

@@ -82,8 +82,8 @@ class LlamaGeneration:
     def expire_at(self, when: float, seconds: float) -> None:
         """Give the work up at the loop's time `when`, `seconds` after it was accepted."""
         error = DeadlineExceededError(
-            f"The answer was not complete after {seconds:g} s.",
-            advice="Ask for fewer tokens, or raise `request_timeout_s`.",
+            f"The answer was not complete after {seconds:.3g} s.",
+            advice="Ask for fewer tokens, or raise `timeout_s` and `request_timeout_s`.",
         )
 
         def expire() -> None:
