@@ -47,9 +47,10 @@ class Authenticator:
         return self._required
 
     def authorize(self, scope: Scope, needed: str) -> None:
-        """Let a request pass or refuse it; a valid key becomes the request's tenant.
+        """Let a request pass or refuse it; a valid key becomes the request's tenant, and its weight the request's.
 
-        On an open server an unknown token is passed over, since clients send one whether it is needed or not.
+        On an open server an unknown token is passed over, since clients send one whether it is needed or not. There
+        every service tier is allowed too, since whoever leaves his key out could not be held to its tier.
 
         Raises:
             AuthenticationError: A key is needed and none, or one that is not valid, was sent.
@@ -59,6 +60,7 @@ class Authenticator:
         key = self._keys.authenticate(token) if token else None
         if key is not None:
             scope["state"]["tenant"] = key.id
+            scope["state"]["weight"] = key.weight
         if not self.required:
             return
         if key is None:
@@ -71,6 +73,7 @@ class Authenticator:
                 f"The API key {key.name!r} lacks the scope {needed!r}; it has {', '.join(sorted(key.scopes))}.",
                 advice=f"Use a key made with `appliance keys create --scope {needed}`.",
             )
+        scope["state"]["highest_tier"] = key.highest_tier
 
 
 def bearer_token(headers: Headers) -> str:

@@ -57,7 +57,8 @@ async def until_disconnected(receive: Receive, work: Awaitable[T], *, limit_s: f
             raise
         if not results:
             raise DeadlineExceededError(
-                f"The request was not accepted within {limit_s:g} s.", advice="Try again, or raise request_timeout_s."
+                f"The request was not accepted within {limit_s:g} s.",
+                advice="Try again, or raise `timeout_s` and `request_timeout_s`.",
             ) from error
     # Where both happened at once, the result may own something, so it goes to the caller, who will notice soon enough.
     return results[0]

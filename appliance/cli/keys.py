@@ -11,7 +11,7 @@ import click
 from appliance.cli.options import Context, verb_options
 from appliance.cli.tables import print_table
 from appliance.core.clock import SystemClock, iso_timestamp
-from appliance.security.keys import SCOPES, ApiKey, KeyStore
+from appliance.security.keys import LARGEST_WEIGHT, SCOPES, SMALLEST_WEIGHT, TIERS, ApiKey, KeyStore
 from appliance.store.database import Database
 
 
@@ -31,11 +31,25 @@ def command() -> None:
     show_default=True,
     help="What it may do; may be given more than once. admin implies all.",
 )
+@click.option(
+    "--weight",
+    type=click.FloatRange(SMALLEST_WEIGHT, LARGEST_WEIGHT),
+    default=1.0,
+    show_default=True,
+    help="Its share of a busy engine, relative to the other keys'.",
+)
+@click.option(
+    "--tier",
+    type=click.Choice(tuple(TIERS)),
+    default="default",
+    show_default=True,
+    help="The best service tier it is served in; a request for a better one is served in this.",
+)
 @verb_options
-def create(context: Context, *, name: str, scopes: tuple[str, ...]) -> None:
+def create(context: Context, *, name: str, scopes: tuple[str, ...], weight: float, tier: str) -> None:
     """Create a key called NAME and print its secret, this once."""
     with _open_keys(context) as keys:
-        key, secret = keys.create(name, scopes)
+        key, secret = keys.create(name, scopes, weight=weight, highest_tier=TIERS[tier])
     if context.json:
         context.print_json(_document(key) | {"secret": secret})
         return
@@ -61,9 +75,18 @@ def list_keys(context: Context) -> None:
         click.echo("There is no API key yet. Create one with: appliance keys create NAME")
     else:
         print_table(
-            ["Id", "Name", "Scopes", "Created", "Last used", "State"],
+            ["Id", "Name", "Scopes", "Weight", "Tier", "Created", "Last used", "State"],
             [
-                [each.id, each.name, _scopes(each), _time(each.created), _time(each.last_used), _state(each)]
+                [
+                    each.id,
+                    each.name,
+                    _scopes(each),
+                    f"{each.weight:g}",
+                    each.tier_name,
+                    _time(each.created),
+                    _time(each.last_used),
+                    _state(each),
+                ]
                 for each in keys
             ],
             {"valid": "green"},
@@ -94,6 +117,8 @@ def _document(key: ApiKey) -> dict[str, Any]:
         "id": key.id,
         "name": key.name,
         "scopes": sorted(key.scopes),
+        "weight": key.weight,
+        "highest_tier": key.tier_name,
         "created": key.created,
         "last_used": key.last_used,
         "revoked": key.revoked,

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from appliance.core.clock import Clock
 from appliance.core.errors import ConflictError, InvalidRequestError, NotFoundError
+from appliance.core.types import Priority
 from appliance.security.audit import local_actor, record
 from appliance.store.database import Connection, Database, Row
 
@@ -24,6 +25,11 @@ logger = logging.getLogger(__name__)
 
 SCOPES = ("inference", "metrics", "admin")
 """`inference` may use models, `metrics` may read `/metrics`, `admin` may do everything."""
+
+TIERS = {tier.name.lower(): tier for tier in Priority}
+"""The service tiers by the names that OpenAI gives them, best first."""
+
+SMALLEST_WEIGHT, LARGEST_WEIGHT = 0.01, 100.0
 
 KEY_PREFIX = "ea-"
 """So that people and secret scanners recognise one."""
@@ -47,6 +53,8 @@ class ApiKey:
         created: Seconds since 1970, as are the others.
         last_used: To about a minute; None if never.
         revoked: When it was revoked; None while it is valid.
+        weight: Its share of a busy engine, relative to the other keys'.
+        highest_tier: The best service tier that it is served in, whatever it asks for.
     """
 
     id: str
@@ -55,10 +63,17 @@ class ApiKey:
     created: float
     last_used: float | None
     revoked: float | None
+    weight: float = 1.0
+    highest_tier: Priority = Priority.DEFAULT
 
     def allows(self, scope: str) -> bool:
         """Return whether the key may do what needs the scope; `admin` implies every other."""
         return scope in self.scopes or "admin" in self.scopes
+
+    @property
+    def tier_name(self) -> str:
+        """Return the name of the highest tier, as OpenAI writes it."""
+        return self.highest_tier.name.lower()
 
 
 class KeyStore:
@@ -72,22 +87,42 @@ class KeyStore:
         self._clock = clock
         self._noted: dict[str, float] = {}
 
-    def create(self, name: str, scopes: Iterable[str], *, actor: str | None = None) -> tuple[ApiKey, str]:
+    def create(
+        self,
+        name: str,
+        scopes: Iterable[str],
+        *,
+        weight: float = 1.0,
+        highest_tier: Priority = Priority.DEFAULT,
+        actor: str | None = None,
+    ) -> tuple[ApiKey, str]:
         """Make a key and return it with its secret, which cannot be had again.
 
         Args:
             name: What the key is for, up to 64 visible characters; distinct among valid keys.
             scopes: At least one of `SCOPES`.
+            weight: Its share of a busy engine, relative to the other keys', 0.01 to 100.
+            highest_tier: The best service tier that it is served in.
             actor: For the audit; None is the user of this process.
 
         Raises:
-            InvalidRequestError: The name or a scope will not do.
+            InvalidRequestError: The name, a scope or the weight will not do.
             ConflictError: A valid key has the name.
         """
         name = _checked_name(name)
         granted = _checked_scopes(scopes)
+        _check_weight(weight)
         secret = KEY_PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
-        key = ApiKey(f"key_{secrets.token_hex(6)}", name, granted, self._clock.unix(), last_used=None, revoked=None)
+        key = ApiKey(
+            f"key_{secrets.token_hex(6)}",
+            name,
+            granted,
+            self._clock.unix(),
+            last_used=None,
+            revoked=None,
+            weight=weight,
+            highest_tier=highest_tier,
+        )
         by = actor or local_actor()
 
         def insert(connection: Connection) -> None:
@@ -98,10 +133,11 @@ class KeyStore:
                     param="name",
                 )
             connection.execute(
-                "INSERT INTO api_keys (id, name, token_hash, scopes, created) VALUES (?, ?, ?, ?, ?)",
-                (key.id, name, _hash(secret), " ".join(sorted(granted)), key.created),
+                "INSERT INTO api_keys (id, name, token_hash, scopes, created, weight, highest_tier) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (key.id, name, _hash(secret), " ".join(sorted(granted)), key.created, weight, key.tier_name),
             )
-            detail = {"name": name, "scopes": sorted(granted)}
+            detail = {"name": name, "scopes": sorted(granted), "weight": weight, "highest_tier": key.tier_name}
             record(connection, by, "key.create", key.id, detail, at=key.created)
 
         self._database.write_blocking(insert)
@@ -171,12 +207,21 @@ class KeyStore:
         future.add_done_callback(_log_failure)
 
 
-_SELECT = "SELECT id, name, scopes, created, last_used, revoked FROM api_keys"
+_SELECT = "SELECT id, name, scopes, created, last_used, revoked, weight, highest_tier FROM api_keys"
 
 
 def _key(row: Row) -> ApiKey:
     scopes = frozenset(row["scopes"].split())
-    return ApiKey(row["id"], row["name"], scopes, row["created"], row["last_used"], row["revoked"])
+    return ApiKey(
+        row["id"],
+        row["name"],
+        scopes,
+        row["created"],
+        row["last_used"],
+        row["revoked"],
+        row["weight"],
+        TIERS[row["highest_tier"]],
+    )
 
 
 def _hash(secret: str) -> bytes:
@@ -204,6 +249,15 @@ def _checked_scopes(scopes: Iterable[str]) -> frozenset[str]:
             param="scopes",
         )
     return granted
+
+
+def _check_weight(weight: float) -> None:
+    if not SMALLEST_WEIGHT <= weight <= LARGEST_WEIGHT:
+        raise InvalidRequestError(
+            f"{weight:g} will not do as the weight of an API key.",
+            advice=f"Use {SMALLEST_WEIGHT:g} to {LARGEST_WEIGHT:g}; 1 is what a key has unless told otherwise.",
+            param="weight",
+        )
 
 
 def _no_such_key(connection: Connection, key_id: str) -> NotFoundError:

@@ -101,6 +101,17 @@ MIGRATIONS: tuple[Migration, ...] = (
             "CREATE INDEX model_files_sha256 ON model_files (sha256)",
         ),
     ),
+    Migration(
+        3,
+        "api_key_shares",
+        (
+            "ALTER TABLE api_keys ADD COLUMN weight REAL NOT NULL DEFAULT 1.0 CHECK (weight BETWEEN 0.01 AND 100)",
+            """
+            ALTER TABLE api_keys ADD COLUMN highest_tier TEXT NOT NULL DEFAULT 'default'
+            CHECK (highest_tier IN ('priority', 'default', 'flex'))
+            """,
+        ),
+    ),
 )
 """The history of the schema, oldest first."""
 

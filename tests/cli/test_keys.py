@@ -4,6 +4,7 @@ import json
 from contextlib import closing
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner, Result
 
 from appliance.cli.keys import command
@@ -91,3 +92,22 @@ def test_an_unknown_scope_is_refused(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "'inference', 'metrics', 'admin'" in result.stderr
     assert not (tmp_path / "appliance.db").exists()
+
+
+def test_a_keys_share_and_tier_are_shown(tmp_path: Path) -> None:
+    run(tmp_path, "create", "urgent", "--weight", "2.5", "--tier", "priority")
+    run(tmp_path, "create", "ordinary")
+    table = run(tmp_path, "list").stdout
+    document = json.loads(run(tmp_path, "list", "--json").stdout)
+    assert "2.5" in table
+    assert "priority" in table
+    shares = {each["name"]: (each["weight"], each["highest_tier"]) for each in document}
+    assert shares == {"urgent": (2.5, "priority"), "ordinary": (1.0, "default")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"), [(("--weight", "0"), 2), (("--weight", "nan"), 5), (("--tier", "royal"), 2)]
+)
+def test_a_share_or_tier_that_cannot_be_is_refused(tmp_path: Path, arguments: tuple[str, ...], status: int) -> None:
+    assert run(tmp_path, "create", "camera", *arguments).exit_code == status
+    assert "no API key yet" in run(tmp_path, "list").stdout

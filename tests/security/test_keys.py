@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.core.errors import ConflictError, InvalidRequestError, NotFoundError, StorageError
+from appliance.core.types import Priority
 from appliance.security.keys import SCOPES, ApiKey, KeyStore
 from appliance.store.database import Connection, Database
 from tests.security.conftest import HandClock
@@ -109,8 +110,9 @@ def test_an_unknown_id_cannot_be_revoked_and_the_valid_ones_are_named(keys: KeyS
 def test_creating_and_revoking_are_audited(keys: KeyStore, database: Database, clock: HandClock) -> None:
     key, secret = keys.create("camera", ["metrics", "inference"], actor="key_admin")
     keys.revoke(key.id, actor="local:alice")
+    made = '{"name":"camera","scopes":["inference","metrics"],"weight":1.0,"highest_tier":"default"}'
     assert database.read(audit) == [
-        ("key_admin", "key.create", key.id, '{"name":"camera","scopes":["inference","metrics"]}', clock.now),
+        ("key_admin", "key.create", key.id, made, clock.now),
         ("local:alice", "key.revoke", key.id, '{"name":"camera"}', clock.now),
     ]
     assert secret not in str(database.read(audit))
@@ -146,6 +148,24 @@ def test_a_wrong_scope_is_refused(keys: KeyStore, scopes: list[str], fault: str)
     with pytest.raises(InvalidRequestError, match=fault) as refusal:
         keys.create("camera", scopes)
     assert "inference, metrics, admin" in refusal.value.advice
+    assert not keys.has_keys()
+
+
+def test_a_key_has_its_share_and_its_highest_tier(keys: KeyStore) -> None:
+    ordinary, _ = keys.create("ordinary", ["inference"])
+    urgent, secret = keys.create("urgent", ["inference"], weight=2.5, highest_tier=Priority.PRIORITY)
+    assert (ordinary.weight, ordinary.highest_tier) == (1.0, Priority.DEFAULT)
+    assert keys.authenticate(secret) == urgent
+    assert (urgent.weight, urgent.highest_tier) == (2.5, Priority.PRIORITY)
+    assert keys.list() == (ordinary, urgent) or keys.list() == (urgent, ordinary)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, 0.0099, 100.1, float("inf"), float("nan")])
+def test_a_weight_that_would_starve_someone_is_refused(keys: KeyStore, weight: float) -> None:
+    with pytest.raises(InvalidRequestError, match="weight") as refusal:
+        keys.create("camera", ["inference"], weight=weight)
+    assert refusal.value.param == "weight"
+    assert "0.01 to 100" in refusal.value.advice
     assert not keys.has_keys()
 
 

@@ -71,6 +71,17 @@ def test_migrating_from_an_earlier_number_equals_the_newest_schema(
     assert history(connection) == NEWEST
 
 
+def test_a_key_from_before_there_were_shares_has_the_ordinary_one(connection: sqlite3.Connection) -> None:
+    migrate(connection, MIGRATIONS[:2])
+    insert = "INSERT INTO api_keys (id, name, token_hash, scopes, created) VALUES (?, ?, ?, 'inference', 0)"
+    connection.execute(insert, ("key_1", "old", bytes(32)))
+    migrate(connection)
+    assert connection.execute("SELECT id, weight, highest_tier FROM api_keys").fetchall() == [("key_1", 1.0, "default")]
+    for column, value in (("weight", 0.009), ("weight", 101), ("highest_tier", "royal")):
+        with pytest.raises(sqlite3.IntegrityError):
+            connection.execute(f"UPDATE api_keys SET {column} = ?", (value,))
+
+
 def test_migrating_twice_changes_nothing_and_takes_no_lock(tmp_path: Path) -> None:
     path = tmp_path / "appliance.db"
     with closing(sqlite3.connect(path, isolation_level=None)) as writer, closing(sqlite3.connect(path)) as other:

@@ -23,7 +23,7 @@ from appliance.api.openai.sampling import (
     usage_response,
 )
 from appliance.api.openai.stream import ChunkStream
-from appliance.core.types import Delta
+from appliance.core.types import Delta, GenerationRequest
 
 
 class Heading(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,13 +40,13 @@ class Heading(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.asdict(self)
 
 
-def heading(prefix: str, request: SamplingFields, choices: Choices) -> Heading:
-    """Return the heading of a new answer; `prefix` is what OpenAI's ids begin with."""
+def heading(prefix: str, work: GenerationRequest, choices: Choices) -> Heading:
+    """Return the heading of the answer to the work; `prefix` is what OpenAI's ids begin with."""
     return Heading(
         id=f"{prefix}-{secrets.token_hex(12)}",
         created=int(time.time()),
         model=choices.model,
-        service_tier=service_tier(request),
+        service_tier=service_tier(work.priority),
         system_fingerprint=system_fingerprint(choices.model),
     )
 

@@ -160,13 +160,13 @@ class ChatCompletions:
         )
         try:
             choices = await until_disconnected(
-                request.receive, Choices.accept(self._models, [work]), limit_s=settings.request_timeout_s
+                request.receive, Choices.accept(self._models, [work]), limit_s=work.deadline_s
             )
         except InvalidRequestError as error:
             if error.param == "prompt":  # as the engine calls it
                 error.param = "messages"
             raise
-        head = heading("chatcmpl", fields, choices)
+        head = heading("chatcmpl", work, choices)
         if not fields.stream:
             with_logprobs = bool(fields.logprobs)
             return await send_whole(

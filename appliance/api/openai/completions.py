@@ -114,11 +114,11 @@ class Completions:
             fields, max_tokens=fields.max_tokens or DEFAULT_MAX_TOKENS, top_logprobs=fields.logprobs
         )
         prompts = prompts_of(fields, settings)
-        limit_s = settings.request_timeout_s
-        echoes = await until_disconnected(request.receive, self._echoes(fields, prompts), limit_s=limit_s)
         work = [generation_request(request, fields, each, sampling, settings) for each in prompts]
+        limit_s = work[0].deadline_s
+        echoes = await until_disconnected(request.receive, self._echoes(fields, prompts), limit_s=limit_s)
         choices = await until_disconnected(request.receive, Choices.accept(self._models, work), limit_s=limit_s)
-        answer = _Answer(heading("cmpl", fields, choices), fields, echoes)
+        answer = _Answer(heading("cmpl", work[0], choices), fields, echoes)
         if not fields.stream:
             return await send_whole(request, choices, lambda deltas: answer.whole(deltas, **ending(choices)))
         return send_stream(

@@ -35,6 +35,7 @@ Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 CountOrZero = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 StopStrings = Annotated[list[StopString], Meta(max_length=16)]
 StopTokens = Annotated[list[TokenId], Meta(max_length=64)]
+TimeLimit = Annotated[float, Meta(gt=0, le=86_400 * 366)]
 ServiceTier = Literal["auto", "default", "flex", "priority", "fast", "scale"]
 
 SMALLEST_TOP_P = 1e-6
@@ -71,7 +72,10 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     logit_bias: Annotated[LogitBias | None, meaning("Token id to a value added to its logit")] = None
     seed: Annotated[Seed | None, meaning("Makes the draw repeatable")] = None
     stop: Annotated[StopString | StopStrings | None, meaning("Strings that end the answer, not part of it")] = None
-    service_tier: Annotated[ServiceTier | None, meaning("Priority in the queue")] = None
+    service_tier: Annotated[
+        ServiceTier | None,
+        meaning("Priority in the queue; the answer says which it was, at most the API key's highest tier"),
+    ] = None
     user: Annotated[Text | None, ignored("names the end user")] = None
     top_k: Annotated[CountOrZero | None, meaning("Extension: keep the k likeliest tokens; 0 is off")] = None
     min_p: Annotated[Share | None, meaning("Extension: least share of the likeliest one's probability")] = None
@@ -80,6 +84,9 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     repeat_last_n: Annotated[CountOrZero | None, meaning("Extension: tokens the penalties look at")] = None
     ignore_eos: Annotated[bool | None, meaning("Extension: go on at the model's end tokens")] = None
     stop_token_ids: Annotated[StopTokens | None, meaning("Extension: tokens that end the answer")] = None
+    timeout_s: Annotated[
+        TimeLimit | None, meaning("Extension: seconds after which the answer is given up, if sooner than the server's")
+    ] = None
 
     schema_conditions: ClassVar[Sequence[dict[str, Any]]] = (requires("stream_options", "object", "stream"),)
     """JSON Schema for what `check_common` checks."""
@@ -169,8 +176,9 @@ def generation_request(
         sampling=sampling,
         n=fields.n or 1,
         tenant=state.get("tenant", ""),
-        priority=_PRIORITIES[fields.service_tier or "auto"],
-        deadline_s=settings.request_timeout_s,
+        weight=state.get("weight", 1.0),
+        priority=max(_PRIORITIES[fields.service_tier or "auto"], state.get("highest_tier", Priority.PRIORITY)),
+        deadline_s=min(fields.timeout_s or settings.request_timeout_s, settings.request_timeout_s),
         request_id=state["request_id"],
     )
 
@@ -209,9 +217,9 @@ def check_prompt_length(characters: int, settings: Settings, param: str) -> None
         )
 
 
-def service_tier(fields: SamplingFields) -> str:
-    """Return the tier that was used: priority, default or flex."""
-    return _PRIORITIES[fields.service_tier or "auto"].name.lower()
+def service_tier(used: Priority) -> str:
+    """Return the name of the tier that was used: priority, default or flex."""
+    return used.name.lower()
 
 
 def system_fingerprint(model: str) -> str:
