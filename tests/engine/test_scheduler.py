@@ -220,6 +220,22 @@ def test_the_last_in_order_gives_way_and_finishes_later_without_losing_a_token()
     assert len(young.tokens) == len(written) + 1
 
 
+def test_what_is_computed_anew_after_giving_way_is_not_charged_again() -> None:
+    subject = scheduler(cells=80, batch=64)
+    old, young = sequence(1, list(range(20))), sequence(2, list(range(100, 120)), arrived=1.0)
+    young.tenant = "young"
+    subject.submit(old)
+    subject.submit(young)
+    while subject.preemptions == 0:
+        work(subject)
+    before, generated = subject.shares.counter("young"), young.generated
+    assert before == 20 + 2 * (generated - 1), "all but the last token were evaluated"
+    subject.finish(old)
+    step = work(subject)
+    assert [run.count for run in step.runs] == [20 + generated]
+    assert subject.shares.counter("young") == before
+
+
 def test_native_refusal_drops_idle_pasts_then_the_youngest_then_gives_up() -> None:
     subject = scheduler()
     finished = sequence(1, list(range(20)))

@@ -126,7 +126,8 @@ class Scheduler:
         assert sequence.slot is not None, "the sequence is running"
         for token in run.drafts[:accepted]:
             self.append(sequence, token)
-        self._evaluated(sequence, accepted)
+        self._charge(sequence, accepted)
+        self.residents.evaluated(sequence, accepted)
         sequence.drafter.settle(checked=len(run.drafts), accepted=accepted)
         return Truncate(sequence.slot, sequence.evaluated)
 
@@ -168,7 +169,10 @@ class Scheduler:
         """Record that a step was decoded and how long that took."""
         cells = self.ledger.used
         for run in step.runs:
-            self._evaluated(run.sequence, run.count - len(run.drafts))
+            sequence, count = run.sequence, run.count - len(run.drafts)
+            if sequence.decoding:
+                self._charge(sequence, count)
+            self.residents.evaluated(sequence, count)
         self._drafts_refused = False
         self.cost.observe(
             decoding=step.decoding,
@@ -178,10 +182,8 @@ class Scheduler:
             seconds=seconds,
         )
 
-    def _evaluated(self, sequence: Sequence, count: int) -> None:
-        self.residents.evaluated(sequence, count)
-        if sequence.generated:
-            self.shares.charge(sequence.tenant, generated_tokens=count, weight=sequence.weight)
+    def _charge(self, sequence: Sequence, generated: int) -> None:
+        self.shares.charge(sequence.tenant, generated_tokens=generated, weight=sequence.weight)
 
     def refuse(self) -> None:
         """Record that native code found no room for the planned step: the least useful holder of cells gives way.
