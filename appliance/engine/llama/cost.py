@@ -44,6 +44,10 @@ class StepCost:
         """Return how many prompt tokens fit a step of the given length beside the decoding sequences; may be 0."""
         return max(0, int((seconds - self.decode_s(decoding)) / self.prefill_token_s))
 
+    def expected_s(self, decoding: int, prefill_tokens: int, draft_tokens: int) -> float:
+        """Return how long a step will take."""
+        return self.decode_s(decoding) + prefill_tokens * self.prefill_token_s + draft_tokens * self.draft_token_s
+
     def observe(self, *, decoding: int, prefill_tokens: int, seconds: float, draft_tokens: int = 0) -> None:
         """Learn from a step that was decoded; none has both prompt and guessed tokens."""
         if draft_tokens:
