@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -48,7 +50,7 @@ def test_a_costly_switch_makes_turns_longer() -> None:
     subject = Turns()
     served = serve(subject, ["a", "b"], 400, step_s=0.01, switch_s=0.02)
     assert subject.switch_s == pytest.approx(0.02, rel=0.01)
-    switches = sum(one != other for one, other in zip(served, served[1:], strict=False))
+    switches = sum(one != other for one, other in pairwise(served))
     assert switches * 0.02 <= (400 * 0.01 + switches * 0.02) / (SWITCHES_PER_TURN - 1)
     assert subject.share_s(2, 0.001) == pytest.approx(0.08, rel=0.01)
 
