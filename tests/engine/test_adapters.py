@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -30,18 +31,21 @@ class Bench(EngineUnderTest):
         super().__init__(subject.engine, subject.metrics)
         self.base = base
 
-    async def load(self, name: str, path: Path | None = None, **how: float) -> str:
+    async def load(self, name: str, path: Path | None = None, **how: float) -> Adapter:
         if path is None:
             path = write_tiny_lora(self.base.with_name(f"{name}.gguf"), self.base, **how)  # type: ignore[arg-type]
-        adapter = Adapter(f"{name}@0", f"tiny:1:{name}", path, self.metrics.for_model(f"tiny:1:{name}"))
+        digest = hashlib.sha256(path.read_bytes() if path.exists() else b"").hexdigest()
+        adapter = Adapter(digest, f"tiny:1:{name}", path, self.metrics.for_model(f"tiny:1:{name}"))
         await self.engine.load_adapter(adapter)
-        return adapter.id
+        return adapter
 
-    async def start(self, adapter: str, text: str = TEXT, tokens: int = 24, **more: object) -> LlamaGeneration:
+    async def start(
+        self, adapter: Adapter | None, text: str = TEXT, tokens: int = 24, **more: object
+    ) -> LlamaGeneration:
         sampling = SamplingParams(temperature=0, max_tokens=tokens, top_logprobs=2, ignore_eos=True)
         return self.engine.submit(await self.tokens(text), sampling, adapter=adapter, **more)  # type: ignore[arg-type]
 
-    async def answer(self, adapter: str, text: str = TEXT, tokens: int = 24) -> tuple[Answer, Usage]:
+    async def answer(self, adapter: Adapter | None, text: str = TEXT, tokens: int = 24) -> tuple[Answer, Usage]:
         generation = await self.start(adapter, text, tokens)
         return (await collect(generation))[0], generation.usage
 
@@ -67,10 +71,10 @@ async def test_an_adapter_answers_as_the_model_it_is_merged_into(tmp_path: Path,
     path = write_tiny_lora(tmp_path / "lora.gguf", base, seed=5)
     async with bench(base) as subject:
         adapter = await subject.load("one", path)
-        plain, _ = await subject.answer("")
+        plain, _ = await subject.answer(None)
         adapted, _ = await subject.answer(adapter)
     async with bench(write_merged(tmp_path / "merged.gguf", base, path)) as merged:
-        expected, _ = await merged.answer("")
+        expected, _ = await merged.answer(None)
     assert close_to(adapted, expected)
     assert not close_to(adapted, plain)
     assert adapted.logprobs[0] == pytest.approx(expected.logprobs[0], abs=0.002)
@@ -82,16 +86,16 @@ async def test_every_kind_of_matrix_is_applied(tmp_path: Path, base: Path, matri
     path = write_tiny_lora(tmp_path / "lora.gguf", base, matrices=matrices, rank=3, alpha=5.0)
     async with bench(base) as subject:
         adapted, _ = await subject.answer(await subject.load("one", path))
-        plain, _ = await subject.answer("")
+        plain, _ = await subject.answer(None)
     async with bench(write_merged(tmp_path / "merged.gguf", base, path)) as merged:
-        expected, _ = await merged.answer("")
+        expected, _ = await merged.answer(None)
     assert close_to(adapted, expected)
     assert not close_to(adapted, plain)
 
 
 async def test_base_and_two_adapters_together_answer_as_each_alone(base: Path) -> None:
     async with bench(base, sequences=6) as subject:
-        adapters = ["", await subject.load("one", seed=1), await subject.load("two", seed=2)]
+        adapters = [None, await subject.load("one", seed=1), await subject.load("two", seed=2)]
         asked = [(each, text) for each in adapters for text in (TEXT, "why does the dog sleep")]
         alone = [(await subject.answer(*each, 60))[0] for each in asked]
         together = await asyncio.gather(*(subject.answer(*each, 60) for each in asked))
@@ -103,9 +107,9 @@ async def test_base_and_two_adapters_together_answer_as_each_alone(base: Path) -
 async def test_a_stream_of_the_base_is_the_same_beside_an_adapters(base: Path, latency: float) -> None:
     async with bench(base, target_inter_token_latency_s=latency) as subject:
         adapter = await subject.load("one")
-        expected, _ = await subject.answer("", tokens=100)
+        expected, _ = await subject.answer(None, tokens=100)
         beside = await subject.start(adapter, "another text", 200)
-        answer, _ = await subject.answer("", tokens=100)
+        answer, _ = await subject.answer(None, tokens=100)
         assert not beside.ended
         beside.cancel()
     assert answer.token_ids == expected.token_ids
@@ -114,7 +118,7 @@ async def test_a_stream_of_the_base_is_the_same_beside_an_adapters(base: Path, l
 
 async def test_what_another_adapter_evaluated_is_never_reused(base: Path) -> None:
     async with bench(base) as subject:
-        adapters = ["", await subject.load("one", seed=1), await subject.load("two", seed=2)]
+        adapters = [None, await subject.load("one", seed=1), await subject.load("two", seed=2)]
         cold = [await subject.answer(each) for each in adapters]
         warm = [await subject.answer(each) for each in adapters]
         assert [usage.cached_tokens for _, usage in cold] == [0, 0, 0]
@@ -125,7 +129,7 @@ async def test_what_another_adapter_evaluated_is_never_reused(base: Path) -> Non
 async def test_a_common_prompt_that_arrives_at_once_is_read_once_for_each_adapter(base: Path) -> None:
     async with bench(base, sequences=4) as subject:
         adapter = await subject.load("one")
-        started = [await subject.start(each, TEXT * 3, 4) for each in ("", adapter, "", adapter)]
+        started = [await subject.start(each, TEXT * 3, 4) for each in (None, adapter, None, adapter)]
         await asyncio.gather(*(collect(each) for each in started))
         cached = [each.usage.cached_tokens for each in started]
         shared = started[0].usage.prompt_tokens - 1
@@ -134,8 +138,8 @@ async def test_a_common_prompt_that_arrives_at_once_is_read_once_for_each_adapte
 
 async def test_everyone_streams_while_others_of_other_adapters_do(base: Path) -> None:
     async with bench(base, sequences=3, target_inter_token_latency_s=1e-4) as subject:
-        adapters = ["", await subject.load("one", seed=1), await subject.load("two", seed=2)]
-        started = [await subject.start(each, f"{each} asks", 100) for each in adapters]
+        adapters = [None, await subject.load("one", seed=1), await subject.load("two", seed=2)]
+        started = [await subject.start(each, TEXT, 100) for each in adapters]
         await asyncio.gather(*(collect(each) for each in started))
     ends = [each.ended_at or 0.0 for each in started]
     firsts = [each.first_token_at or 0.0 for each in started]
@@ -143,21 +147,21 @@ async def test_everyone_streams_while_others_of_other_adapters_do(base: Path) ->
 
 
 async def test_an_adapter_is_loaded_and_dropped_while_others_stream(base: Path) -> None:
-    paths = [write_tiny_lora(base.with_name(f"{seed}.gguf"), base, seed=seed) for seed in range(3)]
+    paths = [write_tiny_lora(base.with_name(f"{seed}.gguf"), base, seed=seed) for seed in (2, 3, 4)]
     overlaps = 0
     async with bench(base, sequences=3, target_inter_token_latency_s=1e-4) as subject:
         one = await subject.load("one", seed=1)
-        expected = [(await subject.answer(each, tokens=300))[0] for each in ("", one)]
-        streams = [asyncio.ensure_future(subject.answer(each, tokens=300)) for each in ("", one)]
+        expected = [(await subject.answer(each, tokens=300))[0] for each in (None, one)]
+        streams = [asyncio.ensure_future(subject.answer(each, tokens=300)) for each in (None, one)]
         await subject.until(lambda: all(each.first_token_at for each in subject.engine._open))
         for path in paths:
             two = await subject.load("two", path)
             await subject.answer(two, tokens=2)
-            await subject.engine.drop_adapter(two)
+            await subject.engine.drop_adapter(two.id)
             overlaps += not any(each.done() for each in streams)
         assert overlaps, "the streams ended before anything was loaded"
         answers = [answer for answer, _ in await asyncio.gather(*streams)]
-        assert subject.engine.adapters == {one}
+        assert subject.engine.adapters == {one.id}
     assert all(close_to(answer, wanted) for answer, wanted in zip(answers, expected, strict=True))
 
 
@@ -165,11 +169,11 @@ async def test_an_exchanged_adapter_does_not_answer_from_the_memory_of_the_old_o
     async with bench(base) as subject:
         old = await subject.load("one", seed=1)
         await subject.answer(old)
-        await subject.engine.drop_adapter(old)
-        path = write_tiny_lora(base.with_name("new.gguf"), base, seed=2)
-        new = Adapter("one@1", "tiny:1:one", path, subject.metrics.for_model("tiny:1:one"))
-        await subject.engine.load_adapter(new)
-        answer, usage = await subject.answer(new.id)
+        await subject.engine.drop_adapter(old.id)
+        with pytest.raises(EngineError, match="tiny:1:one was unloaded"):
+            await subject.answer(old)
+        new = await subject.load("one", seed=2)
+        answer, usage = await subject.answer(new)
         assert usage.cached_tokens == 0
     async with bench(base) as fresh:
         expected, _ = await fresh.answer(await fresh.load("one", seed=2))
@@ -190,8 +194,8 @@ async def test_a_loaded_adapter_does_not_need_its_file(base: Path, tmp_path: Pat
 
 async def test_an_adapter_that_overflows_is_refused_at_its_trial_and_nobody_notices(base: Path) -> None:
     async with bench(base) as subject:
-        expected, _ = await subject.answer("", tokens=100)
-        stream = asyncio.ensure_future(subject.answer("", tokens=100))
+        expected, _ = await subject.answer(None, tokens=100)
+        stream = asyncio.ensure_future(subject.answer(None, tokens=100))
         with pytest.raises(EngineError, match="not numbers") as refusal:
             await subject.load("huge", gain=1e30)
         assert refusal.value.code == "not_a_number"
@@ -206,14 +210,14 @@ async def test_what_is_not_a_number_under_an_adapter_stays_with_its_own_requests
     monkeypatch.setattr(lora, "check_adapter", lambda context, adapter: None)
     async with bench(base, sequences=4, target_inter_token_latency_s=1e-4) as subject:
         sound, huge = await subject.load("sound"), await subject.load("huge", gain=1e30)
-        expected = [(await subject.answer(each, tokens=100))[0] for each in ("", sound)]
-        streams = [asyncio.ensure_future(subject.answer(each, tokens=100)) for each in ("", sound)]
+        expected = [(await subject.answer(each, tokens=100))[0] for each in (None, sound)]
+        streams = [asyncio.ensure_future(subject.answer(each, tokens=100)) for each in (None, sound)]
         await subject.until(lambda: all(each.first_token_at for each in subject.engine._open))
         for text in ("short", TEXT * 4):  # the long one fails before it is sampled
             with pytest.raises(EngineError, match="not a number"):
                 await subject.answer(huge, text)
         answers = [answer for answer, _ in await asyncio.gather(*streams)]
-        again, _ = await subject.answer("", tokens=100)
+        again, _ = await subject.answer(None, tokens=100)
     assert all(
         close_to(answer, wanted) for answer, wanted in zip([*answers, again], [*expected, expected[0]], strict=True)
     )
@@ -221,7 +225,7 @@ async def test_what_is_not_a_number_under_an_adapter_stays_with_its_own_requests
 
 async def test_more_context_than_cells_under_several_adapters_finishes_with_the_same_answers(base: Path) -> None:
     async def all_of(subject: Bench) -> list[Answer]:
-        adapters = ["", await subject.load("one", seed=1), await subject.load("two", seed=2)]
+        adapters = [None, await subject.load("one", seed=1), await subject.load("two", seed=2)]
         asked = [subject.answer(adapters[number % 3], f"{number} the lazy dog", 120) for number in range(6)]
         return [answer for answer, _ in await asyncio.gather(*asked)]
 
@@ -258,7 +262,7 @@ async def test_unloading_the_model_ends_requests_under_adapters_and_frees_those(
         with pytest.raises(EngineError, match="unloaded"):
             await collect(generation)
         with pytest.raises(EngineError, match="has ended"):
-            await subject.load("two")
+            await subject.load("two", seed=2)
 
 
 async def test_an_engine_that_is_stopping_answers_who_waits_for_an_adapter(base: Path) -> None:
@@ -267,3 +271,37 @@ async def test_an_engine_that_is_stopping_answers_who_waits_for_an_adapter(base:
         with pytest.raises(EngineError, match="unloaded"):
             await subject.load("one")
         await subject.engine.close()
+
+
+async def test_a_conversation_is_parked_and_resumed_under_its_own_adapter(base: Path) -> None:
+    async with bench(base, sequences=1, cells=128, parking_ram_bytes=2**24) as subject:
+        adapters = [None, await subject.load("one", seed=1)]
+        cold = [await subject.answer(each, tokens=8) for each in adapters]
+        warm = [await subject.answer(each, tokens=8) for each in adapters]
+        assert [usage.cached_tokens > 0 for _, usage in cold + warm] == [False, False, True, True]
+    assert all(close_to(one, other) for (one, _), (other, _) in zip(cold, warm, strict=True))
+
+
+async def test_an_adapter_in_use_is_not_dropped_and_its_stream_goes_on(base: Path) -> None:
+    async with bench(base) as subject:
+        one = await subject.load("one")
+        expected, _ = await subject.answer(one, tokens=60)
+        stream = asyncio.ensure_future(subject.answer(one, tokens=60))
+        await subject.until(lambda: subject.engine.open_requests == 1)
+        with pytest.raises(EngineError, match="in use"):
+            await subject.engine.drop_adapter(one.id)
+        answer, _ = await stream
+        assert close_to(answer, expected)
+        await subject.engine.drop_adapter(one.id)
+        assert subject.engine.adapters == frozenset()
+
+
+async def test_the_same_file_under_two_names_is_loaded_once(base: Path) -> None:
+    async with bench(base) as subject:
+        one = await subject.load("one")
+        other = await subject.load("other", one.path)
+        generations = [await subject.start(each, tokens=4) for each in (one, other)]
+        first, second = [(await collect(each))[0] for each in generations]
+        assert [each.model for each in generations] == ["tiny:1:one", "tiny:1:other"]
+        assert subject.engine.adapters == {one.id}
+    assert close_to(first, second)

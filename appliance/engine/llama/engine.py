@@ -155,27 +155,31 @@ class LlamaEngine:
         return frozenset(self._adapters)
 
     async def load_adapter(self, adapter: Adapter) -> None:
-        """Load an adapter beside those that are loaded; others go on meanwhile, but for its reading.
+        """Load an adapter beside those that are loaded, if it is not; others go on meanwhile, but for its reading.
 
         Raises:
             ModelFileError: llama.cpp refuses the file.
             EngineError: It gives answers that are not numbers, there is not enough memory, or the engine has ended.
         """
-        await self._command(lambda done: LoadAdapter(adapter, done))
-        self._adapters.add(adapter.id)
+        self._check_alive()
+        if adapter.id not in self._adapters:
+            await self._command(lambda done: LoadAdapter(adapter, done))
+            self._adapters.add(adapter.id)
 
     async def drop_adapter(self, number: str) -> None:
-        """Free an adapter. The caller sees to it that no open request uses it.
+        """Free an adapter.
 
         Raises:
-            EngineError: The engine has ended.
+            EngineError: An open request uses it, or the engine has ended; nothing was changed.
         """
+        if any(each.adapter == number for each in self._open):
+            raise EngineError(f"An adapter of {self.name} is in use.", advice="Wait for its requests to end.")
+        self._check_alive()
         self._adapters.remove(number)
         await self._command(lambda done: DropAdapter(number, done))
 
     async def _command(self, make: Callable[[Callable[[ApplianceError | None], None]], Command]) -> None:
         """Give the worker a command that it answers, and wait for the answer."""
-        self._check_alive()
         answer: asyncio.Future[ApplianceError | None] = self._loop.create_future()
         self._worker.put(make(lambda error: post(self._loop, answer.set_result, error)))
         await asyncio.wait([answer, self.ended], return_when=asyncio.FIRST_COMPLETED)
@@ -230,12 +234,14 @@ class LlamaEngine:
                 retry_after_s=self._retry_after(),
             )
         now = time.monotonic()
+        space = "" if adapter is None else adapter.id
         generation = LlamaGeneration(
             model=self.name if adapter is None else adapter.name,
             prompt_tokens=len(prompt),
             choices=n,
             now=now,
             cancel=lambda: self._cancel(generation),
+            adapter=space,
             on_end=on_end,
         )
         limit = self.context_length
@@ -243,7 +249,6 @@ class LlamaEngine:
             limit = min(limit, len(prompt) + sampling.max_tokens)
         tokens = array("i", prompt)
         deadline = None if deadline_s is None else now + deadline_s
-        space = "" if adapter is None else adapter.id
         choices = [
             Choice(generation, index, tokens, sampling, priority, limit, now, tenant, weight, deadline, space)
             for index in range(n)

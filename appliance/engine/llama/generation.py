@@ -55,10 +55,12 @@ class LlamaGeneration:
         choices: int,
         now: float,
         cancel: Callable[[], None],
+        adapter: str = "",
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
         """Wait for `choices` choices of one prompt; `cancel` tells the engine to stop them, `on_end` is called once."""
         self.model = model
+        self.adapter = adapter
         self.submitted_at = now
         self.admitted_at: float | None = None
         self.first_token_at: float | None = None
