@@ -8,7 +8,8 @@ from dataclasses import replace
 from appliance.core.errors import InvalidRequestError
 from appliance.core.types import ChatMessage, Generation, GenerationRequest, ModelCard, Prompt, Tokenization
 from appliance.registry.versions import RegisteredModel, Registry
-from appliance.serving.loaded import LoadedModel, LoadedModels
+from appliance.serving.loaded import LoadedModels
+from appliance.serving.route import LoadedModel
 
 
 class TextGeneration:
@@ -26,12 +27,12 @@ class TextGeneration:
 
     async def generate(self, request: GenerationRequest) -> Generation:
         """Accept a request; see `core.types.TextModels.generate`."""
-        async with self._models.lease(request.model) as model:
-            tokens = await prompt_tokens(model, request.prompt)
+        async with self._models.lease(request.model) as route:
+            tokens = await prompt_tokens(route.model, request.prompt)
             sampling = request.sampling
             if isinstance(request.prompt, tuple):
-                sampling = replace(sampling, stop=(*sampling.stop, *model.registered.stop))
-            return model.engine.submit(
+                sampling = replace(sampling, stop=(*sampling.stop, *route.model.registered.stop))
+            return route.submit(
                 tokens,
                 sampling,
                 n=request.n,
@@ -45,7 +46,8 @@ class TextGeneration:
         self, model: str, prompt: Prompt, *, add_special: bool = True, parse_special: bool = False
     ) -> Tokenization:
         """Return the prompt as the engine would read it; see `core.types.TextModels.tokenize`."""
-        async with self._models.lease(model) as loaded:
+        async with self._models.lease(model) as route:
+            loaded = route.model
             tokens = await prompt_tokens(loaded, prompt, add_special=add_special, parse_special=parse_special)
             pieces = tuple(loaded.engine.piece(token) for token in tokens)
             return Tokenization(tuple(tokens), pieces, loaded.engine.context_length)
@@ -97,4 +99,5 @@ def _card(model: RegisteredModel, *, loaded: bool) -> ModelCard:
         licence=model.licence,
         context_length=model.context_length,
         loaded=loaded,
+        adapter=model.adapter,
     )
