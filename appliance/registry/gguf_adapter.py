@@ -26,7 +26,8 @@ import numpy.typing as npt
 
 from appliance.core.errors import ModelFileError
 from appliance.registry.files import open_regular, storage_errors
-from appliance.registry.gguf_header import GGUFContents, TensorPlace, dominant_type_of, parse_contents
+from appliance.registry.gguf_header import GGUFContents, parse_contents
+from appliance.registry.gguf_tensors import TensorPlace, dominant_type_of
 from appliance.registry.gguf_values import damaged
 
 _SUFFIXES = (".lora_a", ".lora_b")

@@ -12,9 +12,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,19 +21,17 @@ from appliance.core.errors import ModelFileError
 from appliance.core.types import KvCacheType
 from appliance.registry.files import open_regular, storage_errors
 from appliance.registry.ggml_types import FILE_TYPES, GUESSED_FILE_TYPE, TENSOR_TYPES
+from appliance.registry.gguf_tensors import TensorPlace, dominant_type_of, read_tensors
 from appliance.registry.gguf_values import FLOAT32, SCALARS, STRING, ArrayOf, Value, ValueReader, damaged
 
 MAX_CHAT_TEMPLATE_BYTES = 64 * 1024
 MAX_KEYS = 16_384
 MAX_KEY_BYTES = 512
 MAX_TENSORS = 65_536
-MAX_TENSOR_NAME_BYTES = 63
-MAX_DIMENSIONS = 4
 MAX_CONTEXT_LENGTH = 2**30
 MAX_LAYERS = 512
 DEFAULT_ALIGNMENT = 32
 MAX_ALIGNMENT = 2**20
-MAX_ELEMENTS = 2**63 - 1
 
 _TEMPLATE_KEY = "tokenizer.chat_template"
 _KEPT_STRINGS = frozenset(
@@ -120,21 +117,6 @@ class GGUFHeader:
 
 
 @dataclass(frozen=True, slots=True)
-class TensorPlace:
-    """One tensor of a sound file: its type, its shape (innermost dimension first), and where its bytes are."""
-
-    type_name: str
-    dimensions: tuple[int, ...]
-    offset: int
-    size: int
-
-    @property
-    def elements(self) -> int:
-        """Return the number of elements."""
-        return math.prod(self.dimensions)
-
-
-@dataclass(frozen=True, slots=True)
 class GGUFContents:
     """A sound file's keys and tensors, whatever kind of file it is.
 
@@ -195,15 +177,7 @@ def parse_contents(file: BinaryIO, size: int) -> GGUFContents:
     if key_count > MAX_KEYS:
         raise damaged(f"it claims {key_count:,} keys; at most {MAX_KEYS:,} can be")
     fields = _read_fields(reader, key_count)
-    return GGUFContents(fields, _read_tensors(reader, tensor_count, fields.alignment()))
-
-
-def dominant_type_of(tensors: Mapping[str, TensorPlace]) -> str:
-    """Return the type that holds most elements."""
-    elements_of_type: Counter[str] = Counter()
-    for each in tensors.values():
-        elements_of_type[each.type_name] += each.elements
-    return elements_of_type.most_common(1)[0][0]
+    return GGUFContents(fields, read_tensors(reader, tensor_count, fields.alignment()))
 
 
 def _check_magic(reader: ValueReader) -> None:
@@ -237,58 +211,6 @@ def _read_fields(reader: ValueReader, count: int) -> GGUFFields:
         types[key] = reader.unsigned(what, wide=False)
         values[key] = reader.value(types[key], what, keep_text=key in _KEPT_STRINGS)
     return GGUFFields(values, types)
-
-
-def _read_tensors(reader: ValueReader, count: int, alignment: int) -> dict[str, TensorPlace]:
-    """Check every tensor's place and return them by name."""
-    tensors: dict[str, TensorPlace] = {}
-    data_end = 0
-    for index in range(count):
-        name = reader.string(f"the name of tensor {index}", MAX_TENSOR_NAME_BYTES)
-        if name in tensors:
-            raise damaged(f"tensor {name!r} is there twice")
-        type_name, dimensions, tensor_bytes = _read_shape(reader, f"tensor {name!r}")
-        offset = reader.unsigned(f"the offset of tensor {name!r}")
-        if offset != data_end:
-            raise damaged(f"tensor {name!r} is at byte {offset:,} of the data instead of {data_end:,}")
-        last_end, data_end = offset + tensor_bytes, _aligned(offset + tensor_bytes, alignment)
-        tensors[name] = TensorPlace(type_name, dimensions, offset, tensor_bytes)
-    data_start = _aligned(reader.position, alignment)
-    file_end = data_start + last_end
-    if file_end > reader.position + reader.remaining:
-        raise damaged(
-            f"its tensors reach to byte {file_end:,}, and the file ends at byte {reader.position + reader.remaining:,}"
-        )
-    return {name: replace(each, offset=data_start + each.offset) for name, each in tensors.items()}
-
-
-def _read_shape(reader: ValueReader, what: str) -> tuple[str, tuple[int, ...], int]:
-    """Return a tensor's type, its dimensions and its size in bytes."""
-    dimension_count = reader.unsigned(what, wide=False)
-    if dimension_count > MAX_DIMENSIONS:
-        raise damaged(f"{what} claims {dimension_count:,} dimensions; at most {MAX_DIMENSIONS} can be")
-    dimensions = [reader.unsigned(what) for _ in range(dimension_count)] or [1]
-    elements = 1
-    for length in dimensions:
-        elements *= length
-    if not 1 <= elements <= MAX_ELEMENTS:
-        raise damaged(f"{what} claims the shape {dimensions}")
-    type_number = reader.unsigned(what, wide=False)
-    kind = TENSOR_TYPES.get(type_number)
-    if kind is None:
-        raise ModelFileError(
-            f"The model file's {what} has the type {type_number}, which this llama.cpp does not know.",
-            advice="Use another quantisation of the model, or a newer version of this program.",
-        )
-    if dimensions[0] % kind.block_elements:
-        raise damaged(
-            f"{what} has rows of {dimensions[0]} elements, no multiple of {kind.name}'s {kind.block_elements}"
-        )
-    return kind.name, tuple(dimensions), elements // kind.block_elements * kind.block_bytes
-
-
-def _aligned(position: int, alignment: int) -> int:
-    return -(-position // alignment) * alignment
 
 
 class GGUFFields:

@@ -240,6 +240,11 @@ def import_adapter(
             advice=f"Name its base: --base {model.base_name}",
             param="base",
         )
+    if model.task == "embedding":
+        raise InvalidRequestError(
+            f"{model.full_name} is for embeddings; adapters can be used with models for chat and completion.",
+            param="base",
+        )
     with (
         registry.hold(model),
         _copied(path, registry, partial(read_adapter, base=model.files[0].path), progress) as (copy, header, sha256),

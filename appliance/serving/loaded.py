@@ -74,7 +74,9 @@ class LoadedModels:
         return frozenset(self._loaded).union(*(each.adapters.names for each in self._loaded.values()))
 
     def find(self, name: str) -> LoadedModel:
-        """Return the model of that name, or the adapter's base, if it runs; it may be unloaded as soon as the caller awaits anything.
+        """Return the model of that name, or the base of that adapter, if it runs.
+
+        It may be unloaded as soon as the caller awaits anything.
 
         Raises:
             NotFoundError: No such model, or it is not loaded.

@@ -566,16 +566,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         length=st.integers(1, 40),
         tail=st.lists(st.integers(0, 9), max_size=6),
         tier=st.sampled_from(Priority),
-        tenant=st.sampled_from("ab"),
-        adapter=st.sampled_from(["", "styled", "terse"]),
+        whose=st.tuples(st.sampled_from("ab"), st.sampled_from(["", "styled", "terse"])),
     )
-    def submit(
-        self, family: int, length: int, tail: list[int], tier: Priority, tenant: str, adapter: str
-    ) -> None:
+    def submit(self, family: int, length: int, tail: list[int], tier: Priority, whose: tuple[str, str]) -> None:
         self.number += 1
         tokens = [family * 100 + index for index in range(length)] + tail
         new = sequence(self.number, tokens, tier, self.now)
-        new.tenant, new.adapter = tenant, adapter
+        new.tenant, new.adapter = whose
         self.subject.submit(new)
         self.alive.append(new)
 

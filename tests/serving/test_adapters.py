@@ -9,8 +9,10 @@ import pytest
 
 from appliance.core.errors import ConflictError, EngineError, NotFoundError, OverloadedError, UnavailableError
 from appliance.core.types import ChatMessage, Generation, GenerationRequest, SamplingParams
+from appliance.observe.resources import memory
 from appliance.registry.install import import_adapter
 from appliance.serving import adapters as serving_adapters
+from tests.deltas import deltas_of
 from tests.serving.conftest import Box, Floor, serving, text_of
 from tests.tiny_gguf import write_merged, write_tiny_lora
 
@@ -36,7 +38,7 @@ async def answer(floor: Floor, model: str) -> str:
 
 
 async def first_text(generation: Generation) -> None:
-    async for delta in generation:
+    async for delta in deltas_of(generation):
         if delta.text:
             return
 
@@ -207,7 +209,7 @@ async def test_an_adapter_larger_than_the_memory_is_refused_with_both_figures(
     add(box, "legal")
     async with serving(box) as floor:
         await answer(floor, "tiny")
-        scarce = type(serving_adapters.memory())(total=2**20, available=1024)
+        scarce = type(memory())(total=2**20, available=1024)
         monkeypatch.setattr(serving_adapters, "memory", lambda: scarce)
         with pytest.raises(UnavailableError, match=r"tiny:1:legal needs 0\.\d MiB of memory; 0\.0 MiB are free"):
             await ask(floor, "tiny:legal")
