@@ -9,7 +9,7 @@ on until `max_tokens`; a test that wants an early end biases `END_TOKEN_ID`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -39,6 +39,9 @@ SHORT_WINDOW = 16
 """The same of `gemma3`."""
 RWKV_HEAD_SIZE = 64
 """llama.cpp's CPU code writes past the end of a head that is no multiple of its widest vector, which is 64 floats."""
+
+LORA_MATRICES = ("attn_q", "attn_v", "ffn_down", "ssm_in")
+"""What a tiny adapter changes unless it is told otherwise; `ssm_in` is a recurrent model's."""
 
 _MERGES_ARE_TRAINED_ON = (
     "the quick brown fox jumps over the lazy dog and then the dog thinks about what the fox has done to it "
@@ -100,11 +103,88 @@ def write_tiny_llama(
     model = _Model(np.random.default_rng(seed), layers, embedding, heads, vocabulary_size)
     for name, weights in _ARCHITECTURES[architecture](writer, model).items():
         _add_tensor(writer, name, weights, quantisation)
+    _finish(writer)
+    return path
+
+
+def write_tiny_lora(
+    path: Path,
+    base: Path,
+    *,
+    seed: int = 0,
+    rank: int = 4,
+    alpha: float = 8.0,
+    matrices: Sequence[str] = LORA_MATRICES,
+    gain: float = 1.0,
+    architecture: str | None = None,
+    quantisation: Quantisation = "f32",
+    change: Callable[[dict[str, Weights]], object] = lambda _: None,
+) -> Path:
+    """Write a random LoRA adapter for a model of `write_tiny_llama` and return its path.
+
+    Args:
+        path: The file to write.
+        base: The model's file, which says which matrices there are and their shapes.
+        seed: Of the weights.
+        rank: Columns of B and rows of A.
+        alpha: What the header says; the adapter's scale is `alpha / rank`.
+        matrices: Names without block and `.weight`; those that the base has are changed in every block.
+        gain: About how strong the change is against the matrix itself.
+        architecture: What the header says; the base's if not given.
+        quantisation: Of A and B.
+        change: Called with the tensors before they are written, to spoil them.
+    """
+    reader = gguf.GGUFReader(base)
+    writer = gguf.GGUFWriter(path, architecture or reader.get_field("general.architecture").contents())
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
+    random = np.random.default_rng(seed)
+    tensors: dict[str, Weights] = {}
+    for each in reader.tensors:
+        inputs, *outputs = (int(length) for length in each.shape)
+        if each.name.removesuffix(".weight").rpartition(".")[2] not in matrices:
+            continue
+        strength = np.float32(np.sqrt(gain * rank / alpha) / rank**0.25 / inputs**0.25)
+        down, up = (
+            ((outputs[0], rank), (inputs, rank)) if "token_embd" in each.name else ((rank, inputs), (*outputs, rank))
+        )
+        tensors[f"{each.name}.lora_a"] = random.standard_normal(down, np.float32) * strength
+        tensors[f"{each.name}.lora_b"] = random.standard_normal(up, np.float32) * strength
+    change(tensors)
+    for name, weights in tensors.items():
+        _add_tensor(writer, name, weights, quantisation)
+    _finish(writer)
+    return path
+
+
+def write_merged(path: Path, base: Path, adapter: Path) -> Path:
+    """Write the model that `base` is with `adapter` merged into its weights, `W + alpha / rank · B·A`, in f32."""
+    reader, delta = gguf.GGUFReader(base), gguf.GGUFReader(adapter)
+    writer = gguf.GGUFWriter(path, reader.get_field("general.architecture").contents())
+    for field in reader.fields.values():
+        if not field.name.startswith(("GGUF.", "general.architecture")):
+            writer.add_key_value(
+                field.name, field.contents(), field.types[0], field.types[-1] if field.types[1:] else None
+            )
+    weights = {each.name: np.asarray(each.data, np.float32) for each in delta.tensors}
+    alpha = delta.get_field(gguf.Keys.Adapter.LORA_ALPHA).contents()
+    for each in reader.tensors:
+        merged = np.asarray(each.data, np.float32)
+        if f"{each.name}.lora_a" in weights:
+            down, up = weights[f"{each.name}.lora_a"], weights[f"{each.name}.lora_b"]
+            change = down @ up.T if "token_embd" in each.name else up @ down
+            merged = merged + np.float32(alpha / up.shape[1]) * change
+        writer.add_tensor(each.name, merged)
+    _finish(writer)
+    return path
+
+
+def _finish(writer: gguf.GGUFWriter) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
 
 
 BERT_CONTROL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

@@ -81,20 +81,34 @@ def pull(context: Context, *, name: str, only_source: str | None) -> None:
 
 
 @command.command(
-    "import", epilog="Example: appliance models import ~/Qwen3-4B-Q4_K_M.gguf --name qwen3-4b --licence Apache-2.0"
+    "import",
+    epilog="Examples: `appliance models import ~/Qwen3-4B-Q4_K_M.gguf --name qwen3-4b --licence Apache-2.0`; a LoRA "
+    "adapter: `appliance models import ~/legal-lora.gguf --name legal --base qwen3-4b`.",
 )
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--name", help="What to call it; made from the file's name if not given.")
 @click.option("--version", help="Its version; a number is counted up if not given.")
 @click.option("--licence", "--license", help="SPDX licence expression; what the file says if not given.")
+@click.option("--base", help="The model here that the file is a LoRA adapter of, with or without its version.")
 @verb_options
-def import_file(context: Context, *, path: Path, name: str | None, version: str | None, licence: str | None) -> None:
+def import_file(
+    context: Context, *, path: Path, name: str | None, version: str | None, licence: str | None, base: str | None
+) -> None:
     """Copy the GGUF file PATH, or the one in the folder PATH, into the registry."""
     from appliance.cli.progress import ProgressReport
-    from appliance.registry.install import import_model
+    from appliance.registry.install import import_adapter, import_model
 
+    if base and version:
+        raise InvalidRequestError(
+            "An adapter has no version of its own.",
+            advice="Give another edition of it another --name, or its base's version as --base NAME:VERSION.",
+            param="version",
+        )
     with _registry(context) as registry, ProgressReport(silent=context.json) as progress:
-        installed = import_model(path, registry, name=name, version=version, licence=licence, progress=progress)
+        if base:
+            installed = import_adapter(path, registry, base=base, name=name, licence=licence, progress=progress)
+        else:
+            installed = import_model(path, registry, name=name, version=version, licence=licence, progress=progress)
     _print_installed(context, installed)
 
 
@@ -113,7 +127,7 @@ def list_models(context: Context) -> None:
             [
                 [
                     each.full_name,
-                    each.task,
+                    "adapter" if each.adapter else each.task,
                     each.architecture,
                     each.quantisation,
                     f"{each.context_length:,}",
@@ -186,7 +200,7 @@ def verify(context: Context, *, name: str | None) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @verb_options
 def remove(context: Context, *, name: str, yes: bool) -> None:
-    """Remove the model NAME and its files, unless a process has it loaded."""
+    """Remove the model or adapter NAME and its files, unless a process uses it."""
     from appliance.registry.versions import find_model
 
     model = find_model(_models(context), name)
@@ -265,6 +279,12 @@ def _print_installed(context: Context, installed: Installed) -> None:
         click.echo(f"{model.full_name} is here already; nothing to do.")
     else:
         click.secho(f"{model.full_name} is ready: ", fg="green", nl=False)
+        if model.adapter:
+            click.echo(
+                f"an adapter of {model.base_name}, {model.quantisation}, rank {model.rank}, {_size(model.size)}, "
+                f"licence {model.licence}."
+            )
+            return
         click.echo(
             f"{model.architecture} {model.quantisation}, {model.context_length:,} tokens of context, "
             f"{_size(model.size)}, licence {model.licence}."
@@ -277,6 +297,8 @@ def _document(model: RegisteredModel) -> dict[str, Any]:
         "version": model.version,
         "installed": True,
         "kind": model.kind,
+        "adapter": model.adapter or None,
+        "rank": model.rank or None,
         "task": model.task,
         "licence": model.licence,
         "created": model.created,
@@ -302,6 +324,7 @@ def _entry_document(entry: CatalogEntry, installed: bool) -> dict[str, Any]:
         "installed": installed,
         "description": manifest.description,
         "kind": manifest.kind,
+        "adapter": manifest.adapter,
         "task": manifest.task,
         "licence": manifest.licence,
         "minimum_memory": manifest.minimum_memory,

@@ -64,6 +64,10 @@ class Settings:
     model: str = _setting("smollm2-135m-instruct", "Model loaded at start; empty loads on first use")
     max_loaded_models: Count = _setting(1, "Models held in memory at once; the idle one longest unused makes room")
     max_loaded_embedders: Count = _setting(1, "Models held for embeddings at once, beside those for text")
+    max_loaded_adapters: Count = _setting(
+        4, "LoRA adapters held in memory beside each model; the idle one longest unused makes room"
+    )
+    adapter_idle_s: Seconds = _setting(600.0, "Idle time after which a LoRA adapter is dropped from memory")
     catalog_dir: Path | None = _setting(None, "Folder of further model manifests (*.toml)")
     download_timeout_s: Seconds = _setting(60.0, "Longest silence of a download source before it is given up")
 

@@ -149,7 +149,7 @@ class GenerationRequest:
     """One accepted HTTP request's worth of work.
 
     Attributes:
-        model: `name` or `name:version`.
+        model: `name`, `name:version`, `name:adapter` or `name:version:adapter`.
         n: How many choices; they share the prompt's KV cells.
         tenant: The API key's id, or "" on an open loopback server.
         weight: The tenant's share of the engine when several want it, relative to theirs.
@@ -177,7 +177,7 @@ class Generation(Protocol):
 
     @property
     def model(self) -> str:
-        """The full `name:version` that answers."""
+        """The full `name:version` or `name:version:adapter` that answers."""
         ...
 
     @property
@@ -226,7 +226,9 @@ class ModelCard:
     """What a client may know of a registered model.
 
     Attributes:
-        name: Without the version.
+        name: Without the version; of an adapter, its base's.
+        version: Of an adapter, its base's.
+        adapter: An adapter's own name, or "" for a model.
         created: Unix seconds of registration.
         context_length: Tokens a request may use, 0 when unknown.
         loaded: True while an engine holds it.
@@ -241,13 +243,26 @@ class ModelCard:
     licence: str
     context_length: int
     loaded: bool
+    adapter: str = ""
+
+    @property
+    def base_name(self) -> str:
+        """Return `name:version`, which of an adapter is its base's full name."""
+        return f"{self.name}:{self.version}"
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Return the short name and the full one."""
+        if self.adapter:
+            return (f"{self.name}:{self.adapter}", f"{self.base_name}:{self.adapter}")
+        return (self.name, self.base_name)
 
 
 class TextModels(Protocol):
     """The serving floor as the doors see it."""
 
     def cards(self) -> Sequence[ModelCard]:
-        """Return every registered model, from the registry as it is now."""
+        """Return every registered model and adapter, from the registry as it is now; oldest versions first."""
         ...
 
     async def generate(self, request: GenerationRequest) -> Generation:

@@ -27,15 +27,22 @@ class Catalog:
     """The manifests by name and version."""
 
     def __init__(self, entries: Sequence[CatalogEntry]) -> None:
-        self.entries = sorted(entries, key=lambda each: (each.manifest.name, version_order(each.manifest.version)))
+        self.entries = sorted(
+            entries,
+            key=lambda each: (
+                each.manifest.name,
+                version_order(each.manifest.version),
+                each.manifest.adapter or "",
+            ),
+        )
 
     def find(self, name: str) -> CatalogEntry:
-        """Return the entry called `name:version`, or the one of the highest version called `name`.
+        """Return the entry of this full name, or the one of the highest version that has this short name.
 
         Raises:
             NotFoundError: There is none; the message names those that exist.
         """
-        matching = [each for each in self.entries if name in (each.manifest.name, each.manifest.full_name)]
+        matching = [each for each in self.entries if name in each.manifest.names]
         if not matching:
             known = ", ".join(each.manifest.full_name for each in self.entries) or "none"
             raise NotFoundError(

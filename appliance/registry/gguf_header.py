@@ -9,9 +9,9 @@ Sources: docs/gguf.md of ggml; the checks of `gguf_init_from_reader` and of llam
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,23 +21,29 @@ from appliance.core.errors import ModelFileError
 from appliance.core.types import KvCacheType
 from appliance.registry.files import open_regular, storage_errors
 from appliance.registry.ggml_types import FILE_TYPES, GUESSED_FILE_TYPE, TENSOR_TYPES
-from appliance.registry.gguf_values import SCALARS, STRING, ArrayOf, Value, ValueReader, damaged
+from appliance.registry.gguf_tensors import TensorPlace, dominant_type_of, read_tensors
+from appliance.registry.gguf_values import FLOAT32, SCALARS, STRING, ArrayOf, Value, ValueReader, damaged
 
 MAX_CHAT_TEMPLATE_BYTES = 64 * 1024
 MAX_KEYS = 16_384
 MAX_KEY_BYTES = 512
 MAX_TENSORS = 65_536
-MAX_TENSOR_NAME_BYTES = 63
-MAX_DIMENSIONS = 4
 MAX_CONTEXT_LENGTH = 2**30
 MAX_LAYERS = 512
 DEFAULT_ALIGNMENT = 32
 MAX_ALIGNMENT = 2**20
-MAX_ELEMENTS = 2**63 - 1
 
 _TEMPLATE_KEY = "tokenizer.chat_template"
 _KEPT_STRINGS = frozenset(
-    {"general.architecture", "general.type", "general.name", "general.license", "tokenizer.ggml.model", _TEMPLATE_KEY}
+    {
+        "general.architecture",
+        "general.type",
+        "general.name",
+        "general.license",
+        "tokenizer.ggml.model",
+        "adapter.type",
+        _TEMPLATE_KEY,
+    }
 )
 _IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
@@ -110,6 +116,18 @@ class GGUFHeader:
         return cells * self.kv_bytes_per_token // 2 * stored.block_bytes // stored.block_elements
 
 
+@dataclass(frozen=True, slots=True)
+class GGUFContents:
+    """A sound file's keys and tensors, whatever kind of file it is.
+
+    Attributes:
+        tensors: By name, in the order of the file; offsets count from the start of the file.
+    """
+
+    fields: GGUFFields
+    tensors: Mapping[str, TensorPlace]
+
+
 def read_header(path: Path) -> GGUFHeader:
     """Check the file at `path` and return what it says of itself.
 
@@ -123,18 +141,10 @@ def read_header(path: Path) -> GGUFHeader:
 
 def parse_header(file: BinaryIO, size: int) -> GGUFHeader:
     """As `read_header`, from a file that stands at its start and is `size` bytes long."""
-    reader = ValueReader(file, size)
-    _check_magic(reader)
-    tensor_count = reader.unsigned("the number of tensors")
-    key_count = reader.unsigned("the number of keys")
-    if not 1 <= tensor_count <= MAX_TENSORS:
-        raise damaged(f"it claims {tensor_count:,} tensors; 1 to {MAX_TENSORS:,} can be")
-    if key_count > MAX_KEYS:
-        raise damaged(f"it claims {key_count:,} keys; at most {MAX_KEYS:,} can be")
-    fields = _Fields(_read_fields(reader, key_count))
+    contents = parse_contents(file, size)
+    fields = contents.fields
     fields.refuse_what_is_no_model()
-    alignment = fields.alignment()
-    dominant_type = _check_tensors(reader, tensor_count, alignment)
+    dominant_type = dominant_type_of(contents.tensors)
     architecture = fields.identifier("general.architecture")
     tokenizer, vocabulary_size = fields.vocabulary()
     return GGUFHeader(
@@ -146,10 +156,28 @@ def parse_header(file: BinaryIO, size: int) -> GGUFHeader:
         tokenizer=tokenizer,
         vocabulary_size=vocabulary_size,
         chat_template=fields.chat_template(),
-        tensor_count=tensor_count,
+        tensor_count=len(contents.tensors),
         kv_bytes_per_token=fields.kv_bytes_per_token(architecture),
         embeds=fields.embeds(architecture),
     )
+
+
+def parse_contents(file: BinaryIO, size: int) -> GGUFContents:
+    """Check that a file is sound GGUF of any kind, and return its keys and where its tensors are.
+
+    Raises:
+        ModelFileError: It is not; the message says what is wrong and where.
+    """
+    reader = ValueReader(file, size)
+    _check_magic(reader)
+    tensor_count = reader.unsigned("the number of tensors")
+    key_count = reader.unsigned("the number of keys")
+    if not 1 <= tensor_count <= MAX_TENSORS:
+        raise damaged(f"it claims {tensor_count:,} tensors; 1 to {MAX_TENSORS:,} can be")
+    if key_count > MAX_KEYS:
+        raise damaged(f"it claims {key_count:,} keys; at most {MAX_KEYS:,} can be")
+    fields = _read_fields(reader, key_count)
+    return GGUFContents(fields, read_tensors(reader, tensor_count, fields.alignment()))
 
 
 def _check_magic(reader: ValueReader) -> None:
@@ -171,75 +199,27 @@ def _check_magic(reader: ValueReader) -> None:
         )
 
 
-def _read_fields(reader: ValueReader, count: int) -> dict[str, Value]:
+def _read_fields(reader: ValueReader, count: int) -> GGUFFields:
     """Return the header's keys with their values; of texts only those that are asked for later."""
-    fields: dict[str, Value] = {}
+    values: dict[str, Value] = {}
+    types: dict[str, int] = {}
     for index in range(count):
         key = reader.string(f"key {index}", MAX_KEY_BYTES)
-        if not key or key in fields:
+        if not key or key in values:
             raise damaged(f"key {index} ({key!r}) is {'there twice' if key else 'empty'}")
-        fields[key] = reader.value(f"the value of {key!r}", keep_text=key in _KEPT_STRINGS)
-    return fields
+        what = f"the value of {key!r}"
+        types[key] = reader.unsigned(what, wide=False)
+        values[key] = reader.value(types[key], what, keep_text=key in _KEPT_STRINGS)
+    return GGUFFields(values, types)
 
 
-def _check_tensors(reader: ValueReader, count: int, alignment: int) -> str:
-    """Check every tensor's place and return the type that holds most elements."""
-    names: set[str] = set()
-    elements_of_type: Counter[str] = Counter()
-    data_end = 0
-    for index in range(count):
-        name = reader.string(f"the name of tensor {index}", MAX_TENSOR_NAME_BYTES)
-        if name in names:
-            raise damaged(f"tensor {name!r} is there twice")
-        names.add(name)
-        type_name, elements, tensor_bytes = _read_shape(reader, f"tensor {name!r}")
-        offset = reader.unsigned(f"the offset of tensor {name!r}")
-        if offset != data_end:
-            raise damaged(f"tensor {name!r} is at byte {offset:,} of the data instead of {data_end:,}")
-        last_end, data_end = offset + tensor_bytes, _aligned(offset + tensor_bytes, alignment)
-        elements_of_type[type_name] += elements
-    file_end = _aligned(reader.position, alignment) + last_end
-    if file_end > reader.position + reader.remaining:
-        raise damaged(
-            f"its tensors reach to byte {file_end:,}, and the file ends at byte {reader.position + reader.remaining:,}"
-        )
-    return elements_of_type.most_common(1)[0][0]
-
-
-def _read_shape(reader: ValueReader, what: str) -> tuple[str, int, int]:
-    """Return a tensor's type, its number of elements and its size in bytes."""
-    dimension_count = reader.unsigned(what, wide=False)
-    if dimension_count > MAX_DIMENSIONS:
-        raise damaged(f"{what} claims {dimension_count:,} dimensions; at most {MAX_DIMENSIONS} can be")
-    dimensions = [reader.unsigned(what) for _ in range(dimension_count)] or [1]
-    elements = 1
-    for length in dimensions:
-        elements *= length
-    if not 1 <= elements <= MAX_ELEMENTS:
-        raise damaged(f"{what} claims the shape {dimensions}")
-    type_number = reader.unsigned(what, wide=False)
-    kind = TENSOR_TYPES.get(type_number)
-    if kind is None:
-        raise ModelFileError(
-            f"The model file's {what} has the type {type_number}, which this llama.cpp does not know.",
-            advice="Use another quantisation of the model, or a newer version of this program.",
-        )
-    if dimensions[0] % kind.block_elements:
-        raise damaged(
-            f"{what} has rows of {dimensions[0]} elements, no multiple of {kind.name}'s {kind.block_elements}"
-        )
-    return kind.name, elements, elements // kind.block_elements * kind.block_bytes
-
-
-def _aligned(position: int, alignment: int) -> int:
-    return -(-position // alignment) * alignment
-
-
-class _Fields:
+class GGUFFields:
     """The header's keys, asked for by type."""
 
-    def __init__(self, fields: Mapping[str, Value]) -> None:
+    def __init__(self, fields: Mapping[str, Value], types: Mapping[str, int]) -> None:
+        """Take the values by key, and the number of each value's type."""
         self._fields = fields
+        self._types = types
 
     def refuse_what_is_no_model(self) -> None:
         """Refuse adapters, projectors and the parts of a split model, by name."""
@@ -247,7 +227,7 @@ class _Fields:
         if kind != "model":
             raise ModelFileError(
                 f"The GGUF file holds a part of another kind ({kind[:40]!r}), not a model.",
-                advice="Name the file with the model itself.",
+                advice="Name the file with the model itself; a LoRA adapter comes in with --base MODEL.",
             )
         parts = self._fields.get("split.count", 0)
         if isinstance(parts, int) and parts > 1:
@@ -257,6 +237,7 @@ class _Fields:
             )
 
     def alignment(self) -> int:
+        """Return what every tensor's place is a multiple of, in bytes."""
         value = self.integer("general.alignment", 1, MAX_ALIGNMENT, default=DEFAULT_ALIGNMENT)
         if value & (value - 1):
             raise damaged(f"its alignment of {value} bytes is no power of two")
@@ -283,6 +264,7 @@ class _Fields:
         return tokenizer, tokens.count
 
     def chat_template(self) -> str | None:
+        """Return the chat template, or None if there is none."""
         value = self._fields.get(_TEMPLATE_KEY)
         if value is None:
             return None
@@ -325,6 +307,7 @@ class _Fields:
         return value if isinstance(value, str) else ""
 
     def identifier(self, key: str) -> str:
+        """Return a text of the kind that names an architecture or a tokenizer."""
         value = self._fields.get(key)
         if not isinstance(value, str) or not _IDENTIFIER.fullmatch(value):
             found = "missing" if value is None else f"{value!r:.80}"
@@ -335,9 +318,23 @@ class _Fields:
         return value
 
     def integer(self, key: str, least: int, most: int, default: int | None = None) -> int:
+        """Return a whole number from `least` to `most`."""
         value = self._fields.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise damaged(f"{key} is {'missing' if value is None else value}; it must be from {least:,} to {most:,}")
+        return value
+
+    def has(self, key: str) -> bool:
+        """Return True if the file has the key."""
+        return key in self._fields
+
+    def float32(self, key: str, default: float) -> float:
+        """Return a finite number that is stored in 32 bits, as native code will ask for it."""
+        if key not in self._fields:
+            return default
+        value = self._fields[key]
+        if self._types[key] != FLOAT32 or not isinstance(value, float) or not math.isfinite(value):
+            raise damaged(f"{key} is {value!r:.40} of the type {self._types[key]}; it must be a finite 32-bit number")
         return value
 
     def _scalar(self, key: str) -> int:

@@ -24,7 +24,7 @@ MAX_STRINGS_IN_ARRAYS = 8 * 1024 * 1024
 _WINDOW_BYTES = 1024 * 1024
 _LENGTH = struct.Struct("<Q")
 
-STRING, ARRAY = 8, 9
+FLOAT32, STRING, ARRAY = 6, 8, 9
 SCALARS: dict[int, struct.Struct] = {
     0: struct.Struct("<B"),
     1: struct.Struct("<b"),
@@ -38,7 +38,7 @@ SCALARS: dict[int, struct.Struct] = {
     11: struct.Struct("<q"),
     12: struct.Struct("<d"),
 }
-"""Value type to its layout; `STRING` and `ARRAY` are the other two."""
+"""Value type to its layout; `STRING` and `ARRAY` are the other two. `FLOAT32` is among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +110,8 @@ class ValueReader:
         except UnicodeDecodeError as error:
             raise damaged(f"{what} is not valid UTF-8") from error
 
-    def value(self, what: str, *, keep_text: bool) -> Value:
-        """Return the next value with its type before it. An array is checked and skipped; so is a text not kept."""
-        kind = self.unsigned(what, wide=False)
+    def value(self, kind: int, what: str, *, keep_text: bool) -> Value:
+        """Return the next value, of the type `kind`. An array is checked and skipped; so is a text not kept."""
         if kind == STRING and keep_text:
             return self.string(what)
         if kind == STRING:

@@ -1,4 +1,4 @@
-"""How a model comes in: pulled by its manifest, or imported from a file.
+"""How a model or an adapter comes in: pulled by its manifest, or imported from a file.
 
     pull:   catalog entry → is it here? → sources in order ⇒ partial file → size and hash → header → blob → register
     import: file → header → copy ⇒ partial file → hash → header → blob → register
@@ -10,16 +10,21 @@ registered is not seen.
 from __future__ import annotations
 
 import re
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from appliance.core.clock import Clock, SystemClock
 from appliance.core.errors import InvalidRequestError, ModelFileError
+from appliance.registry.blobs import Partial
 from appliance.registry.catalog import CatalogEntry
 from appliance.registry.files import Progress, no_progress, sha256_of, storage_errors
+from appliance.registry.gguf_adapter import AdapterHeader, read_adapter
 from appliance.registry.gguf_header import GGUFHeader, read_header
-from appliance.registry.manifest import NAME_PATTERN, check_licence
+from appliance.registry.manifest import NAME_PATTERN, Manifest, Source, check_licence
 from appliance.registry.sources import local
 from appliance.registry.transfer import Transfer, source_from
 from appliance.registry.versions import ModelFile, RegisteredModel, Registry
@@ -29,6 +34,8 @@ PROGRAM_BYTES = 100_000_000
 
 KV_CELLS = 8192
 """KV cells that `minimum_memory` of an imported model counts with; the default of the setting `context_cells`."""
+
+T = TypeVar("T")
 
 _SPLIT_NAME = re.compile(r"-[0-9]{5}-of-[0-9]{5}\.gguf", re.IGNORECASE)
 
@@ -48,7 +55,8 @@ def find_installed(entry: CatalogEntry, registry: Registry) -> RegisteredModel |
         ConflictError: Other files are registered under its name and version.
     """
     manifest = entry.manifest
-    model = registry.registered(manifest.name, manifest.version, {each.sha256 for each in manifest.files})
+    digests = {each.sha256 for each in manifest.files}
+    model = registry.registered(manifest.name, manifest.version, digests, adapter=manifest.adapter or "")
     if model and all(registry.blobs.has(each.sha256, each.size) for each in model.files):
         return model
     return None
@@ -78,6 +86,7 @@ def pull(
         ModelFileError: The file is no sound model; nothing is kept.
         StorageError: The disk is too full, before or while it is written; what came is kept.
         ConflictError: Another process pulls the same, or other files are registered under the name and version.
+        NotFoundError: The base of an adapter is not here.
     """
     manifest = entry.manifest
     if present := find_installed(entry, registry):
@@ -87,29 +96,51 @@ def pull(
     with ExitStack() as held:
         (file,) = manifest.files
         sources = (source_from(only_source, file),) if only_source else file.sources
-        header = transfer.obtain(file, sources, held)
-        if manifest.task == "chat" and not (manifest.defaults.template or header.chat_template):
-            raise ModelFileError(
-                f"{manifest.full_name} is for chat, but neither its file nor its manifest has a chat template.",
-                advice="Add `template` under [defaults] in the manifest.",
-            )
-        model = RegisteredModel(
-            name=manifest.name,
-            version=manifest.version,
-            kind=manifest.kind,
-            task=manifest.task,
-            licence=manifest.licence,
-            created=_now(clock),
-            files=(ModelFile(file.role, registry.blobs.path(file.sha256), file.sha256, file.size),),
-            architecture=header.architecture,
-            quantisation=header.quantisation,
-            context_length=header.context_length,
-            minimum_memory=manifest.minimum_memory,
-            chat_template=manifest.defaults.template,
-            stop=manifest.defaults.stop,
-            default_context=manifest.defaults.context,
-        )
+        if manifest.adapter:
+            model = _pulled_adapter(manifest, transfer, sources, held, _now(clock))
+        else:
+            model = _pulled_model(manifest, transfer, sources, held, _now(clock))
         return Installed(registry.register(model, only_source or "catalog"), was_present=False)
+
+
+def _pulled_model(
+    manifest: Manifest, transfer: Transfer, sources: tuple[Source, ...], held: ExitStack, created: int
+) -> RegisteredModel:
+    (file,) = manifest.files
+    header = transfer.obtain(file, sources, held, read_header)
+    if manifest.task == "chat" and not (manifest.defaults.template or header.chat_template):
+        raise ModelFileError(
+            f"{manifest.full_name} is for chat, but neither its file nor its manifest has a chat template.",
+            advice="Add `template` under [defaults] in the manifest.",
+        )
+    return RegisteredModel(
+        name=manifest.name,
+        version=manifest.version,
+        kind=manifest.kind,
+        task=manifest.task,
+        licence=manifest.licence,
+        created=created,
+        files=(ModelFile(file.role, transfer.registry.blobs.path(file.sha256), file.sha256, file.size),),
+        architecture=header.architecture,
+        quantisation=header.quantisation,
+        context_length=header.context_length,
+        minimum_memory=manifest.minimum_memory,
+        chat_template=manifest.defaults.template,
+        stop=manifest.defaults.stop,
+        default_context=manifest.defaults.context,
+    )
+
+
+def _pulled_adapter(
+    manifest: Manifest, transfer: Transfer, sources: tuple[Source, ...], held: ExitStack, created: int
+) -> RegisteredModel:
+    (file,) = manifest.files
+    base = transfer.registry.resolve(manifest.base_name)
+    held.enter_context(transfer.registry.hold(base))
+    header = transfer.obtain(file, sources, held, partial(read_adapter, base=base.files[0].path))
+    blob = ModelFile(file.role, transfer.registry.blobs.path(file.sha256), file.sha256, file.size)
+    adapter = _adapter(base, header, blob, name=manifest.adapter or "", licence=manifest.licence, created=created)
+    return replace(adapter, minimum_memory=manifest.minimum_memory)
 
 
 def import_model(
@@ -144,30 +175,21 @@ def import_model(
     name = _checked_name("name", name or _name_from(path))
     version = _checked_name("version", version) if version else None
     licence = check_licence(licence) if licence else None
-    read_header(path)  # before the long copy
-    blobs = registry.blobs
-    blobs.remove_stale_partials()
-    with blobs.unnamed_partial() as partial:
-        with storage_errors(path):
-            size = path.stat().st_size
-        blobs.require_space(size, f"import {path.name}")
-        local.copy(path, partial, size, progress=progress)
-        header = read_header(partial.path)
-        with storage_errors(partial.path):
-            sha256 = sha256_of(partial.file, progress)
+    with _copied(path, registry, read_header, progress) as (copy, header, sha256):
+        size = copy.size
         version = version or _version_of(registry, name, sha256)
         known = registry.registered(name, version, {sha256})
-        if known and blobs.has(sha256, size):
+        if known and registry.blobs.has(sha256, size):
             return Installed(known, was_present=True)
-        partial.publish(sha256)
+        copy.publish(sha256)
         model = RegisteredModel(
             name=name,
             version=version,
             kind="gguf",
             task=_task_of(header),
-            licence=licence or _licence_of(header),
+            licence=licence or _licence_of(header.licence),
             created=_now(clock),
-            files=(ModelFile("model", blobs.path(sha256), sha256, size),),
+            files=(ModelFile("model", registry.blobs.path(sha256), sha256, size),),
             architecture=header.architecture,
             quantisation=header.quantisation,
             context_length=header.context_length,
@@ -177,6 +199,100 @@ def import_model(
             default_context=None,
         )
         return Installed(registry.register(model, f"import of {path}"), was_present=False)
+
+
+def import_adapter(
+    path: Path,
+    registry: Registry,
+    *,
+    base: str,
+    name: str | None = None,
+    licence: str | None = None,
+    progress: Progress = no_progress,
+    clock: Clock | None = None,
+) -> Installed:
+    """Copy a LoRA adapter in and register it with its base.
+
+    Args:
+        path: The file, or a folder that holds just one.
+        registry: Where to.
+        base: The registered model that it was trained on, `name` or `name:version`.
+        name: The adapter's own name; None is made from the file's name.
+        licence: SPDX licence expression; None is what the file says.
+        progress: Told of every long step.
+        clock: For the time of registration.
+
+    Raises:
+        InvalidRequestError: A name or licence that cannot be, a base that is an adapter itself, or a folder without
+            just one file.
+        NotFoundError: There is no such file or base.
+        ModelFileError: The file is no sound adapter, or not one for this base; nothing is kept.
+        StorageError: The disk is too full.
+        ConflictError: Other files have that name, or a version of the base has.
+    """
+    path = _model_file(path)
+    name = _checked_name("name", name or _name_from(path))
+    licence = check_licence(licence) if licence else None
+    model = registry.resolve(base)
+    if model.adapter:
+        raise InvalidRequestError(
+            f"{model.full_name} is an adapter itself.",
+            advice=f"Name its base: --base {model.base_name}",
+            param="base",
+        )
+    if model.task == "embedding":
+        raise InvalidRequestError(
+            f"{model.full_name} is for embeddings; adapters can be used with models for chat and completion.",
+            param="base",
+        )
+    with (
+        registry.hold(model),
+        _copied(path, registry, partial(read_adapter, base=model.files[0].path), progress) as (copy, header, sha256),
+    ):
+        size = copy.size
+        known = registry.registered(model.name, model.version, {sha256}, adapter=name)
+        if known and registry.blobs.has(sha256, size):
+            return Installed(known, was_present=True)
+        copy.publish(sha256)
+        file = ModelFile("adapter", registry.blobs.path(sha256), sha256, size)
+        licence = licence or _licence_of(header.licence)
+        adapter = _adapter(model, header, file, name=name, licence=licence, created=_now(clock))
+        return Installed(registry.register(adapter, f"import of {path}"), was_present=False)
+
+
+@contextmanager
+def _copied(
+    path: Path, registry: Registry, read: Callable[[Path], T], progress: Progress
+) -> Iterator[tuple[Partial, T, str]]:
+    """Copy a file that `read` accepts; yield the copy, what `read` says of it, and its hash."""
+    read(path)  # before the long copy
+    blobs = registry.blobs
+    blobs.remove_stale_partials()
+    with blobs.unnamed_partial() as copy:
+        with storage_errors(path):
+            size = path.stat().st_size
+        blobs.require_space(size, f"import {path.name}")
+        local.copy(path, copy, size, progress=progress)
+        header = read(copy.path)
+        with storage_errors(copy.path):
+            sha256 = sha256_of(copy.file, progress)
+        yield copy, header, sha256
+
+
+def _adapter(
+    base: RegisteredModel, header: AdapterHeader, file: ModelFile, *, name: str, licence: str, created: int
+) -> RegisteredModel:
+    return replace(
+        base,
+        kind="lora",
+        licence=licence,
+        created=created,
+        files=(file,),
+        quantisation=header.quantisation,
+        minimum_memory=file.size,
+        adapter=name,
+        rank=header.rank,
+    )
 
 
 def _now(clock: Clock | None) -> int:
@@ -222,7 +338,7 @@ def _checked_name(param: str, text: str) -> str:
 
 def _version_of(registry: Registry, name: str, sha256: str) -> str:
     """Return the version these bytes have under the name already, or else the next number."""
-    versions = [each for each in registry.list() if each.name == name]
+    versions = [each for each in registry.list() if each.name == name and not each.adapter]
     for model in reversed(versions):
         if model.files[0].sha256 == sha256:
             return model.version
@@ -235,11 +351,11 @@ def _task_of(header: GGUFHeader) -> str:
     return "chat" if header.chat_template else "completion"
 
 
-def _licence_of(header: GGUFHeader) -> str:
-    """Return what the file says of its licence, as an SPDX expression."""
+def _licence_of(text: str) -> str:
+    """Return what a file says of its licence, as an SPDX expression."""
     with suppress(InvalidRequestError):
-        return check_licence(header.licence)
-    return "LicenseRef-" + (re.sub(r"[^A-Za-z0-9.-]+", "-", header.licence).strip("-")[:60] or "unknown")
+        return check_licence(text)
+    return "LicenseRef-" + (re.sub(r"[^A-Za-z0-9.-]+", "-", text).strip("-")[:60] or "unknown")
 
 
 def _minimum_memory(header: GGUFHeader, size: int) -> int:

@@ -57,9 +57,9 @@ Source = HttpsSource | FileSource | WheelSource
 
 
 class ManifestFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One file of a model: its bytes are known by hash and size, wherever they come from."""
+    """One file of a model or an adapter: its bytes are known by hash and size, wherever they come from."""
 
-    role: Literal["model"] = "model"
+    role: Literal["model", "adapter"] = "model"
     name: Annotated[str, Meta(pattern=r"^[^/\x00-\x1f\x7f-\x9f]{1,255}\Z")]
     sha256: Digest
     size: Size
@@ -90,17 +90,22 @@ class Defaults(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A model that can be had.
+    """A model that can be had, or a LoRA adapter.
 
     Attributes:
+        name: Of an adapter, its base's.
+        version: Of an adapter, its base's.
+        kind: `gguf` is a model, `lora` an adapter.
+        adapter: The adapter's own name; a model has none.
         licence: SPDX licence expression.
-        minimum_memory: Bytes the process needs with this model loaded at its default context.
+        minimum_memory: Bytes the process needs with this model loaded at its default context; an adapter's come on top.
     """
 
     name: Name
     version: Name
     description: Text = ""
-    kind: Literal["gguf"]
+    kind: Literal["gguf", "lora"]
+    adapter: Name | None = None
     task: Literal["chat", "completion", "embedding"]
     licence: Annotated[str, Meta(max_length=MAX_LICENCE_CHARACTERS)]
     minimum_memory: Size
@@ -110,11 +115,28 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def __post_init__(self) -> None:
         with _as_value_error():
             check_licence(self.licence)
+        if (self.kind == "lora") != (self.adapter is not None):
+            raise ValueError("an adapter has the kind 'lora' and its name in `adapter`, and a model has neither")
+        if self.adapter is not None and self.defaults != Defaults():
+            raise ValueError("an adapter has no [defaults]: its base's count")
+        role = "adapter" if self.adapter else "model"
+        if [each.role for each in self.files] != [role]:
+            raise ValueError(f"the file of the kind {self.kind!r} must have the role {role!r}")
+
+    @property
+    def base_name(self) -> str:
+        """Return `name:version`, which of an adapter is its base's full name."""
+        return f"{self.name}:{self.version}"
 
     @property
     def full_name(self) -> str:
-        """Return `name:version`."""
-        return f"{self.name}:{self.version}"
+        """Return `name:version`, or `name:version:adapter`."""
+        return f"{self.base_name}:{self.adapter}" if self.adapter else self.base_name
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Return the short name and the full one."""
+        return (f"{self.name}:{self.adapter}" if self.adapter else self.name, self.full_name)
 
     @property
     def size(self) -> int:

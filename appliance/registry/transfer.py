@@ -8,15 +8,17 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from appliance.core.errors import ModelFileError, NotFoundError, SourceError
 from appliance.registry.blobs import Partial
 from appliance.registry.files import Progress, open_regular, sha256_of, storage_errors
-from appliance.registry.gguf_header import GGUFHeader, read_header
 from appliance.registry.manifest import FileSource, HttpsSource, ManifestFile, Source, WheelSource
 from appliance.registry.sources import https, local, wheel
 from appliance.registry.urls import check_url
 from appliance.registry.versions import Registry
+
+T = TypeVar("T")
 
 
 def source_from(text: str, file: ManifestFile) -> Source:
@@ -40,17 +42,17 @@ class Transfer:
     stall_timeout_s: float
     progress: Progress
 
-    def obtain(self, file: ManifestFile, sources: tuple[Source, ...], held: ExitStack) -> GGUFHeader:
-        """Have the file as a blob that stays while `held` is open, and return its header."""
+    def obtain(self, file: ManifestFile, sources: tuple[Source, ...], held: ExitStack, read: Callable[[Path], T]) -> T:
+        """Have the file as a blob that stays while `held` is open, and return what `read` checks and says of it."""
         blobs = self.registry.blobs
         if blobs.has(file.sha256, file.size):
             with suppress(NotFoundError):  # it may be removed between these two lines
                 held.enter_context(blobs.hold([file.sha256]))
-                return read_header(blobs.path(file.sha256))
+                return read(blobs.path(file.sha256))
         partial = held.enter_context(blobs.partial(file.sha256))
         self._fill(file, sources, partial)
         try:
-            header = read_header(partial.path)
+            header = read(partial.path)
         except ModelFileError:
             partial.discard()
             raise

@@ -1,14 +1,23 @@
 """The registered models: what this box has, as every process that shares its data folder sees it.
 
+A LoRA adapter belongs to one version of one model, its base. Names are resolved without ambiguity:
+
+    base                   the version registered last
+    base:version           that version
+    base:adapter           the adapter of the version registered last among those that have one of that name
+    base:version:adapter   that adapter
+
+since a version and an adapter of one base never have the same name.
+
 Nothing is kept in memory: each question reads the database, so that a running server knows at once what the command
 line added or removed. What a process has loaded it holds (`Registry.hold`), and what anyone holds is not removed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -16,6 +25,16 @@ import msgspec
 from appliance.core.errors import ConflictError, NotFoundError
 from appliance.core.settings import Settings
 from appliance.registry.blobs import Blobs
+from appliance.registry.rows import (
+    delete_adapter,
+    delete_model,
+    files_of,
+    find_files,
+    insert_adapter,
+    insert_model,
+    is_name_taken,
+    select_all,
+)
 from appliance.security.audit import local_actor, record
 from appliance.store.database import Connection, Database, Row
 from appliance.store.locks import Hold
@@ -39,20 +58,23 @@ class ModelFile:
 
 @dataclass(frozen=True, slots=True)
 class RegisteredModel:
-    """A model on this box.
+    """A model on this box, or an adapter; of an adapter everything that is not said to be its own is its base's.
 
     Attributes:
-        kind: The file format, `gguf`.
+        kind: `gguf` is a model, `lora` an adapter in the same file format.
         task: What it is for: `chat`, `completion` or `embedding`.
-        licence: SPDX licence expression.
-        created: Unix seconds of registration.
+        licence: SPDX licence expression; an adapter's own.
+        created: Unix seconds of registration; an adapter's own.
+        files: An adapter's own.
         architecture: As its file says, for example `llama`.
-        quantisation: For example `Q4_1`.
+        quantisation: For example `Q4_1`; an adapter's own.
         context_length: Tokens it was trained for.
-        minimum_memory: Bytes the process needs with it loaded.
+        minimum_memory: Bytes the process needs with it loaded; an adapter's come on top of its base's.
         chat_template: Replaces the one in the file; None keeps that.
         stop: Strings that end an answer.
         default_context: Tokens of a conversation, or None for `context_length`.
+        adapter: The adapter's name, or "" for a model.
+        rank: The adapter's rank, or 0 for a model.
     """
 
     name: str
@@ -69,11 +91,23 @@ class RegisteredModel:
     chat_template: str | None
     stop: tuple[str, ...]
     default_context: int | None
+    adapter: str = ""
+    rank: int = 0
 
     @property
     def full_name(self) -> str:
-        """Return `name:version`."""
+        """Return `name:version`, or `name:version:adapter`."""
+        return f"{self.base_name}:{self.adapter}" if self.adapter else self.base_name
+
+    @property
+    def base_name(self) -> str:
+        """Return `name:version`, which of an adapter is its base's full name."""
         return f"{self.name}:{self.version}"
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Return the short name and the full one."""
+        return (f"{self.name}:{self.adapter}" if self.adapter else self.name, self.full_name)
 
     @property
     def size(self) -> int:
@@ -82,32 +116,44 @@ class RegisteredModel:
 
 
 class Registry:
-    """The tables `models` and `model_files`, and the blobs they name."""
+    """The tables `models`, `model_files` and `adapters`, and the blobs they name."""
 
     def __init__(self, database: Database, blobs: Blobs) -> None:
         self._database = database
         self.blobs = blobs
 
     def list(self) -> list[RegisteredModel]:
-        """Return every registered model, oldest first."""
-        return [self._model(row) for row in self._database.read(_select_all)]
+        """Return every registered model, oldest first, each with its adapters behind it, oldest first too."""
+        listed: list[RegisteredModel] = []
+        models, adapters = self._database.read(select_all)
+        for row in models:
+            model = self._model(row)
+            listed.append(model)
+            listed += [self._adapter(each, model) for each in adapters if each["base_id"] == row["id"]]
+        return listed
 
     def resolve(self, name: str) -> RegisteredModel:
-        """Return the model called `name:version`, or the newest registered version of the one called `name`.
+        """Return the model or adapter of that name, see this module's docstring.
 
         Raises:
             NotFoundError: There is none; the message names those that exist.
         """
         return find_model(self.list(), name)
 
-    def registered(self, name: str, version: str, digests: Collection[str]) -> RegisteredModel | None:
-        """Return the model of just these files that has the name and version, or None if nothing has.
+    def registered(
+        self, name: str, version: str, digests: Collection[str], *, adapter: str = ""
+    ) -> RegisteredModel | None:
+        """Return the model or adapter of just these files that has the name, or None if nothing has.
 
         Raises:
-            ConflictError: Other files have that name and version.
+            ConflictError: Other files have that name, or an adapter has the version's name, or a version the adapter's.
         """
         for model in self.list():
-            if (model.name, model.version) == (name, version):
+            if model.name == name and adapter and model.base_name == f"{name}:{adapter}":
+                raise _version_and_adapter(name, adapter)
+            if model.name == name and not adapter and model.adapter == version:
+                raise _version_and_adapter(name, version)
+            if (model.name, model.version, model.adapter) == (name, version, adapter):
                 if {each.sha256 for each in model.files} != set(digests):
                     raise _other_files(model.full_name)
                 return model
@@ -146,17 +192,19 @@ class Registry:
             The model as it is registered: the old one if the very same files had that name and version already.
 
         Raises:
-            ConflictError: Other files have that name and version.
+            ConflictError: Other files have that name and version, or a version and an adapter would have one name.
+            NotFoundError: The adapter's base was removed meanwhile.
         """
         actor = local_actor()
 
         def insert(connection: Connection) -> bool:
-            rows = connection.execute(f"{_SELECT} WHERE name = ? AND version = ?", (model.name, model.version))
-            if present := rows.fetchone():
-                if _digests(present) != {each.role: (each.sha256, each.size) for each in model.files}:
+            if (present := find_files(connection, model)) is not None:
+                if present != {each.role: (each.sha256, each.size) for each in model.files}:
                     raise _other_files(model.full_name)
                 return False
-            _insert(connection, model)
+            if is_name_taken(connection, model):
+                raise _version_and_adapter(model.name, model.adapter or model.version)
+            (insert_adapter if model.adapter else insert_model)(connection, model)
             digests = {each.role: each.sha256 for each in model.files}
             record(connection, actor, "model.register", model.full_name, {"origin": origin, "files": digests})
             return True
@@ -164,21 +212,20 @@ class Registry:
         return model if self._database.write_blocking(insert) else self.resolve(model.full_name)
 
     def remove(self, name: str) -> tuple[RegisteredModel, int]:
-        """Remove a model and the files that no other model uses.
+        """Remove a model or an adapter, and the files that no other uses.
 
         Returns:
             The model that was removed, and how many bytes that freed.
 
         Raises:
             NotFoundError: There is none of that name.
-            ConflictError: A process has it loaded.
+            ConflictError: A process has it loaded, or it is the base of adapters.
         """
         model = self.resolve(name)
         actor = local_actor()
 
         def delete(connection: Connection) -> None:
-            name_and_version = (model.name, model.version)
-            if not connection.execute("DELETE FROM models WHERE name = ? AND version = ?", name_and_version).rowcount:
+            if not (delete_adapter if model.adapter else delete_model)(connection, model):
                 raise NotFoundError(f"The model {model.full_name} was removed by someone else just now.")
             record(connection, actor, "model.remove", model.full_name)
 
@@ -192,10 +239,11 @@ class Registry:
 
     def _is_used(self, sha256: str) -> bool:
         def count(connection: Connection) -> bool:
-            return (
-                connection.execute("SELECT 1 FROM model_files WHERE sha256 = ? LIMIT 1", (sha256,)).fetchone()
-                is not None
+            found = connection.execute(
+                "SELECT 1 FROM model_files WHERE sha256 = ? UNION SELECT 1 FROM adapters WHERE sha256 = ?",
+                (sha256, sha256),
             )
+            return found.fetchone() is not None
 
         return self._database.read(count)
 
@@ -209,7 +257,7 @@ class Registry:
             created=row["created"],
             files=tuple(
                 ModelFile(role, self.blobs.path(sha256), sha256, size)
-                for role, (sha256, size) in sorted(_digests(row).items())
+                for role, (sha256, size) in sorted(files_of(row).items())
             ),
             architecture=row["architecture"],
             quantisation=row["quantisation"],
@@ -220,15 +268,28 @@ class Registry:
             default_context=row["default_context"],
         )
 
+    def _adapter(self, row: Row, base: RegisteredModel) -> RegisteredModel:
+        return replace(
+            base,
+            kind="lora",
+            licence=row["licence"],
+            created=row["created"],
+            files=(ModelFile("adapter", self.blobs.path(row["sha256"]), row["sha256"], row["size"]),),
+            quantisation=row["quantisation"],
+            minimum_memory=row["minimum_memory"],
+            adapter=row["name"],
+            rank=row["rank"],
+        )
+
 
 def find_model(models: Sequence[RegisteredModel], name: str) -> RegisteredModel:
-    """Return the model called `name:version`, or the last one called `name`.
+    """Return the model or adapter that has this full name, or the last one that has this short name.
 
     Raises:
         NotFoundError: There is none; the message names those that exist.
     """
     for model in reversed(models):
-        if name in (model.name, model.full_name):
+        if name in model.names:
             return model
     known = ", ".join(each.full_name for each in models)
     raise NotFoundError(
@@ -244,14 +305,6 @@ def open_registry(settings: Settings, database: Database) -> Registry:
     return Registry(database, Blobs(settings.blobs_dir))
 
 
-_SELECT = """
-    SELECT models.*, (
-        SELECT json_group_object(role, json_array(sha256, size)) FROM model_files WHERE model_id = models.id
-    ) AS files
-    FROM models
-"""
-
-
 def _other_files(full_name: str) -> ConflictError:
     return ConflictError(
         f"There is a model {full_name} already, with other files; nothing was changed.",
@@ -260,39 +313,9 @@ def _other_files(full_name: str) -> ConflictError:
     )
 
 
-def _select_all(connection: Connection) -> list[Row]:
-    return connection.execute(f"{_SELECT} ORDER BY id").fetchall()
-
-
-def _digests(row: Row) -> Mapping[str, tuple[str, int]]:
-    """Return each file's hash and size by its role."""
-    return msgspec.json.decode(row["files"], type=dict[str, tuple[str, int]])
-
-
-def _insert(connection: Connection, model: RegisteredModel) -> None:
-    inserted = connection.execute(
-        """
-        INSERT INTO models (name, version, kind, task, licence, created, architecture, quantisation, context_length,
-            minimum_memory, chat_template, stop, default_context)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-        """,
-        (
-            model.name,
-            model.version,
-            model.kind,
-            model.task,
-            model.licence,
-            model.created,
-            model.architecture,
-            model.quantisation,
-            model.context_length,
-            model.minimum_memory,
-            model.chat_template,
-            msgspec.json.encode(model.stop).decode(),
-            model.default_context,
-        ),
-    )
-    connection.executemany(
-        "INSERT INTO model_files (model_id, role, sha256, size) VALUES (?, ?, ?, ?)",
-        [(inserted.lastrowid, each.role, each.sha256, each.size) for each in model.files],
+def _version_and_adapter(name: str, shared: str) -> ConflictError:
+    return ConflictError(
+        f"{name}:{shared} would mean both a version and an adapter of {name}; nothing was changed.",
+        advice=f"Choose another name for the new one, or remove the old one: appliance models remove {name}:{shared}",
+        code="model_exists",
     )

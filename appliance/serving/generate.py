@@ -9,7 +9,8 @@ from dataclasses import replace
 from appliance.core.errors import InvalidRequestError
 from appliance.core.types import ChatMessage, Generation, GenerationRequest, ModelCard, Prompt, Tokenization
 from appliance.registry.versions import RegisteredModel, Registry
-from appliance.serving.loaded import LoadedModel, LoadedModels
+from appliance.serving.loaded import LoadedModels
+from appliance.serving.route import LoadedModel
 
 
 class TextGeneration:
@@ -28,13 +29,13 @@ class TextGeneration:
     async def generate(self, request: GenerationRequest) -> Generation:
         """Accept a request; see `core.types.TextModels.generate`."""
         began = time.monotonic()
-        async with self._models.lease(request.model) as model:
-            tokens = await prompt_tokens(model, request.prompt)
+        async with self._models.lease(request.model) as route:
+            tokens = await prompt_tokens(route.model, request.prompt)
             left_s = None if request.deadline_s is None else max(0.0, request.deadline_s - (time.monotonic() - began))
             sampling = request.sampling
             if isinstance(request.prompt, tuple):
-                sampling = replace(sampling, stop=(*sampling.stop, *model.registered.stop))
-            return model.engine.submit(
+                sampling = replace(sampling, stop=(*sampling.stop, *route.model.registered.stop))
+            return route.submit(
                 tokens,
                 sampling,
                 n=request.n,
@@ -48,7 +49,8 @@ class TextGeneration:
         self, model: str, prompt: Prompt, *, add_special: bool = True, parse_special: bool = False
     ) -> Tokenization:
         """Return the prompt as the engine would read it; see `core.types.TextModels.tokenize`."""
-        async with self._models.lease(model) as loaded:
+        async with self._models.lease(model) as route:
+            loaded = route.model
             tokens = await prompt_tokens(loaded, prompt, add_special=add_special, parse_special=parse_special)
             pieces = tuple(loaded.engine.piece(token) for token in tokens)
             return Tokenization(tuple(tokens), pieces, loaded.engine.context_length)
@@ -100,4 +102,5 @@ def _card(model: RegisteredModel, *, loaded: bool) -> ModelCard:
         licence=model.licence,
         context_length=model.context_length,
         loaded=loaded,
+        adapter=model.adapter,
     )

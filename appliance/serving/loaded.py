@@ -1,8 +1,9 @@
 """Which models run, against which are wanted: the wish and the fact.
 
 A request or the start of the process only writes a wish. One task, `LoadedModels.run`, compares wishes with what runs,
-loads what is missing and unloads what is idle to make room. A load that fails answers those who wait for it and
-leaves everything else as it was. An engine that dies takes the process down: systemd starts it afresh.
+loads what is missing and unloads what is idle to make room. An adapter is loaded beside its base model. A load that
+fails answers those who wait for it and leaves everything else as it was. An engine that dies takes the process down:
+systemd starts it afresh.
 """
 
 from __future__ import annotations
@@ -29,41 +30,22 @@ from appliance.engine.llama.engine import LlamaEngine
 from appliance.observe.metrics import Metrics
 from appliance.observe.resources import memory, physical_cores
 from appliance.registry.versions import RegisteredModel, Registry
+from appliance.serving.adapters import ModelAdapters
 from appliance.serving.prompts import PromptRenderer
-from appliance.store.locks import Hold
+from appliance.serving.route import LoadedModel, Route
 
 LOGGER = logging.getLogger("appliance.serving")
 RETRY_MISSING_S = 2.0
 """How often the model that should run is looked for again while it is missing: it may have been pulled meanwhile."""
 RETRY_AFTER_S = 5.0
-
-
-@dataclass(eq=False, slots=True)
-class LoadedModel:
-    """One model that runs.
-
-    Attributes:
-        renderer: Renders its chat template; None if it has none.
-        leases: Requests between being routed here and being queued in the engine.
-    """
-
-    registered: RegisteredModel
-    engine: LlamaEngine
-    renderer: PromptRenderer | None
-    hold: Hold
-    last_used: float = 0.0
-    leases: int = 0
-
-    @property
-    def idle(self) -> bool:
-        """Return True if unloading it would hurt nobody."""
-        return self.leases == 0 and self.engine.open_requests == 0
+SWEEP_S = 2.0
+"""How often idle adapters are looked through for those that can be dropped."""
 
 
 @dataclass(eq=False, slots=True)
 class _Wish:
     model: RegisteredModel
-    answers: list[asyncio.Future[LoadedModel]] = field(default_factory=list)
+    answers: list[asyncio.Future[Route]] = field(default_factory=list)
 
 
 class LoadedModels:
@@ -84,20 +66,23 @@ class LoadedModels:
         self._problem = "starting"
         self._draining = False
         self.spare: Callable[[], Awaitable[bool]] = _nothing_to_spare
+        self._next_sweep = 0.0
 
     @property
     def names(self) -> frozenset[str]:
-        """Return the full names of the models that run."""
-        return frozenset(self._loaded)
+        """Return the full names of the models that run, and of the adapters that are loaded beside them."""
+        return frozenset(self._loaded).union(*(each.adapters.names for each in self._loaded.values()))
 
     def find(self, name: str) -> LoadedModel:
-        """Return the model of that name if it runs; it may be unloaded as soon as the caller awaits anything.
+        """Return the model of that name, or the base of that adapter, if it runs.
+
+        It may be unloaded as soon as the caller awaits anything.
 
         Raises:
             NotFoundError: No such model, or it is not loaded.
         """
         registered = self._registry.resolve(name)
-        model = self._loaded.get(registered.full_name)
+        model = self._loaded.get(registered.base_name)
         if model is None:
             raise NotFoundError(
                 f"The model {registered.full_name} is not loaded; loaded are: {', '.join(self._loaded) or 'none'}.",
@@ -108,8 +93,8 @@ class LoadedModels:
         return model
 
     @asynccontextmanager
-    async def lease(self, name: str) -> AsyncIterator[LoadedModel]:
-        """Route a request: yield the loaded model of that name, loading it first if need be.
+    async def lease(self, name: str) -> AsyncIterator[Route]:
+        """Route a request: yield the loaded model or adapter of that name, loading it first if need be.
 
         It stays loaded at least until the lease ends; after that, for as long as the engine has open requests.
 
@@ -120,14 +105,23 @@ class LoadedModels:
         """
         registered = self._registry.resolve(name)
         _check_writes(registered)
-        model = self._loaded.get(registered.full_name) or await self._wish(registered)
-        model.leases += 1
-        model.last_used = asyncio.get_running_loop().time()
+        route = self._route(registered)
+        if route is None:
+            route = await self._wish(registered)
+        else:
+            route.take()
         try:
-            yield model
+            yield route
         finally:
-            model.leases -= 1
+            route.give_back()
             self._wake.set()
+
+    def _route(self, registered: RegisteredModel) -> Route | None:
+        model = self._loaded.get(registered.base_name)
+        adapter = model.adapters.find(registered) if model is not None else None
+        if model is None or (registered.adapter and adapter is None):
+            return None
+        return Route(model, adapter)
 
     async def run(self) -> None:
         """Bring the facts to the wishes, until cancelled.
@@ -143,6 +137,7 @@ class LoadedModels:
                 del self._wishes[name]
             self._attempted = True
             self._raise_death()
+            await self._sweep()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RETRY_MISSING_S):
                     await self._wake.wait()
@@ -188,14 +183,20 @@ class LoadedModels:
 
     # Wish
 
-    async def _wish(self, registered: RegisteredModel) -> LoadedModel:
+    async def _wish(self, registered: RegisteredModel) -> Route:
+        """Wait until it is loaded; the route is taken then, so that it is not unloaded before it is used."""
         if self._draining:
             raise UnavailableError("The server is stopping.", retry_after_s=RETRY_AFTER_S)
         wish = self._wishes.setdefault(registered.full_name, _Wish(registered))
-        answer: asyncio.Future[LoadedModel] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Route] = asyncio.get_running_loop().create_future()
         wish.answers.append(answer)
         self._wake.set()
-        return await answer
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            if answer.done() and not answer.cancelled() and answer.exception() is None:
+                answer.result().give_back()
+            raise
 
     async def _load_default(self) -> None:
         """Wish for the model of the settings for as long as it does not run."""
@@ -211,7 +212,7 @@ class LoadedModels:
         except ApplianceError as error:
             self._report(f"{error} Pull it with `appliance models pull {self._settings.model}`.")
             return
-        if registered.full_name in self._loaded:
+        if registered.base_name in self._loaded:
             self._problem = ""
         elif not self._attempted or not self._loaded:
             self._wishes.setdefault(registered.full_name, _Wish(registered))
@@ -224,16 +225,26 @@ class LoadedModels:
     # Fact
 
     async def _grant(self, wish: _Wish) -> None:
+        wanted = wish.model
         try:
-            model = self._loaded.get(wish.model.full_name) or await self._load(wish.model)
+            model = self._loaded.get(wanted.base_name)
+            if model is None:
+                model = await self._load(self._registry.resolve(wanted.base_name))
         except ApplianceError as error:
             self._report(str(error))
             _refuse(wish, error)
             return
         self._problem = ""
-        for answer in wish.answers:
-            if not answer.done():
-                answer.set_result(model)
+        try:
+            adapter = await model.adapters.load(wanted) if wanted.adapter else None
+            for answer in wish.answers:
+                if not answer.done():
+                    route = Route(model, adapter)
+                    route.take()
+                    answer.set_result(route)
+        except ApplianceError as error:
+            LOGGER.warning("%s is not loaded: %s", wanted.full_name, error)
+            _refuse(wish, error)
 
     async def _load(self, registered: RegisteredModel) -> LoadedModel:
         """Load one model beside the others, or in place of an idle one."""
@@ -252,7 +263,8 @@ class LoadedModels:
             hold.close()
             raise
         engine.ended.add_done_callback(lambda _: self._wake.set())
-        model = LoadedModel(registered, engine, self._renderer(registered, engine), hold)
+        adapters = ModelAdapters(engine, self._registry, self._metrics, self._settings.max_loaded_adapters)
+        model = LoadedModel(registered, engine, self._renderer(registered, engine), hold, adapters)
         if model.renderer is not None:
             try:
                 await model.renderer.start()
@@ -335,8 +347,20 @@ class LoadedModels:
                 await model.renderer.close()
             await model.engine.close()
         finally:
+            model.adapters.close()
             model.hold.close()
         LOGGER.info("unloaded %s", name)
+
+    async def _sweep(self) -> None:
+        """Drop adapters that are idle for too long or not registered any more."""
+        now = asyncio.get_running_loop().time()
+        with_adapters = [each for each in self._loaded.values() if each.adapters.names]
+        if now < self._next_sweep or not with_adapters:
+            return
+        self._next_sweep = now + SWEEP_S
+        known = {each.full_name: each for each in self._registry.list()}
+        for model in with_adapters:
+            await model.adapters.sweep(known, now - self._settings.adapter_idle_s)
 
     def _raise_death(self) -> None:
         for name, model in self._loaded.items():

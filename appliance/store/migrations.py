@@ -112,6 +112,28 @@ MIGRATIONS: tuple[Migration, ...] = (
             """,
         ),
     ),
+    Migration(
+        4,
+        "adapters",
+        (
+            """
+            CREATE TABLE adapters (
+                id INTEGER PRIMARY KEY AUTOINCREMENT,
+                base_id INTEGER NOT NULL REFERENCES models (id) ON DELETE RESTRICT,
+                name TEXT NOT NULL,
+                licence TEXT NOT NULL,
+                created INTEGER NOT NULL,
+                quantisation TEXT NOT NULL,
+                rank INTEGER NOT NULL CHECK (rank > 0),
+                minimum_memory INTEGER NOT NULL,
+                sha256 TEXT NOT NULL CHECK (length(sha256) = 64),
+                size INTEGER NOT NULL CHECK (size > 0),
+                UNIQUE (base_id, name)
+            ) STRICT
+            """,
+            "CREATE INDEX adapters_sha256 ON adapters (sha256)",
+        ),
+    ),
 )
 """The history of the schema, oldest first."""
 

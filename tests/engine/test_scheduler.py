@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import pytest
@@ -581,6 +581,47 @@ def test_no_guess_goes_beyond_the_end_of_the_answer() -> None:
     assert subject.plan().draft_tokens == 1
 
 
+def test_a_batch_is_of_one_adapter_and_the_adapters_take_turns() -> None:
+    subject = scheduler(latency=0.001, batch=64)
+    subject.cost.observe(decoding=1, prefill_tokens=0, seconds=0.01)
+    for number, adapter in enumerate(["", "a", "", "b"]):
+        each = sequence(number, [number, number])
+        each.adapter = adapter
+        subject.submit(each)
+    served = [
+        (step.adapter, sorted(run.sequence.id for run in step.runs)) for step in (work(subject) for _ in range(6))
+    ]
+    assert served == [("", [0, 2]), ("a", [1]), ("b", [3])] * 2
+
+
+def test_a_prompt_under_one_adapter_is_cut_while_another_decodes() -> None:
+    subject = scheduler(cells=1000, batch=512, latency=0.1)
+    prefill(subject, sequence(1, [1, 2, 3]))
+    long = sequence(2, list(range(600)))
+    long.adapter = "a"
+    subject.submit(long)
+    subject.turns.served("", 1.0, 1.0)
+    step = subject.plan()
+    assert step.adapter == "a"
+    within = subject.cost.prefill_tokens_within(0.05, decoding=0, cells=subject.ledger.used)
+    assert step.prefill_tokens == max(8, within) < 512  # half of the target is each one's share
+    assert step.decoding == 0
+
+
+def test_a_step_that_changes_the_adapter_does_not_count_as_the_cost_of_its_tokens() -> None:
+    subject = scheduler(latency=0.001)
+    for number, adapter in ((1, ""), (2, "a")):
+        each = sequence(number, [number])
+        each.adapter = adapter
+        prefill(subject, each)
+    for _ in range(20):
+        work(subject, seconds=0.01)
+    usual = subject.cost.decode_s(1)
+    work(subject, seconds=5.0)
+    assert subject.cost.decode_s(1) == usual
+    assert subject.turns.switch_s >= 0.9
+
+
 @given(st.lists(st.integers(0, 3), max_size=40), st.lists(st.integers(0, 3), max_size=40), st.integers(0, 40))
 def test_the_common_prefix_is_the_obvious_one(left: list[int], right: list[int], limit: int) -> None:
     expected = 0
@@ -592,10 +633,10 @@ def test_the_common_prefix_is_the_obvious_one(left: list[int], right: list[int],
 
 
 class NativeMemory:
-    """What llama.cpp would hold: for each slot the token at each position. Cells are shared objects."""
+    """What llama.cpp would hold: for each slot the token at each position and its adapter. Cells are shared objects."""
 
     def __init__(self, slots: int, cells: int) -> None:
-        self.slots: list[list[list[int]]] = [[] for _ in range(slots)]
+        self.slots: list[list[list[Hashable]]] = [[] for _ in range(slots)]
         self.capacity = cells
 
     def apply(self, step: Step) -> None:
@@ -606,19 +647,20 @@ class NativeMemory:
                 case Fork(source, target, length):
                     assert self.slots[target] == []
                     self.slots[target] = self.slots[source][:length]
-                case Park(slot, tokens):
-                    assert [cell[0] for cell in self.slots[slot]] == list(tokens), "what is parked is what is held"
+                case Park(slot, tokens, adapter):
+                    parked = [[token, adapter] for token in tokens]
+                    assert self.slots[slot] == parked, "what is parked is what is held"
                 case Resume(slot, state, length, sharer, shared):
                     assert self.slots[slot] == []
                     assert self.cells + len(state.tokens) <= self.capacity, "a state needs all its cells for a moment"
-                    self.slots[slot] = [[token] for token in state.tokens[:length]]
+                    self.slots[slot] = [[token, state.space] for token in state.tokens[:length]]
                     if sharer is not None:
                         self.slots[slot][:shared] = self.slots[sharer][:shared]
         for run in step.runs:
             held = self.slots[run.sequence.slot or 0]
             assert len(held) == run.start, "positions must be consecutive"
             known = run.sequence.tokens[run.start : run.start + run.count - len(run.drafts)]
-            held += [[token] for token in (*known, *run.drafts)]
+            held += [[token, step.adapter] for token in (*known, *run.drafts)]
             assert self.cells <= self.capacity, "there are no more cells"
 
     @property
@@ -652,13 +694,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         length=st.integers(1, 40),
         tail=st.lists(st.integers(0, 9), max_size=6),
         tier=st.sampled_from(Priority),
-        tenant=st.sampled_from("ab"),
+        whose=st.tuples(st.sampled_from("ab"), st.sampled_from(["", "styled", "terse"])),
     )
-    def submit(self, family: int, length: int, tail: list[int], tier: Priority, tenant: str) -> None:
+    def submit(self, family: int, length: int, tail: list[int], tier: Priority, whose: tuple[str, str]) -> None:
         self.number += 1
         tokens = [family * 100 + index for index in range(length)] + tail
         new = sequence(self.number, tokens, tier, self.now)
-        new.tenant = tenant
+        new.tenant, new.adapter = whose
         new.token_limit = 47
         self.subject.submit(new)
         self.alive.append(new)
@@ -688,6 +730,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.subject.complete(step, seconds)
         assert step.runs or not self.alive, "there is work, but nothing runs"
         assert sum(run.count for run in step.runs) <= 16
+        assert {run.sequence.adapter for run in step.runs} <= {step.adapter}, "adapters are mixed in a batch"
         for run in step.runs:
             if run.sample:
                 self.confirm(run, accepted)
@@ -703,6 +746,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         if len(self.subject.running) > 1:
             self.subject.refuse()
 
+    @rule()
+    def start_over(self) -> None:
+        self.subject.start_over()
+        self.memory.slots = [[] for _ in self.memory.slots]
+        assert self.subject.ledger.used == 0
+
     @invariant()
     def books_are_true(self) -> None:
         self.subject.check_integrity()
@@ -715,8 +764,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         for each in self.subject.running:
             assert each.slot is not None
             if each.slot not in pending:
-                held = [cell[0] for cell in self.memory.slots[each.slot]]
-                assert held == list(each.tokens[: each.evaluated])
+                held = [tuple(cell) for cell in self.memory.slots[each.slot]]
+                assert held == [(token, each.adapter) for token in each.tokens[: each.evaluated]]
         if not pending:
             assert self.memory.cells == self.subject.ledger.used
 

@@ -40,6 +40,9 @@ class Box:
     def add(self, name: str, *, seed: int = 0, chat_template: str | None = "default") -> None:
         template = {} if chat_template == "default" else {"chat_template": chat_template}
         path = write_tiny_llama(self.folder / f"{name}-{seed}.gguf", seed=seed, **template)  # type: ignore[arg-type]
+        self.add_file(name, path)
+
+    def add_file(self, name: str, path: Path) -> None:
         import_model(path, self.registry, name=name, licence="Apache-2.0")
 
     def add_encoder(self, name: str, *, seed: int = 0) -> None:

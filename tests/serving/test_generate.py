@@ -52,8 +52,8 @@ async def test_a_stop_string_of_the_manifest_ends_chats(box: Box) -> None:
     sampling = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
     async with serving(box) as floor:
         free = await text_of(await floor.text.generate(GenerationRequest("tiny", USER, sampling)))
-        async with floor.models.lease("tiny") as loaded:
-            loaded.registered = replace(loaded.registered, stop=(free[3:5],))
+        async with floor.models.lease("tiny") as route:
+            route.model.registered = replace(route.model.registered, stop=(free[3:5],))
         cut = await text_of(await floor.text.generate(GenerationRequest("tiny", USER, sampling)))
         assert cut == free[: free.index(free[3:5])]
 

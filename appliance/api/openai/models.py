@@ -19,7 +19,9 @@ class ModelResponse(msgspec.Struct, frozen=True, kw_only=True):
     """One registered model; the fields behind `owned_by` are extensions.
 
     Attributes:
-        id: What to send as `model`: the name, or `name:version` where the name has several versions.
+        id: What to send as `model`: the name, or `name:version` where the name has several versions; of an adapter
+            `name:adapter`, or `name:version:adapter` where several versions have one of that name.
+        base: Of an adapter, the `name:version` that it is loaded beside; null for a model.
         context_length: Tokens that a prompt and its answer may have together, 0 when unknown.
         loaded: Whether it is in memory; another is loaded by the first request for it.
     """
@@ -35,6 +37,7 @@ class ModelResponse(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     context_length: int
     loaded: bool
+    base: str | None = None
 
 
 class ModelList(msgspec.Struct, frozen=True):
@@ -55,14 +58,14 @@ class Models:
         return _json(ModelList(model_responses(self._models.cards())))
 
     async def retrieve(self, request: Request) -> ASGIApp:
-        """Answer with one model, by name (its newest version then) or by `name:version`.
+        """Answer with one model or adapter, by its full name or by a short one (its newest version then).
 
         Raises:
             NotFoundError: There is none; the message names those that exist.
         """
         wanted = request.path_params["model"]
         cards = self._models.cards()
-        fitting = [each for each in cards if wanted in (each.name, f"{each.name}:{each.version}")]
+        fitting = [each for each in cards if wanted in each.names]
         if not fitting:
             known = ", ".join(each.id for each in model_responses(cards)) or "none"
             raise NotFoundError(
@@ -71,17 +74,13 @@ class Models:
                 param="model",
                 code="model_not_found",
             )
-        newest = max(fitting, key=lambda card: card.created)
-        return _json(_model_response(newest, wanted))
+        return _json(_model_response(fitting[-1], wanted))
 
 
 def model_responses(cards: Sequence[ModelCard]) -> list[ModelResponse]:
     """Return the models as they go on the wire."""
-    versions = Counter(each.name for each in cards)
-    return [
-        _model_response(each, each.name if versions[each.name] == 1 else f"{each.name}:{each.version}")
-        for each in cards
-    ]
+    of_short_name = Counter(each.names[0] for each in cards)
+    return [_model_response(each, each.names[of_short_name[each.names[0]] > 1]) for each in cards]
 
 
 def _model_response(card: ModelCard, model_id: str) -> ModelResponse:
@@ -95,6 +94,7 @@ def _model_response(card: ModelCard, model_id: str) -> ModelResponse:
         size=card.size,
         context_length=card.context_length,
         loaded=card.loaded,
+        base=card.base_name if card.adapter else None,
     )
 
 

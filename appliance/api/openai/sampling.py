@@ -61,7 +61,7 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class SamplingFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Fields of both completion requests. Null means the default."""
 
-    model: Annotated[ModelName, meaning("`name` or `name:version` of a registered model")]
+    model: Annotated[ModelName, meaning("A registered model, `name` or `name:version`, or an adapter, `name:adapter`")]
     n: Annotated[ChoiceCount | None, meaning("Choices for each prompt; 1 unless given")] = None
     stream: Annotated[bool | None, meaning("Send the answer in chunks as it grows")] = None
     stream_options: Annotated[StreamOptions | None, meaning("Only with `stream`")] = None

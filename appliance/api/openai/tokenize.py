@@ -22,7 +22,7 @@ from appliance.core.types import Prompt, TextModels
 class TokenizeFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What both forms have."""
 
-    model: Annotated[ModelName, meaning("`name` or `name:version` of a registered model")]
+    model: Annotated[ModelName, meaning("A registered model, `name` or `name:version`, or an adapter, `name:adapter`")]
     add_special_tokens: Annotated[bool | None, meaning("Add the model's start token; true unless given")] = None
     return_token_strs: Annotated[bool | None, meaning("Return each token's text too")] = None
 

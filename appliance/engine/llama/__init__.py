@@ -19,6 +19,8 @@ One step is schedule → decode → sample → deliver, told by `worker.Worker._
 - `sampling`   a logits row becomes a token
 - `model`      weights and vocabulary
 - `context`    KV memory and decoding
+- `turns`      which adapter's step is next (pure)
+- `lora`       a loaded adapter
 - `worker`     the thread
 - `engine`     the event loop's side of the thread
 """

@@ -32,6 +32,7 @@ class Choice:
     tenant: str = ""
     weight: float = 1.0
     deadline: float | None = None
+    adapter: str = ""
 
 
 @dataclass(eq=False, slots=True)
@@ -62,6 +63,7 @@ class RunningChoice:
             weight=choice.weight,
             deadline=choice.deadline,
             token_limit=choice.token_limit,
+            adapter=choice.adapter,
         )
         return cls(
             choice=choice,

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from appliance.core.errors import EngineError, SettingsError
 from appliance.core.types import KvCacheType
+from appliance.engine.llama.lora import LoraAdapter
 from appliance.engine.llama.model import LlamaModel
 from appliance.engine.llama.native import llama, short
 from appliance.engine.llama.step import Fork, Resume, Run, Truncate
@@ -38,6 +39,7 @@ class LlamaContext:
 
     Attributes:
         outputs: For each row of `logits()`, its token's place in the last batch.
+        adapter: What batches are evaluated with, besides the model itself.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class LlamaContext:
         # Without a GPU nothing is left to wait for, and letting go of the GIL once more would cost a turn.
         self._synchronize = (llama if llama.llama_supports_gpu_offload() else short).llama_synchronize
         self.outputs: list[int] = []
+        self.adapter: LoraAdapter | None = None
         self._tokens = np.zeros(batch_tokens, dtype=np.int32)
         self._positions = np.zeros(batch_tokens, dtype=np.int32)
         self._slots = np.zeros(batch_tokens, dtype=np.int32)
@@ -154,9 +157,23 @@ class LlamaContext:
         held = self.held(slot)
         return self._model.memory.shortest(held) <= length <= held.stop
 
-    def clear(self) -> None:
-        """Forget everything in all slots."""
-        short.llama_memory_clear(self._memory, False)
+    def use(self, adapter: LoraAdapter | None) -> None:
+        """Evaluate the batches that follow with an adapter, or without one. The first of them takes longer."""
+        if adapter is self.adapter:
+            return
+        if adapter is None:
+            short.llama_set_adapters_lora(self._handle, None, 0, None)
+        else:
+            short.llama_set_adapters_lora(self._handle, adapter.pointers, 1, adapter.scales)
+        self.adapter = adapter
+
+    def clear(self, *, data: bool = False) -> None:
+        """Forget everything in all slots.
+
+        Args:
+            data: Overwrite the cells too. Attention multiplies cells of others by 0, which an infinity survives.
+        """
+        short.llama_memory_clear(self._memory, data)
 
     def held(self, slot: int) -> range:
         """Return the positions whose state a slot holds in all layers.
@@ -216,8 +233,8 @@ class LlamaContext:
     def decode(self, runs: Sequence[Run]) -> int:
         """Evaluate a batch and wait for it; returns llama.cpp's code, see `Decoded`.
 
-        Logits are kept for the last token of every run that samples, and for its drafts; `outputs` then holds their
-        places in the batch, in the order of the runs.
+        Logits are kept for the last token of every run that samples, for its drafts, and with an adapter always for the
+        last token of all; `outputs` then holds their places in the batch, in the order of the runs.
         """
         at = 0
         self.outputs = []
@@ -239,6 +256,9 @@ class LlamaContext:
                 self._wanted[known - 1 : end] = 1
                 self.outputs.extend(range(known - 1, end))
             at = end
+        if self.adapter is not None and not self._wanted[at - 1]:
+            self._wanted[at - 1] = 1  # whether it is a number tells of the whole batch
+            self.outputs.append(at - 1)
         self._batch.n_tokens = at
         code: int = llama.llama_decode(self._handle, self._batch)
         self._synchronize(self._handle)

@@ -81,6 +81,12 @@ class StepCost:
         tokens = 2.0 * rest / (linear + math.sqrt(linear * linear + 4.0 * square * rest))
         return max(0, int(tokens) - decoding)
 
+    def expected_s(self, *, decoding: int, prefill_tokens: int, draft_tokens: int, cells: int = 0) -> float:
+        """Return how long a step will take."""
+        if prefill_tokens:
+            return self._read.seconds(_features(decoding + prefill_tokens, cells))
+        return self.decode_s(decoding, cells) + draft_tokens * self.draft_token_s(cells)
+
     def observe(
         self, *, decoding: int, prefill_tokens: int, seconds: float, cells: int = 0, draft_tokens: int = 0
     ) -> None:

@@ -22,9 +22,10 @@ from appliance.engine.llama.config import EngineConfig
 from appliance.engine.llama.file_lane import FileLane
 from appliance.engine.llama.generation import Admitted, LlamaGeneration
 from appliance.engine.llama.keeper import FileJob, WriteState, Written
+from appliance.engine.llama.lora import Adapter, DropAdapter, LoadAdapter
 from appliance.engine.llama.meter import EngineMeter
 from appliance.engine.llama.model import LlamaModel
-from appliance.engine.llama.worker import Cancel, Report, Runtime, Submit, Worker
+from appliance.engine.llama.worker import Cancel, Command, Report, Runtime, Submit, Worker
 from appliance.observe.metrics import ModelMetrics
 
 INLINE_TOKENIZE_CHARACTERS = 20_000
@@ -54,6 +55,7 @@ class LlamaEngine:
         self.ended: asyncio.Future[ApplianceError | None] = loop.create_future()
         self._ready: asyncio.Future[LlamaModel] = loop.create_future()
         self._open: set[LlamaGeneration] = set()
+        self._adapters: set[str] = set()
         self._worker = Worker(
             path,
             config,
@@ -145,6 +147,47 @@ class LlamaEngine:
             return self._model.tokenize(text, add_special=add_special, parse_special=parse_special)
         return await asyncio.to_thread(self._model.tokenize, text, add_special=add_special, parse_special=parse_special)
 
+    # Adapters
+
+    @property
+    def adapters(self) -> frozenset[str]:
+        """Return the ids of the adapters that are loaded."""
+        return frozenset(self._adapters)
+
+    async def load_adapter(self, adapter: Adapter) -> None:
+        """Load an adapter beside those that are loaded, if it is not; others go on meanwhile, but for its reading.
+
+        Raises:
+            ModelFileError: llama.cpp refuses the file.
+            EngineError: It gives answers that are not numbers, there is not enough memory, or the engine has ended.
+        """
+        self._check_alive()
+        if adapter.id not in self._adapters:
+            await self._command(lambda done: LoadAdapter(adapter, done))
+            self._adapters.add(adapter.id)
+
+    async def drop_adapter(self, number: str) -> None:
+        """Free an adapter.
+
+        Raises:
+            EngineError: An open request uses it, or the engine has ended; nothing was changed.
+        """
+        if any(each.adapter == number for each in self._open):
+            raise EngineError(f"An adapter of {self.name} is in use.", advice="Wait for its requests to end.")
+        self._check_alive()
+        self._adapters.remove(number)
+        await self._command(lambda done: DropAdapter(number, done))
+
+    async def _command(self, make: Callable[[Callable[[ApplianceError | None], None]], Command]) -> None:
+        """Give the worker a command that it answers, and wait for the answer."""
+        answer: asyncio.Future[ApplianceError | None] = self._loop.create_future()
+        self._worker.put(make(lambda error: post(self._loop, answer.set_result, error)))
+        await asyncio.wait([answer, self.ended], return_when=asyncio.FIRST_COMPLETED)
+        unloaded = EngineError(f"{self.name} was unloaded.", advice="Try again.", code="model_unloaded")
+        error = answer.result() if answer.done() else self.ended.result() or unloaded
+        if error is not None:
+            raise error
+
     # Work
 
     @property
@@ -167,8 +210,12 @@ class LlamaEngine:
         tenant: str = "",
         weight: float = 1.0,
         deadline_s: float | None = None,
+        adapter: Adapter | None = None,
+        on_end: Callable[[], None] = lambda: None,
     ) -> LlamaGeneration:
         """Queue one request of a tenant, who has a share of the engine in proportion to his weight.
+
+        It runs under `adapter`, which must be loaded, if one is given; `on_end` is called once it has ended.
 
         Raises:
             InvalidRequestError: The prompt is empty, has unknown token ids, or leaves no room for an answer.
@@ -176,8 +223,9 @@ class LlamaEngine:
             EngineError: The engine has ended.
         """
         self._check_prompt(prompt)
-        if self.ended.done():
-            raise EngineError(f"The engine of {self.name} has ended.", code="engine_died")
+        self._check_alive()
+        if adapter is not None and adapter.id not in self._adapters:
+            raise EngineError(f"{adapter.name} was unloaded.", advice="Try again.", code="model_unloaded")
         if self.queue_full:
             raise OverloadedError(
                 f"{self._open_choices} answers are being written or wait; "
@@ -186,12 +234,15 @@ class LlamaEngine:
                 retry_after_s=self._retry_after(),
             )
         now = time.monotonic()
+        space = "" if adapter is None else adapter.id
         generation = LlamaGeneration(
-            model=self.name,
+            model=self.name if adapter is None else adapter.name,
             prompt_tokens=len(prompt),
             choices=n,
             now=now,
             cancel=lambda: self._cancel(generation),
+            adapter=space,
+            on_end=on_end,
         )
         limit = self.context_length
         if sampling.max_tokens is not None:
@@ -199,11 +250,11 @@ class LlamaEngine:
         tokens = array("i", prompt)
         deadline = None if deadline_s is None else now + deadline_s
         choices = [
-            Choice(generation, index, tokens, sampling, priority, limit, now, tenant, weight, deadline)
+            Choice(generation, index, tokens, sampling, priority, limit, now, tenant, weight, deadline, space)
             for index in range(n)
         ]
         self._open.add(generation)
-        self._meter.accepted(len(prompt))
+        self._meter.accepted(generation, None if adapter is None else adapter.metrics)
         if deadline_s is not None:
             generation.expire_at(self._loop.time() + deadline_s, deadline_s)
         self._worker.put(Submit(choices))
@@ -248,6 +299,10 @@ class LlamaEngine:
         finally:
             if self._lane is not None:
                 await self._lane.close()
+
+    def _check_alive(self) -> None:
+        if self.ended.done():
+            raise EngineError(f"The engine of {self.name} has ended.", code="engine_died")
 
     def _check_prompt(self, prompt: Sequence[int]) -> None:
         if not prompt:

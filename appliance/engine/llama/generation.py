@@ -47,9 +47,20 @@ class LlamaGeneration:
         gained_at: When each choice gained something last, by its index.
     """
 
-    def __init__(self, *, model: str, prompt_tokens: int, choices: int, now: float, cancel: Callable[[], None]) -> None:
-        """Wait for `choices` choices of one prompt; `cancel` tells the engine to stop them."""
+    def __init__(
+        self,
+        *,
+        model: str,
+        prompt_tokens: int,
+        choices: int,
+        now: float,
+        cancel: Callable[[], None],
+        adapter: str = "",
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Wait for `choices` choices of one prompt; `cancel` tells the engine to stop them, `on_end` is called once."""
         self.model = model
+        self.adapter = adapter
         self.submitted_at = now
         self.admitted_at: float | None = None
         self.first_token_at: float | None = None
@@ -62,6 +73,7 @@ class LlamaGeneration:
         self._completion_tokens = 0
         self._cached_tokens = 0
         self._cancel = cancel
+        self._on_end = on_end
         self._deltas: list[Delta] = []
         self._wake: Callable[[], None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
@@ -144,6 +156,7 @@ class LlamaGeneration:
         if not self.ended:
             self.ended = True
             self.ended_at = at
+            self._on_end()
         if self._deadline is not None:
             self._deadline.cancel()
         self._tell()

@@ -258,6 +258,12 @@ class Residents:
         self._empty(min(candidates, key=lambda index: self._slots[index].last_used))
         return True
 
+    def forget(self) -> None:
+        """Take the cells of all idle slots, which cannot be trusted any more; nothing of them is kept aside."""
+        self._operations = [each for each in self._operations if not isinstance(each, Park)]
+        for slot in self.idle:
+            self._truncate(slot, 0)
+
     def tidy(self) -> None:
         """Park one idle slot, if there is any with cells of its own.
 

@@ -18,6 +18,7 @@ recomputed later.
 
 While anyone is decoding, a step's prefill tokens are cut so that the step takes `target_latency`, by measured cost.
 While few are decoding and no prompt is read, a step checks guessed tokens too, if that pays, in cells nobody needs.
+A step's sequences are all under one adapter; the adapters take turns.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from appliance.engine.llama.parked import ParkedState, ParkedStates
 from appliance.engine.llama.residents import Residents, Source
 from appliance.engine.llama.speculation import MOST_DECODING, Drafter, choose_drafts
 from appliance.engine.llama.step import Limits, Run, Sequence, Step, Truncate
+from appliance.engine.llama.turns import Turns
 
 RESERVE_CELLS = 16
 """Cells kept per running sequence at admission, so that a newcomer is not sent back within a few steps."""
@@ -61,6 +63,7 @@ class Scheduler:
         """
         self.limits = limits
         self.cost = StepCost()
+        self.turns = Turns()
         self.shares = FairShare()
         self.residents = Residents(limits, parking=parked is not None, shortest=shortest)
         self.waiting: list[Sequence] = []
@@ -163,6 +166,7 @@ class Scheduler:
             prefill_tokens=prefill_tokens,
             draft_tokens=self._planned_drafts,
             fetches=fetches,
+            adapter=runs[0].sequence.adapter if runs else self.turns.current,
         )
 
     def complete(self, step: Step, seconds: float) -> None:
@@ -174,13 +178,16 @@ class Scheduler:
                 self._charge(sequence, count)
             self.residents.evaluated(sequence, count)
         self._drafts_refused = False
-        self.cost.observe(
-            decoding=step.decoding,
-            prefill_tokens=step.prefill_tokens,
-            draft_tokens=step.draft_tokens,
-            cells=cells,
-            seconds=seconds,
-        )
+        work = {
+            "decoding": step.decoding,
+            "prefill_tokens": step.prefill_tokens,
+            "draft_tokens": step.draft_tokens,
+            "cells": cells,
+        }
+        usual_s = self.cost.expected_s(**work)
+        if step.adapter == self.turns.current:  # else the time is that of the switch too
+            self.cost.observe(**work, seconds=seconds)
+        self.turns.served(step.adapter, seconds, usual_s)
 
     def _charge(self, sequence: Sequence, generated: int) -> None:
         self.shares.charge(sequence.tenant, generated_tokens=generated, weight=sequence.weight)
@@ -205,6 +212,15 @@ class Scheduler:
         self.running.remove(sequence)
         self.shares.leave(sequence)
         self.residents.discard(sequence)
+
+    def start_over(self) -> None:
+        """Record that no cell can be trusted any more: everyone goes back to the queue and is computed anew."""
+        for sequence in self.running:
+            self.residents.discard(sequence)
+            self.shares.park(sequence)
+        self.waiting += self.running
+        self.running.clear()
+        self.residents.forget()
 
     def lost(self, sequence: Sequence) -> None:
         """Record that a running sequence's past or parked state could not be had; it begins again."""
@@ -296,14 +312,17 @@ class Scheduler:
 
     def _choose_runs(self) -> tuple[tuple[Run, ...], int]:
         """Return the runs of the next batch and how many of their tokens are prefill."""
-        decoders = [each for each in self.running if each.decoding]
-        readers = sorted((each for each in self.running if not each.decoding), key=lambda each: each.order)
+        adapters = {each.adapter for each in self.running}
+        target_s = self.limits.target_latency
+        turn = self.turns.next(adapters, target_s) if adapters else ""
+        chosen = [each for each in self.running if each.adapter == turn]
+        decoders = [each for each in chosen if each.decoding]
+        readers = sorted((each for each in chosen if not each.decoding), key=lambda each: each.order)
         runs = [Run(each, each.evaluated, 1, sample=True) for each in decoders]
         room = self.limits.batch_tokens - len(runs)
-        if decoders:
-            affordable = self.cost.prefill_tokens_within(
-                self.limits.target_latency, decoding=len(decoders), cells=self.ledger.used
-            )
+        if any(each.decoding for each in self.running):
+            seconds = min(target_s, self.turns.share_s(len(adapters), target_s))
+            affordable = self.cost.prefill_tokens_within(seconds, decoding=len(decoders), cells=self.ledger.used)
             room = min(room, max(MINIMUM_PREFILL_TOKENS, affordable))
         shares = _share_out(readers, room)
         runs += [

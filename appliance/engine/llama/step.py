@@ -133,6 +133,7 @@ class Step:
 
     Attributes:
         fetches: Parked states that somebody waits for and that must be fetched from disk.
+        adapter: The adapter that all runs are under.
     """
 
     operations: tuple[Operation, ...]
@@ -142,6 +143,7 @@ class Step:
     decoding: int = 0
     prefill_tokens: int = 0
     draft_tokens: int = 0
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from appliance.engine.llama.config import EngineConfig
 from appliance.engine.llama.context import Decoded, LlamaContext, Logits
 from appliance.engine.llama.generation import Admitted, Event, Failed, Gained, LlamaGeneration
 from appliance.engine.llama.keeper import Fetched, FileJob, Found, Outcome, StateKeeper, Written
+from appliance.engine.llama.lora import Adapter, DropAdapter, LoadAdapter, LoadedAdapters
 from appliance.engine.llama.model import LlamaModel
 from appliance.engine.llama.parked import ParkedStates
 from appliance.engine.llama.sampling import token_logprob
@@ -36,6 +37,8 @@ from appliance.engine.llama.step import Sequence as ScheduledSequence
 LOGGER = logging.getLogger("appliance.engine")
 IDLE_BEAT_S = 1.0
 """How often an idle worker goes round, for its heartbeat."""
+PROBE_CELLS = 64
+"""Cells of the context in which a new adapter is tried."""
 FAILURES_UNTIL_DEAD = 3
 """So many failed batches in a row, and the engine counts as broken: a restart is better than refusing everyone."""
 
@@ -63,7 +66,7 @@ class Runtime:
     target_inter_token_latency_s: float
 
 
-Command = Submit | Cancel | Runtime | Outcome
+Command = Submit | Cancel | Runtime | LoadAdapter | DropAdapter | Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,7 @@ class Worker:
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._choices: dict[int, RunningChoice] = {}
         self._of_generation: dict[LlamaGeneration, list[RunningChoice]] = {}
+        self._adapters = LoadedAdapters()
         self._events: list[tuple[LlamaGeneration, Event]] = []
         self._numbers = 0
         self._draft_tokens = self._accepted_tokens = 0
@@ -143,7 +147,7 @@ class Worker:
         context: LlamaContext | None = None
         try:
             model = LlamaModel(self._path, gpu_layers=self._config.gpu_layers)
-            context = self._new_context(model)
+            context = self._new_context(model, self._config)
             self._keeper = self._new_keeper(model, context)
             self._scheduler = self._new_scheduler(model, context)
             self._model, self._context = model, context
@@ -162,6 +166,7 @@ class Worker:
             self._end_everyone(error)
             if context is not None:
                 context.close()
+            self._adapters.close()
             if model is not None:
                 model.close()
             self._on_end(error)
@@ -239,6 +244,21 @@ class Worker:
                 self._context.set_threads(threads)
                 scheduler = self._scheduler
                 scheduler.limits = replace(scheduler.limits, batch_tokens=batch_tokens, target_latency=target)
+            case LoadAdapter(adapter, done):
+                self._load_adapter(adapter, done)
+            case DropAdapter(number, done):
+                self._adapters.drop(number, self._context)
+                self._scheduler.turns.forget(number)
+                done(None)
+
+    def _load_adapter(self, adapter: Adapter, done: Callable[[ApplianceError | None], None]) -> None:
+        trial = replace(self._config, cells=PROBE_CELLS, sequences=1, batch_tokens=PROBE_CELLS)
+        try:
+            self._adapters.load(adapter, self._model, lambda: self._new_context(self._model, trial))
+        except ApplianceError as error:
+            done(error)
+        else:
+            done(None)
 
     def _start(self, choice: Choice) -> None:
         self._numbers += 1
@@ -263,6 +283,7 @@ class Worker:
     def _decode(self, step: Step) -> bool:
         """Evaluate the batch; returns whether there are logits to sample from."""
         started = time.perf_counter()
+        self._context.use(self._adapters.get(step.adapter))
         code = self._context.decode(step.runs)
         if code == Decoded.OK:
             self._scheduler.complete(step, time.perf_counter() - started)
@@ -282,7 +303,8 @@ class Worker:
 
     def _sample(self, step: Step) -> None:
         sampled = [run for run in step.runs if run.sample]
-        if not sampled:
+        watched = bool(step.adapter) and not step.runs[-1].sample  # then the last row is of a prompt's token
+        if not sampled and not watched:
             return
         logits = self._context.logits()
         likeliest = logits.argmax(axis=1)  # NaN and infinity win too, so one number of each row tells of all
@@ -292,6 +314,16 @@ class Worker:
         for run in sampled:
             self._sample_run(run, first, rows, now)
             first += 1 + len(run.drafts)
+        if not rows.finite.all():
+            self._start_over(step, watched=watched and not rows.finite[-1])
+
+    def _start_over(self, step: Step, *, watched: bool) -> None:
+        """Keep what is not a number from spreading: in the memory that all share, it would reach every sequence."""
+        LOGGER.error("a batch under %r gave what is not a number; everyone's cells are computed anew", step.adapter)
+        if watched:
+            self._fail_one(self._choices[step.runs[-1].sequence.id], _not_a_number())
+        self._scheduler.start_over()
+        self._context.clear(data=True)
 
     def _sample_run(self, run: Run, first: int, rows: _Rows, now: float) -> None:
         """Sample a run's rows in order, as long as what was sampled is the draft that the next row stands on.
@@ -304,7 +336,7 @@ class Worker:
         for accepted in range(1 + len(run.drafts)):
             row = first + accepted
             if not rows.finite[row]:
-                self._fail_one(running, EngineError("The model's answer is not a number.", code="not_a_number"))
+                self._fail_one(running, _not_a_number())
                 return
             token, delta = self._sample_one(running, row, rows)
             if delta is not None:
@@ -372,14 +404,17 @@ class Worker:
             self._forget(running)
         while not self._inbox.empty():
             command = self._inbox.get()
-            for choice in command.choices if isinstance(command, Submit) else ():
-                self._emit(choice, Failed(reason, time.monotonic()))
+            match command:
+                case Submit(choices):
+                    for choice in choices:
+                        self._emit(choice, Failed(reason, time.monotonic()))
+                case LoadAdapter(_, done) | DropAdapter(_, done):
+                    done(reason)
         self._on_report(Report(self._events, 0, 0))
 
     # Preparation
 
-    def _new_context(self, model: LlamaModel) -> LlamaContext:
-        config = self._config
+    def _new_context(self, model: LlamaModel, config: EngineConfig) -> LlamaContext:
         return LlamaContext(
             model,
             cells=config.cells,
@@ -438,3 +473,7 @@ class Worker:
             prefill_tokens = 0 if count == 1 else count
             cost.observe(decoding=int(count == 1), prefill_tokens=prefill_tokens, cells=start, seconds=seconds)
         self._context.clear()
+
+
+def _not_a_number() -> EngineError:
+    return EngineError("The model's answer is not a number.", code="not_a_number")
