@@ -2,6 +2,8 @@
 
 Rooms on one floor never import each other: what one needs of another it receives, typed by a protocol here.
 All durations are seconds, all sizes bytes, all token ids are of the model that the request names.
+
+Over 400 lines because every room reads one list of terms rather than looking for them in several.
 """
 
 from __future__ import annotations

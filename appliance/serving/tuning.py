@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 from appliance.core.types import ModelRuntime, RuntimeChange
+from appliance.engine.llama.commands import Runtime
 from appliance.engine.llama.engine import LlamaEngine
-from appliance.engine.llama.worker import Runtime
 from appliance.observe.resources import physical_cores
 from appliance.serving.loaded import LoadedModels
 

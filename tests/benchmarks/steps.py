@@ -133,7 +133,7 @@ async def _park(engine: LlamaEngine, count: int) -> None:
         group = min(PARKED_AT_ONCE, count - done)
         await _generate(engine, group, PARKED_TOKENS, 2, seed=2 + done)
         done += group
-    parked = len(engine._worker._keeper.states)
+    parked = len(engine._worker.runner.keeper.states)
     if parked < count - engine.config.slots:
         raise UnavailableError(f"Of {count} states only {parked} are parked.")
 
@@ -159,7 +159,7 @@ def _watching(engine: LlamaEngine) -> Iterator[list[StepCost]]:
     steps: list[StepCost] = []
     native: list[float] = []
     tokens: list[int] = []
-    step, decode = engine._worker._step, llama.llama_decode
+    step, decode = engine._worker.runner.step, llama.llama_decode
 
     def timed_decode(context: Any, batch: Any) -> Any:
         began = time.thread_time()
@@ -176,7 +176,7 @@ def _watching(engine: LlamaEngine) -> Iterator[list[StepCost]]:
         python = time.thread_time() - cpu - sum(native)
         steps.append(StepCost(time.perf_counter() - began, python, sum(tokens)))
 
-    with _replaced(engine._worker, "_step", timed_step), _replaced(llama, "llama_decode", timed_decode):
+    with _replaced(engine._worker.runner, "step", timed_step), _replaced(llama, "llama_decode", timed_decode):
         yield steps
 
 

@@ -100,5 +100,5 @@ async def running(path: Path, **changes: object) -> AsyncIterator[EngineUnderTes
 async def tiny(tiny_model_path: Path) -> AsyncIterator[EngineUnderTest]:
     async with running(tiny_model_path) as subject:
         yield subject
-        await subject.until(lambda: subject.engine._worker._scheduler.idle)
-        subject.engine._worker._scheduler.check_integrity()
+        await subject.until(lambda: subject.engine._worker.runner.scheduler.idle)
+        subject.engine._worker.runner.scheduler.check_integrity()

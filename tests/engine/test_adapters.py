@@ -56,8 +56,8 @@ async def bench(base: Path, **changes: float) -> AsyncIterator[Bench]:
         each = Bench(subject, base)
         yield each
         if not each.engine.ended.done():
-            await each.until(lambda: each.engine._worker._scheduler.idle)
-            each.engine._worker._scheduler.check_integrity()
+            await each.until(lambda: each.engine._worker.runner.scheduler.idle)
+            each.engine._worker.runner.scheduler.check_integrity()
 
 
 @pytest.fixture
@@ -233,7 +233,7 @@ async def test_more_context_than_cells_under_several_adapters_finishes_with_the_
         expected = await all_of(roomy)
     async with bench(base, cells=256, target_inter_token_latency_s=1e-4) as tight:
         answers = await all_of(tight)
-        assert tight.engine._worker._scheduler.preemptions > 0
+        assert tight.engine._worker.runner.scheduler.preemptions > 0
     assert all(close_to(one, other) for one, other in zip(answers, expected, strict=True))
 
 

@@ -91,7 +91,7 @@ async def test_three_times_more_context_than_cells_finishes_with_the_same_answer
         expected = [await roomy.greedy(text, 60) for text in texts]
     async with running(tiny_model_path, cells=256) as tight:
         answers = await asyncio.gather(*(tight.greedy(text, 60) for text in texts))
-        assert tight.engine._worker._scheduler.preemptions > 0
+        assert tight.engine._worker.runner.scheduler.preemptions > 0
     assert all(close_to(a, b) for a, b in zip(answers, expected, strict=True))
 
 
@@ -104,13 +104,13 @@ async def test_a_cancelled_request_does_not_disturb_its_batch(tiny: EngineUnderT
     doomed.cancel()
     assert all(close_to(a, b) for a, b in zip(await others, expected, strict=True))
     assert tiny.engine.open_requests == 0
-    await tiny.until(lambda: tiny.engine._worker._scheduler.idle)
+    await tiny.until(lambda: tiny.engine._worker.runner.scheduler.idle)
 
 
 @pytest.mark.parametrize("when", ["in the queue", "while its prompt is read"])
 async def test_a_request_cancelled_early_frees_its_place(tiny_model_path: Path, when: str) -> None:
     async with running(tiny_model_path, sequences=1) as subject:
-        scheduler = subject.engine._worker._scheduler
+        scheduler = subject.engine._worker.runner.scheduler
         if when == "in the queue":
             subject.engine.submit([1, 2, 3], SamplingParams(ignore_eos=True))
         doomed = subject.engine.submit([5] * 500, SamplingParams())
@@ -162,7 +162,7 @@ async def test_a_deadline_ends_the_work_with_an_error(tiny: EngineUnderTest) -> 
     generation = tiny.engine.submit([5, 6], SamplingParams(ignore_eos=True), deadline_s=0.001)
     with pytest.raises(DeadlineExceededError, match=r"0\.001 s"):
         await collect(generation)
-    await tiny.until(lambda: tiny.engine._worker._scheduler.idle)
+    await tiny.until(lambda: tiny.engine._worker.runner.scheduler.idle)
 
 
 async def test_a_reader_who_never_comes_costs_at_most_his_answer(tiny: EngineUnderTest) -> None:
@@ -177,7 +177,7 @@ async def test_a_reader_who_never_comes_costs_at_most_his_answer(tiny: EngineUnd
 async def test_one_failed_batch_fails_its_own_sequences_only(
     tiny: EngineUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context = tiny.engine._worker._context
+    context = tiny.engine._worker.runner.context
     codes = iter([-3])
     decode = context.decode
     monkeypatch.setattr(context, "decode", lambda runs: next(codes, None) or decode(runs))
@@ -191,7 +191,7 @@ async def test_no_room_in_native_memory_makes_someone_wait_and_nobody_fail(
     tiny: EngineUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = [await tiny.greedy(text) for text in TEXTS[:3]]
-    context = tiny.engine._worker._context
+    context = tiny.engine._worker.runner.context
     decode = context.decode
     codes = iter([0, 0, 1, 0, 0, 0, 1])
     monkeypatch.setattr(context, "decode", lambda runs: next(codes, 0) or decode(runs))
@@ -209,7 +209,7 @@ async def test_a_dead_thread_ends_every_open_request_with_an_error(
         def die(*_: object) -> None:
             raise MemoryError("no more")
 
-        monkeypatch.setattr(subject.engine._worker._context, "decode", die)
+        monkeypatch.setattr(subject.engine._worker.runner.context, "decode", die)
         with pytest.raises(EngineError, match="thread died"):
             await collect(running_one)
         error = await asyncio.wait_for(subject.engine.ended, 10)

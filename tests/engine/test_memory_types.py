@@ -500,8 +500,8 @@ async def test_an_engine_that_reuses_whatever_it_can_answers_as_cold_ones_do(
     with cells_of_type(PLAIN.cell_type):
         async with running(path, cells=384, sequences=4, queue_size=16, parking_ram_bytes=parking_ram_bytes) as warm:
             heard = await asyncio.gather(*(converse(warm, family) for family in range(3)))
-            await warm.until(lambda: warm.engine._worker._scheduler.idle)
-            warm.engine._worker._scheduler.check_integrity()
+            await warm.until(lambda: warm.engine._worker.runner.scheduler.idle)
+            warm.engine._worker.runner.scheduler.check_integrity()
         await check_answers(path, heard)
 
 
@@ -514,7 +514,7 @@ async def test_a_past_that_is_lost_between_plan_and_deed_is_read_again(
     monkeypatch.setattr(Residents, "_reaches", lambda *_: True)  # the scheduler believes that nothing is ever lost
     with cells_of_type(PLAIN.cell_type):
         async with running(path, cells=384, sequences=4, queue_size=16) as warm:
-            scheduler, lost = warm.engine._worker._scheduler, []
+            scheduler, lost = warm.engine._worker.runner.scheduler, []
             begin_again = scheduler.lost
 
             def note(sequence: Sequence) -> None:

@@ -48,7 +48,7 @@ async def test_a_conversation_that_made_way_goes_on_without_its_past_computed_ag
         expected = await ask(cold, PAST + OTHER)
     async with parking(tiny_model_path) as subject:
         await ask(subject, PAST)
-        keeper = subject.engine._worker._keeper
+        keeper = subject.engine._worker.runner.keeper
         await ask(subject, OTHER)  # beside it the idle past is parked
         await subject.until(lambda: len(keeper.states) >= 1)
         tokens, logprobs, cached = await ask(subject, PAST + OTHER)
@@ -126,7 +126,7 @@ async def test_with_three_times_more_live_context_than_cells_everybody_finishes(
         expected = [(await roomy.ask(text, sampling))[0][0].token_ids for text in texts]
     async with parking(tiny_model_path, cells=512, sequences=12, queue_size=12) as subject:
         answers = await asyncio.gather(*(subject.ask(text, sampling) for text in texts))
-        preemptions = subject.engine._worker._scheduler.preemptions
+        preemptions = subject.engine._worker.runner.scheduler.preemptions
     assert preemptions > 0
     assert [answer[0].token_ids for answer, _ in answers] == expected
 

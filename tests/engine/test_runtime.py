@@ -10,8 +10,8 @@ import pytest
 
 from appliance.core.errors import InvalidRequestError
 from appliance.core.types import SamplingParams
+from appliance.engine.llama.commands import Runtime
 from appliance.engine.llama.native import short
-from appliance.engine.llama.worker import Runtime
 from tests.engine.conftest import CONFIG, Answer, EngineUnderTest, collect, running
 from tests.engine.test_engine import close_to
 
@@ -51,15 +51,15 @@ async def test_streams_go_on_with_the_same_tokens_while_threads_and_steps_change
         assert all(close_to(ours, theirs) for ours, theirs in zip(answers, expected, strict=True))
         assert subject.engine.runtime == changes[-1]
         worker = subject.engine._worker
-        assert short.llama_n_threads(worker._context.handle) == 2
-        assert worker._scheduler.limits.batch_tokens == CONFIG.batch_tokens
+        assert short.llama_n_threads(worker.runner.context.handle) == 2
+        assert worker.runner.scheduler.limits.batch_tokens == CONFIG.batch_tokens
 
 
 async def test_a_prompt_is_read_in_steps_of_the_new_size(tiny: EngineUnderTest) -> None:
     tiny.engine.tune(replace(tiny.engine.runtime, batch_tokens=16))
     sizes: list[int] = []
     await tiny.greedy("warm", 1)
-    scheduler = tiny.engine._worker._scheduler
+    scheduler = tiny.engine._worker.runner.scheduler
     plan = scheduler.plan
 
     def noting(now: float) -> object:
@@ -82,4 +82,4 @@ async def test_a_step_that_the_context_was_not_made_for_is_refused_and_changes_n
     assert refusal.value.param == "batch_tokens"
     assert tiny.engine.runtime == before
     await tiny.greedy("still here", 4)
-    assert short.llama_n_threads(tiny.engine._worker._context.handle) == before.threads
+    assert short.llama_n_threads(tiny.engine._worker.runner.context.handle) == before.threads

@@ -110,7 +110,7 @@ async def test_whose_work_it_is_and_how_urgent_reaches_the_scheduler(box: Box, m
             submitted.append(sequence)
             super().submit(sequence)
 
-    monkeypatch.setattr("appliance.engine.llama.worker.Scheduler", Listening)
+    monkeypatch.setattr("appliance.engine.llama.runner.Scheduler", Listening)
     began = time.monotonic()
     async with serving(box) as floor:
         await text_of(await floor.text.generate(request))

@@ -125,7 +125,7 @@ async def kill_an_engine(box: Box) -> None:
         await ready(floor.models)
         generation = await floor.text.generate(ask("tiny", ENDLESS))
         engine = floor.models._loaded["tiny:1"].engine
-        engine._worker._context = None  # type: ignore[assignment]
+        engine._worker.runner.scheduler = None  # type: ignore[assignment]
         with pytest.raises(EngineError, match="thread died"):
             await text_of(generation)
         await asyncio.shield(engine.ended)

@@ -1,6 +1,6 @@
 """GGUF models over llama.cpp: continuous batching of many sequences in one context.
 
-One step is schedule → decode → sample → deliver, told by `worker.Worker._step`:
+One step is schedule → decode → sample → deliver, told by `runner.Runner.step`:
 
 - `cells`      which KV cells are whose (pure)
 - `prefix`     what sequences share (pure)
@@ -21,6 +21,10 @@ One step is schedule → decode → sample → deliver, told by `worker.Worker._
 - `context`    KV memory and decoding
 - `turns`      which adapter's step is next (pure)
 - `lora`       a loaded adapter
+- `fairness`   whose turn it is among tenants (pure)
+- `residents`  who holds which cells, and what of them can be reused (pure)
+- `runner`     one loaded model at work
+- `commands`   what the loop and the thread tell each other
 - `worker`     the thread
 - `engine`     the event loop's side of the thread
 """

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from appliance.core.errors import ApplianceError, EngineError, InvalidRequestError, OverloadedError
 from appliance.core.types import Priority, SamplingParams
 from appliance.engine.llama.choice import Choice
+from appliance.engine.llama.commands import Cancel, Command, Report, Runtime, Submit
 from appliance.engine.llama.config import EngineConfig
 from appliance.engine.llama.file_lane import FileLane
 from appliance.engine.llama.generation import Admitted, LlamaGeneration
@@ -25,7 +26,7 @@ from appliance.engine.llama.keeper import FileJob, WriteState, Written
 from appliance.engine.llama.lora import Adapter, DropAdapter, LoadAdapter
 from appliance.engine.llama.meter import EngineMeter
 from appliance.engine.llama.model import LlamaModel
-from appliance.engine.llama.worker import Cancel, Command, Report, Runtime, Submit, Worker
+from appliance.engine.llama.worker import Worker
 from appliance.observe.metrics import ModelMetrics
 
 INLINE_TOKENIZE_CHARACTERS = 20_000
