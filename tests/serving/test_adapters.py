@@ -82,8 +82,8 @@ async def test_cards_tell_base_and_adapter_apart_and_what_is_loaded(box: Box) ->
     add(box, "terse", seed=1)
     async with serving(box) as floor:
         await answer(floor, "tiny:legal")
-        cards = [(each.names[1], each.kind, each.loaded) for each in floor.text.cards()]
-    assert cards == [("tiny:1", "gguf", True), ("tiny:1:legal", "lora", True), ("tiny:1:terse", "lora", False)]
+        cards = [(each.version, each.adapter, each.kind, each.loaded) for each in floor.text.cards()]
+    assert cards == [("1", "", "gguf", True), ("1", "legal", "lora", True), ("1", "terse", "lora", False)]
 
 
 async def test_two_requests_at_once_load_an_adapter_once(box: Box) -> None:
