@@ -13,6 +13,7 @@ import click
 
 from appliance.cli.options import Context, verb_options
 from appliance.cli.tables import print_table
+from appliance.core.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from appliance.bench.report import Effort, Figure, Report, Subject
@@ -70,9 +71,16 @@ def _subject(context: Context) -> Subject:
     settings = context.settings
     database = Database(settings.database_path)
     try:
-        return Subject(settings, open_registry(settings, database).resolve(settings.model))
+        model = open_registry(settings, database).resolve(settings.model)
     finally:
         database.close()
+    if model.adapter:
+        raise InvalidRequestError(
+            f"{model.full_name} is an adapter; models are measured.",
+            advice=f"Measure its base: appliance bench --model {model.base_name}",
+            param="model",
+        )
+    return Subject(settings, model)
 
 
 def _effort(runs: int | None, *, quick: bool) -> Effort:

@@ -247,18 +247,6 @@ class ModelCard:
     loaded: bool
     adapter: str = ""
 
-    @property
-    def base_name(self) -> str:
-        """Return `name:version`, which of an adapter is its base's full name."""
-        return f"{self.name}:{self.version}"
-
-    @property
-    def names(self) -> tuple[str, str]:
-        """Return the short name and the full one."""
-        if self.adapter:
-            return (f"{self.name}:{self.adapter}", f"{self.base_name}:{self.adapter}")
-        return (self.name, self.base_name)
-
 
 class TextModels(Protocol):
     """The serving floor as the doors see it."""

@@ -75,6 +75,12 @@ class LoadedEmbedders:
             ModelFileError: Its file is damaged, or makes no embeddings.
         """
         registered = self._registry.resolve(name)
+        if registered.adapter:
+            raise InvalidRequestError(
+                f"{registered.full_name} is an adapter, and cannot embed.",
+                advice=f"Send the request to its base, {registered.base_name}.",
+                param="model",
+            )
         if registered.task not in TASKS:
             raise InvalidRequestError(
                 f"{registered.full_name} is for {registered.task}, and cannot embed.", param="model"

@@ -21,7 +21,7 @@ from appliance.store.database import Database
 from tests.registry.models import TinyModel, document, write_manifest
 from tests.registry.processes import REPOSITORY, environment, holding, run, start
 from tests.registry.servers import FileServer
-from tests.tiny_gguf import write_tiny_llama
+from tests.tiny_gguf import write_tiny_llama, write_tiny_lora
 
 
 class Box:
@@ -124,6 +124,27 @@ def test_a_file_of_ones_own_is_imported(box: Box, tiny: TinyModel, tmp_path: Pat
     named = box.json("import", str(path), "--name", "other", "--version", "7", "--license", "Apache-2.0")
     assert (named["name"], named["version"]) == ("other", "7")
     assert "here already" in box.call("import", str(path))
+
+
+def test_an_adapter_goes_from_a_file_to_the_box_and_away(box: Box, tiny: TinyModel, tmp_path: Path) -> None:
+    path = write_tiny_lora(tmp_path / "Legal LoRA.gguf", tiny.path, rank=2)
+    refused = box.call("import", str(path), "--base", "tiny", code=3)
+    assert "no model 'tiny'" in refused
+    box.call("import", str(tiny.path), "--name", "tiny")
+    assert "comes in with --base MODEL" in box.call("import", str(path), code=5)
+    assert "no version of its own" in box.call("import", str(path), "--base", "tiny", "--version", "2", code=5)
+    told = box.call("import", str(path), "--base", "tiny", "--name", "legal", "--licence", "MIT")
+    assert "tiny:1:legal is ready: an adapter of tiny:1, F32, rank 2" in told
+    shown = box.json("show", "tiny:legal")
+    assert (shown["name"], shown["version"], shown["adapter"], shown["rank"]) == ("tiny", "1", "legal", 2)
+    assert (shown["kind"], shown["files"][0]["role"]) == ("lora", "adapter")
+    assert [each["adapter"] for each in box.json("list")] == [None, "legal"]
+    table = box.call("list")
+    assert all(word in table for word in ("tiny:1:legal", "adapter"))
+    assert [each["model"] for each in box.json("verify")] == ["tiny:1", "tiny:1:legal"]
+    assert "base of 1 adapters: legal" in box.call("remove", "tiny", "--yes", code=4)
+    assert box.json("remove", "tiny:legal", "--yes") == {"removed": "tiny:1:legal", "freed_bytes": path.stat().st_size}
+    assert [each["name"] for each in box.json("list")] == ["tiny"]
 
 
 def test_a_model_comes_from_a_memory_stick(box: Box, server: FileServer, tiny: TinyModel, tmp_path: Path) -> None:

@@ -7,8 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from appliance.core.errors import ConflictError, EngineError, NotFoundError, OverloadedError, UnavailableError
-from appliance.core.types import ChatMessage, Generation, GenerationRequest, SamplingParams
+from appliance.core.errors import (
+    ConflictError,
+    EngineError,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+    UnavailableError,
+)
+from appliance.core.types import ChatMessage, EmbeddingRequest, Generation, GenerationRequest, SamplingParams
 from appliance.observe.resources import memory
 from appliance.registry.install import import_adapter
 from appliance.serving import adapters as serving_adapters
@@ -75,8 +82,8 @@ async def test_cards_tell_base_and_adapter_apart_and_what_is_loaded(box: Box) ->
     add(box, "terse", seed=1)
     async with serving(box) as floor:
         await answer(floor, "tiny:legal")
-        cards = [(each.names[1], each.kind, each.loaded) for each in floor.text.cards()]
-    assert cards == [("tiny:1", "gguf", True), ("tiny:1:legal", "lora", True), ("tiny:1:terse", "lora", False)]
+        cards = [(each.version, each.adapter, each.kind, each.loaded) for each in floor.text.cards()]
+    assert cards == [("1", "", "gguf", True), ("1", "legal", "lora", True), ("1", "terse", "lora", False)]
 
 
 async def test_two_requests_at_once_load_an_adapter_once(box: Box) -> None:
@@ -255,3 +262,24 @@ async def test_metrics_count_under_registered_names_only(box: Box) -> None:
     assert 'appliance_generation_tokens_total{model="tiny:1"} 24.0' in text
     assert "unheard" not in text
     assert 'model="tiny:legal"' not in text
+
+
+async def test_an_adapter_does_not_embed_and_lending_its_base_leaves_it_as_it_is(box: Box) -> None:
+    add(box, "legal")
+    async with serving(box) as floor:
+        expected = await answer(floor, "tiny:legal")
+        with pytest.raises(InvalidRequestError, match="tiny:1:legal is an adapter") as refusal:
+            await floor.embedding.embed(EmbeddingRequest("tiny:legal", ["hello"]))
+        assert "tiny:1" in refusal.value.advice
+        plain = await floor.embedding.embed(EmbeddingRequest("tiny", ["hello"]))
+        assert await answer(floor, "tiny:legal") == expected
+    async with serving(box) as floor:
+        assert (await floor.embedding.embed(EmbeddingRequest("tiny", ["hello"]))).vectors == plain.vectors
+
+
+def test_a_model_for_embeddings_takes_no_adapters(box: Box) -> None:
+    box.add_encoder("encoder")
+    path = add(box, "legal")
+    with pytest.raises(InvalidRequestError, match="encoder:1 is for embeddings"):
+        import_adapter(path, box.registry, base="encoder", name="legal")
+    assert "encoder:1:legal" not in [each.full_name for each in box.registry.list()]

@@ -65,7 +65,7 @@ class Models:
         """
         wanted = request.path_params["model"]
         cards = self._models.cards()
-        fitting = [each for each in cards if wanted in each.names]
+        fitting = [each for each in cards if wanted in _names(each)]
         if not fitting:
             known = ", ".join(each.id for each in model_responses(cards)) or "none"
             raise NotFoundError(
@@ -79,8 +79,18 @@ class Models:
 
 def model_responses(cards: Sequence[ModelCard]) -> list[ModelResponse]:
     """Return the models as they go on the wire."""
-    of_short_name = Counter(each.names[0] for each in cards)
-    return [_model_response(each, each.names[of_short_name[each.names[0]] > 1]) for each in cards]
+    names = [_names(each) for each in cards]
+    of_short_name = Counter(short for short, _ in names)
+    return [
+        _model_response(card, full if of_short_name[short] > 1 else short)
+        for card, (short, full) in zip(cards, names, strict=True)
+    ]
+
+
+def _names(card: ModelCard) -> tuple[str, str]:
+    """Return the short name and the full one."""
+    own = f":{card.adapter}" if card.adapter else ""
+    return f"{card.name}{own}", f"{card.name}:{card.version}{own}"
 
 
 def _model_response(card: ModelCard, model_id: str) -> ModelResponse:
@@ -94,7 +104,7 @@ def _model_response(card: ModelCard, model_id: str) -> ModelResponse:
         size=card.size,
         context_length=card.context_length,
         loaded=card.loaded,
-        base=card.base_name if card.adapter else None,
+        base=f"{card.name}:{card.version}" if card.adapter else None,
     )
 
 

@@ -155,23 +155,26 @@ class Examination:
     def _wanted_model(self) -> _WantedModel | None:
         if not self._settings.model:
             return None
-        registered = self._registered_model()
+        registered = self._registered_model(self._settings.model)
         if registered is None:
             manifest = open_catalog(self._settings).find(self._settings.model).manifest
             return _WantedModel(manifest.full_name, manifest.minimum_memory, still_to_fetch=manifest.size)
         return _WantedModel(registered.full_name, self._needed(registered), still_to_fetch=0)
 
-    def _registered_model(self) -> RegisteredModel | None:
+    def _registered_model(self, name: str) -> RegisteredModel | None:
         if not self._settings.database_path.exists():
             return None
         with closing(self._open_database()) as database:
             try:
-                return open_registry(self._settings, database).resolve(self._settings.model)
+                return open_registry(self._settings, database).resolve(name)
             except NotFoundError:
                 return None
 
     def _needed(self, model: RegisteredModel) -> int:
-        """Return the bytes for weights, KV cells as set, and the program."""
+        """Return the bytes for weights, KV cells as set, and the program; of an adapter, with its base."""
+        if model.adapter:
+            base = self._registered_model(model.base_name)
+            return model.size + (self._needed(base) if base else 0)
         file = next(each for each in model.files if each.role == "model")
         kv_bytes = read_header(file.path).kv_bytes(self._settings.context_cells, self._settings.kv_cache_type)
         return model.size + kv_bytes + PROGRAM_BYTES

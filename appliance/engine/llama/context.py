@@ -87,7 +87,8 @@ class LlamaContext:
         # prefix would find no room, and nothing that lies before the window could be shared at all.
         parameters.swa_full = True
         parameters.no_perf = True
-        self._handle = llama.llama_init_from_model(model.handle, parameters)
+        with model.building:
+            self._handle = llama.llama_init_from_model(model.handle, parameters)
         if not self._handle:
             raise EngineError(
                 f"There is not enough memory for a context of {cells} KV cells of the type {kv_cache_type}.",

@@ -64,7 +64,9 @@ class LoraAdapter:
         Raises:
             ModelFileError: llama.cpp refuses it; its log lines say why.
         """
-        self._handle = llama.llama_adapter_lora_init(model.handle, str(path).encode())
+        self._model = model
+        with model.building:
+            self._handle = llama.llama_adapter_lora_init(model.handle, str(path).encode())
         if not self._handle:
             raise ModelFileError(
                 f"llama.cpp cannot load the adapter {path.name}.",
@@ -76,7 +78,8 @@ class LoraAdapter:
     def close(self) -> None:
         """Free the memory. Idempotent."""
         if self._handle:
-            llama.llama_adapter_lora_free(self._handle)
+            with self._model.building:
+                llama.llama_adapter_lora_free(self._handle)
             self._handle = None
 
 

@@ -33,6 +33,8 @@ class LlamaModel:
         vocabulary_size: Number of token ids.
         memory: How the model remembers: what of a sequence's past can be reused.
         end_tokens: Ids that end a generation.
+        building: Held while a context is made, or an adapter is loaded or freed: llama.cpp makes room in every context
+            for all adapters that there are.
     """
 
     def __init__(self, path: Path, *, gpu_layers: int) -> None:
@@ -51,6 +53,7 @@ class LlamaModel:
                 advice="`appliance models verify` checks the file; the log has llama.cpp's own words.",
             )
         self._lock = threading.Lock()
+        self.building = threading.Lock()
         self._owners = 1
         self._users = 0
         self._closed = False

@@ -182,7 +182,8 @@ class LlamaEmbeddingContext:
         parameters.no_perf = True
         if self._flash_attention == "off":
             parameters.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        handle = llama.llama_init_from_model(self._model.handle, parameters)
+        with self._model.building:
+            handle = llama.llama_init_from_model(self._model.handle, parameters)
         if not handle:
             raise EngineError(
                 f"There is not enough memory to embed inputs of {self.longest_input} tokens.",

@@ -18,10 +18,11 @@ from appliance.core.errors import UnavailableError
 from appliance.core.settings import Settings
 from appliance.observe import resources
 from appliance.observe.resources import Disk, Memory
-from appliance.registry.install import import_model
+from appliance.registry.install import import_adapter, import_model
 from appliance.registry.versions import open_registry
 from appliance.security.keys import KeyStore
 from appliance.store.database import Database
+from tests.tiny_gguf import write_tiny_lora
 
 LOOKS = [
     "cpu",
@@ -74,6 +75,18 @@ def examine(folder: Path, **environment: str) -> tuple[int, dict[str, dict[str, 
     assert list(findings) == LOOKS
     assert document["fit"] == (result.exit_code == 0) == all(each["status"] != "failure" for each in findings.values())
     return result.exit_code, findings
+
+
+def test_an_adapter_can_be_the_model_and_needs_memory_beside_its_base(
+    data: Path, tiny_model_path: Path, tmp_path: Path
+) -> None:
+    path = write_tiny_lora(tmp_path / "lora.gguf", tiny_model_path)
+    with closing(Database(data / "appliance.db")) as database:
+        registry = open_registry(Settings(data_dir=data), database)
+        import_adapter(path, registry, base="tiny", name="legal")
+    code, findings = examine(data, APPLIANCE_MODEL="tiny:legal")
+    assert code == 0
+    assert "tiny:1:legal" in findings["model"]["found"]
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
