@@ -722,7 +722,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if run.drafts:
             self.memory.apply(Step((self.subject.confirm(run, min(accepted, len(run.drafts))),), (), ()))
 
-    @rule(seconds=st.floats(0.001, 0.2), token=st.integers(0, 9), accepted=st.integers(0, 12))
+    @rule(seconds=st.floats(0.001, 0.2), token=st.integers(0, 2), accepted=st.integers(0, 12))
     def step(self, seconds: float, token: int, accepted: int) -> None:
         step = self.subject.plan(self.now)
         self.now += seconds
@@ -816,6 +816,12 @@ class SpeculationMachine(ParkingMachine):
 
     latency = 10.0
     drafts = 12
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.subject.cost.observe(decoding=1, prefill_tokens=0, seconds=0.1)
+        for _ in range(60):  # so cheap that almost any guess is worth being checked
+            self.subject.cost.observe(decoding=1, prefill_tokens=0, draft_tokens=1, seconds=0.1)
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase
