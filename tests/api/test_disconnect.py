@@ -167,12 +167,14 @@ async def test_the_error_of_the_work_is_raised_as_itself() -> None:
         await until_disconnected(receive, work())
 
 
-async def test_a_clients_leaving_cancels_the_work_and_waits_for_its_end() -> None:
+@pytest.mark.parametrize("left_already", [False, True])
+async def test_a_clients_leaving_cancels_the_work_and_waits_for_its_end(left_already: bool) -> None:
     ended: list[str] = []
     messages = iter(({"type": "http.request"}, {"type": "http.disconnect"}))
 
     async def receive() -> dict[str, str]:
-        await asyncio.sleep(0)
+        if not left_already:
+            await asyncio.sleep(0)
         return next(messages)
 
     async def work() -> None:
@@ -184,6 +186,19 @@ async def test_a_clients_leaving_cancels_the_work_and_waits_for_its_end() -> Non
     with pytest.raises(ClientGoneError):
         await until_disconnected(receive, work())
     assert ended == ["cleaned up"]
+
+
+async def test_work_that_is_cancelled_from_within_is_not_waited_for() -> None:
+    async def receive() -> dict[str, str]:
+        await asyncio.Event().wait()
+        return {}
+
+    async def work() -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        async with asyncio.timeout(DEADLINE_S):
+            await until_disconnected(receive, work())
 
 
 async def test_a_task_groups_first_error_is_raised_as_itself() -> None:

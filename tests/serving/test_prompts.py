@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -59,8 +60,13 @@ async def rendering(
 
 
 def template_processes() -> list[psutil.Process]:
-    children = psutil.Process().children()
-    return [each for each in children if "appliance.serving.template_process" in each.cmdline()]
+    """Return those that live; one that was killed may still be on its way out."""
+    living: list[psutil.Process] = []
+    for each in psutil.Process().children():
+        with contextlib.suppress(psutil.ZombieProcess):
+            if "appliance.serving.template_process" in each.cmdline():
+                living.append(each)
+    return living
 
 
 @pytest.fixture(autouse=True)
