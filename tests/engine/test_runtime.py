@@ -51,7 +51,7 @@ async def test_streams_go_on_with_the_same_tokens_while_threads_and_steps_change
         assert all(close_to(ours, theirs) for ours, theirs in zip(answers, expected, strict=True))
         assert subject.engine.runtime == changes[-1]
         worker = subject.engine._worker
-        assert short.llama_n_threads(worker.runner.context.handle) == 2
+        await subject.until(lambda: short.llama_n_threads(worker.runner.context.handle) == 2)
         assert worker.runner.scheduler.limits.batch_tokens == CONFIG.batch_tokens
 
 
