@@ -43,14 +43,16 @@ class SteadyCost(StepCost):
         for _ in range(16):
             super().observe(decoding=1, prefill_tokens=0, draft_tokens=1, seconds=0.02)
 
-    def observe(self, *, decoding: int, prefill_tokens: int, seconds: float, draft_tokens: int = 0) -> None:
+    def observe(
+        self, *, decoding: int, prefill_tokens: int, seconds: float, cells: int = 0, draft_tokens: int = 0
+    ) -> None:
         pass
 
 
 @asynccontextmanager
 async def engine(path: Path, speculation: str, **changes: Any) -> AsyncIterator[EngineUnderTest]:
     async with running(path, speculation=speculation, **changes) as subject:
-        scheduler = subject.engine._worker._scheduler
+        scheduler = subject.engine._worker.runner.scheduler
         scheduler.cost = SteadyCost()
         yield subject
         await subject.until(lambda: scheduler.idle)
@@ -197,19 +199,19 @@ async def test_after_wrong_guesses_the_past_is_that_of_a_cold_run(tmp_path: Path
 async def test_no_room_for_guesses_in_native_memory_costs_the_guesses_only(
     plain: EngineUnderTest, guessing: EngineUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context = guessing.engine._worker._context
+    context = guessing.engine._worker.runner.context
     decode = context.decode
     monkeypatch.setattr(context, "decode", lambda runs: 1 if any(run.drafts for run in runs) else decode(runs))
     [expected], [answer] = [await ask(each) for each in (plain, guessing)]
     assert same(answer, expected)
     assert guesses(guessing) == (0, 0)
-    assert guessing.engine._worker._scheduler.preemptions == 0
+    assert guessing.engine._worker.runner.scheduler.preemptions == 0
 
 
 async def test_a_past_that_cannot_be_cut_back_is_computed_again(
     plain: EngineUnderTest, guessing: EngineUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context = guessing.engine._worker._context
+    context = guessing.engine._worker.runner.context
     apply = context.apply
     lost: list[Operation] = []
 
@@ -229,7 +231,7 @@ async def test_a_past_that_cannot_be_cut_back_is_computed_again(
 async def test_what_is_no_number_behind_a_guess_fails_its_request_only(
     guessing: EngineUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context = guessing.engine._worker._context
+    context = guessing.engine._worker.runner.context
     read = context.logits
 
     def damaged() -> Logits:
@@ -278,7 +280,7 @@ async def test_the_distribution_of_answers_is_the_models(plain: EngineUnderTest,
 async def test_the_guesses_of_a_run_lie_behind_its_own_tokens(guessing: EngineUnderTest) -> None:
     """What is decoded at each position is the token in front and then the guesses; every one of them has logits."""
     seen: list[Run] = []
-    context = guessing.engine._worker._context
+    context = guessing.engine._worker.runner.context
     decode = context.decode
 
     def watch(runs: Sequence[Run]) -> int:
