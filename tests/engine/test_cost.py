@@ -101,8 +101,8 @@ def test_a_longer_history_leaves_room_for_fewer_tokens_before_any_was_seen() -> 
 
 
 def test_nothing_decoding_costs_nothing_and_no_time_fits_nothing() -> None:
-    cost = StepCost()
-    assert cost.decode_s(0, 5000) == 0.0
+    cost = warmed_up(two_cores)
+    assert StepCost().decode_s(4, 5000) == cost.decode_s(0, 5000) == 0.0
     assert cost.decode_s(4, 5000) > cost.decode_s(4, 0) > cost.decode_s(1, 0)
     assert cost.prefill_tokens_within(0.0, decoding=1) == 0
     assert cost.prefill_tokens_within(0.01, decoding=8) == 0

@@ -45,7 +45,7 @@ DRAFT_FORGETTING = 0.01
 
 
 class StepCost:
-    """Estimates in seconds. Until measured, they are those of a small model on a slow two-core box."""
+    """Estimates in seconds. Until measured, decoding is free and prompts cost what they do on a slow two-core box."""
 
     def __init__(self) -> None:
         """Start without measurements."""
@@ -60,11 +60,13 @@ class StepCost:
             decoding: Sequences that decode.
             cells: KV cells in use before the step.
         """
-        return self._decode.seconds(_features(decoding, cells)) if decoding else 0.0
+        if decoding == 0 or not self._decode.measured:
+            return 0.0
+        return self._decode.seconds(_features(decoding, cells))
 
     def draft_token_s(self, cells: int = 0) -> float:
         """Return the seconds that a guessed token adds to a step; more than 0."""
-        return self._draft_share * self.decode_s(1, cells)
+        return max(SHORTEST_S, self._draft_share * self.decode_s(1, cells))
 
     def prefill_token_s(self, cells: int = 0) -> float:
         """Return the seconds that one more prompt token adds to a step."""
@@ -115,7 +117,7 @@ class StepCost:
     def _observe_drafts(self, seconds: float, cells: int) -> None:
         """Learn what one guessed token added."""
         before = self._draft_share
-        measured = min(max(seconds / self.decode_s(1, cells), before / 2), before * 2)
+        measured = min(max(seconds / max(SHORTEST_S, self.decode_s(1, cells)), before / 2), before * 2)
         self._draft_share = min(max(before + DRAFT_WEIGHT * (measured - before), 0.001), 10.0)
 
 
