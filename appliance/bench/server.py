@@ -36,8 +36,9 @@ _OURS: dict[str, Any] = {
     "shutdown_grace_s": 1.0,
     "log_level": "info",
     "log_format": "json",
+    "parking_disk_bytes": 0,
 }
-"""Settings that a measurement decides by itself, so that it needs neither keys nor certificates and ends soon."""
+"""Settings that a measurement decides by itself: it needs no keys and no certificates, ends soon and leaves nothing."""
 
 
 class ResidentMemory(msgspec.Struct, frozen=True):

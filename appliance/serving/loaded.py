@@ -27,6 +27,7 @@ from appliance.core.settings import Settings
 from appliance.core.types import Health
 from appliance.engine.llama.config import EngineConfig
 from appliance.engine.llama.engine import LlamaEngine
+from appliance.engine.llama.state_files import remove_foreign
 from appliance.observe.metrics import Metrics
 from appliance.observe.resources import memory, physical_cores
 from appliance.registry.versions import RegisteredModel, Registry
@@ -251,6 +252,7 @@ class LoadedModels:
         await self._make_room(registered)
         self._problem = f"Loading {registered.full_name}."
         LOGGER.info("loading %s", registered.full_name)
+        await self._remove_foreign_states()
         hold = self._registry.hold(registered)
         try:
             engine = await LlamaEngine.load(
@@ -274,6 +276,12 @@ class LoadedModels:
         self._loaded[registered.full_name] = model
         LOGGER.info("loaded %s with %d KV cells", registered.full_name, engine.config.cells)
         return model
+
+    async def _remove_foreign_states(self) -> None:
+        """Delete the parked conversations of models and settings that are no more."""
+        models = [each for each in self._registry.list() if each.kind == "gguf"]
+        keep = {self._engine_config(each).origin.fingerprint for each in models}
+        await asyncio.to_thread(remove_foreign, self._settings.parking_dir, keep)
 
     def _engine_config(self, registered: RegisteredModel) -> EngineConfig:
         settings = self._settings

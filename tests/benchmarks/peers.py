@@ -166,7 +166,7 @@ class Appliance(Peer):
             yield home
 
     def running(self, home: Path) -> AbstractAsyncContextManager[Server]:
-        return running(self.settings, data_dir=home)
+        return running(self.settings, data_dir=home, parking_disk_bytes=self.settings.parking_disk_bytes)
 
 
 @dataclass(frozen=True)

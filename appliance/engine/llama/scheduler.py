@@ -29,7 +29,7 @@ from dataclasses import replace
 from appliance.core.types import Priority
 from appliance.engine.llama.cells import CellLedger
 from appliance.engine.llama.cost import StepCost
-from appliance.engine.llama.fairness import FairShare
+from appliance.engine.llama.fairness import FairShare, rank
 from appliance.engine.llama.parked import ParkedState, ParkedStates
 from appliance.engine.llama.residents import Residents, Source
 from appliance.engine.llama.speculation import MOST_DECODING, Drafter, choose_drafts
@@ -43,7 +43,7 @@ MINIMUM_PREFILL_TOKENS = 8
 WORTH_WAITING_TOKENS = 32
 """A prefix that another sequence is just computing is waited for if it saves at least so many tokens."""
 MOST_WAITERS = 64
-"""So many of those that wait are asked whether flex work that shall yield computes a prefix for them."""
+"""So many of those that wait are looked at in a step because somebody may compute a prefix for them."""
 WORTH_RESUMING_TOKENS = 16
 """A parked state is resumed if it has at least so many tokens more than a slot."""
 
@@ -249,24 +249,26 @@ class Scheduler:
             return []
         prefill_token_s = self.cost.prefill_token_s(self.ledger.used)
         admitted: list[Sequence] = []
-        places = self._places
+        places, delayed = self._places, 0
         order = self.shares.order(self.waiting, now=self._now, prefill_token_s=prefill_token_s) if places else []
         for sequence in order:
-            if not places:
+            if not places or delayed > MOST_WAITERS:
                 break
             source, in_flight, reader = self._best_source(sequence)
             if reader is not None and in_flight >= source.length + WORTH_WAITING_TOKENS:
                 self._waiters.setdefault(reader.id, []).append(sequence)
+                delayed += 1
             elif source.state is not None and not source.state.in_ram:
                 self._fetches[source.state.id] = source.state
+                delayed += 1
             elif self._place(sequence, source):
                 self.waiting.remove(sequence)
                 self.running.append(sequence)
                 self.shares.admit(sequence, now=self._now)
                 admitted.append(sequence)
+                places -= 1
             else:
                 break
-            places -= 1
         return admitted
 
     def _make_places(self) -> None:
@@ -324,7 +326,7 @@ class Scheduler:
             seconds = min(target_s, self.turns.share_s(len(adapters), target_s))
             affordable = self.cost.prefill_tokens_within(seconds, decoding=len(decoders), cells=self.ledger.used)
             room = min(room, max(MINIMUM_PREFILL_TOKENS, affordable))
-        shares = _share_out(readers, room)
+        shares = _share_out(readers, room, [rank(each, now=self._now, waiters=self._waiters) for each in readers])
         runs += [
             Run(each, each.evaluated, n, sample=n == each.pending) for each, n in zip(readers, shares, strict=True) if n
         ]
@@ -379,14 +381,14 @@ class Scheduler:
         self.waiting.append(sequence)
 
 
-def _share_out(readers: list[Sequence], room: int) -> list[int]:
+def _share_out(readers: list[Sequence], room: int, ranks: list[Priority]) -> list[int]:
     """Divide the step's prefill tokens among the prompts being read, which are given in order of age.
 
     The oldest is sure of a quarter, so that a long prompt advances however many short ones arrive; the rest goes by
     priority, short prompts first, since those are answered soonest.
     """
     shares = [0] * len(readers)
-    by_shortness = sorted(range(len(readers)), key=lambda index: (readers[index].priority, readers[index].pending))
+    by_shortness = sorted(range(len(readers)), key=lambda index: (ranks[index], readers[index].pending))
     if readers:
         shares[0] = min(readers[0].pending, -(-room // 4))
         room -= shares[0]
