@@ -48,11 +48,17 @@ def test_where_a_step_is_longer_than_the_share_every_turn_is_one_step() -> None:
 
 def test_a_costly_switch_makes_turns_longer() -> None:
     subject = Turns()
-    served = serve(subject, ["a", "b"], 400, step_s=0.01, switch_s=0.02)
+    served = serve(subject, ["a", "b"], 400, 0.1, step_s=0.01, switch_s=0.02)
     assert subject.switch_s == pytest.approx(0.02, rel=0.01)
     switches = sum(one != other for one, other in pairwise(served))
     assert switches * 0.02 <= (400 * 0.01 + switches * 0.02) / (SWITCHES_PER_TURN - 1)
-    assert subject.share_s(2, 0.001) == pytest.approx(0.08, rel=0.01)
+    assert subject.share_s(2, 0.1) == pytest.approx(0.08, rel=0.01)
+
+
+def test_one_switch_that_took_forever_makes_no_turn_longer_than_the_target() -> None:
+    subject = Turns()
+    serve(subject, ["a", "b"], 2, 0.1, switch_s=60.0)
+    assert subject.share_s(2, 0.1) == 0.1
 
 
 def test_who_worked_alone_for_long_makes_way_for_a_newcomer_at_once() -> None:

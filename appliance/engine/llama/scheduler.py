@@ -323,7 +323,7 @@ class Scheduler:
         runs = [Run(each, each.evaluated, 1, sample=True) for each in decoders]
         room = self.limits.batch_tokens - len(runs)
         if any(each.decoding for each in self.running):
-            seconds = min(target_s, self.turns.share_s(len(adapters), target_s))
+            seconds = self.turns.share_s(len(adapters), target_s)
             affordable = self.cost.prefill_tokens_within(seconds, decoding=len(decoders), cells=self.ledger.used)
             room = min(room, max(MINIMUM_PREFILL_TOKENS, affordable))
         shares = _share_out(readers, room, [rank(each, now=self._now, waiters=self._waiters) for each in readers])

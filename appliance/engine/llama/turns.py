@@ -7,8 +7,8 @@ step at least. Who comes back after a pause keeps his place, so that coming and 
     share of a turn = target latency ÷ number of adapters that have work
 
 so that everybody's turn comes round within the target, where steps are short enough. But to change the adapter makes
-llama.cpp plan its memory anew, so no share is less than `SWITCHES_PER_TURN` times what that costs, as measured: at most
-so large a part of the time is lost to it.
+llama.cpp plan its memory anew, so a share is at least `SWITCHES_PER_TURN` times what that costs, as measured, which
+bounds the part of the time that is lost to it; though never more than the target itself, however the machine falters.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Turns:
 
     def share_s(self, adapters: int, target_s: float) -> float:
         """Return how many seconds a turn may last while so many adapters have work."""
-        return max(target_s / adapters, SWITCHES_PER_TURN * self.switch_s)
+        return min(target_s, max(target_s / adapters, SWITCHES_PER_TURN * self.switch_s))
 
     def served(self, adapter: str, seconds: float, usual_s: float) -> None:
         """Record a step.
