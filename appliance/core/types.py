@@ -155,6 +155,7 @@ class GenerationRequest:
         n: How many choices; they share the prompt's KV cells.
         tenant: The API key's id, or "" on an open loopback server.
         weight: The tenant's share of the engine when several want it, relative to theirs.
+        pinned: Keep the state of prompt and answer for a day, even if others need the room.
         deadline_s: Seconds from now after which the work is given up, or None.
         request_id: As in `X-Request-Id`, for the log.
     """
@@ -165,6 +166,7 @@ class GenerationRequest:
     n: int = 1
     tenant: str = ""
     weight: float = 1.0
+    pinned: bool = False
     priority: Priority = Priority.DEFAULT
     deadline_s: float | None = None
     request_id: str = ""

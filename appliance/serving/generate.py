@@ -42,6 +42,7 @@ class TextGeneration:
                 priority=request.priority,
                 tenant=request.tenant,
                 weight=request.weight,
+                pinned=request.pinned,
                 deadline_s=left_s,
             )
 

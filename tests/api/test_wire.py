@@ -230,7 +230,6 @@ def test_the_table_of_treatments_is_as_documented() -> None:
         "metadata",
         "safety_identifier",
         "prompt_cache_key",
-        "prompt_cache_retention",
         "prompt_cache_options",
         "prediction",
         "parallel_tool_calls",

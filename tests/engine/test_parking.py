@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from appliance.core.types import SamplingParams
-from tests.engine.conftest import EngineUnderTest, running
+from tests.engine.conftest import EngineUnderTest, collect, running
 
 pytestmark = pytest.mark.anyio
 
@@ -138,3 +138,33 @@ async def test_a_cancelled_conversation_is_parked_as_far_as_it_went(tiny_model_p
         generation.cancel()
         await ask(subject, OTHER)
         assert (await ask(subject, PAST))[2] == len(await subject.tokens(PAST)) - 1
+
+
+async def test_a_pinned_prefix_stays_while_others_come_and_go(tiny_model_path: Path) -> None:
+    async with parking(tiny_model_path, parking_ram_bytes=400_000) as subject:
+        tokens = await subject.tokens(PAST)
+        pinned = subject.engine.submit(tokens, GREEDY, pinned=True)
+        await collect(pinned)
+        for number in range(12):
+            await ask(subject, f"{number}: {OTHER}")
+        assert (await ask(subject, PAST))[2] == len(tokens) - 1
+
+
+async def test_a_pin_ends_with_its_day(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.engine.llama.keeper.PINNED_S", 0.0)
+    async with parking(tiny_model_path, parking_ram_bytes=400_000) as subject:
+        await collect(subject.engine.submit(await subject.tokens(PAST), GREEDY, pinned=True))
+        keeper = subject.engine._worker.runner.keeper
+        await subject.until(lambda: not keeper._pinned_until)
+        for number in range(12):
+            await ask(subject, f"{number}: {OTHER}")
+        assert (await ask(subject, PAST))[2] == 0
+
+
+async def test_more_is_pinned_than_fits_and_the_rest_still_works(tiny_model_path: Path) -> None:
+    async with parking(tiny_model_path, parking_ram_bytes=400_000) as subject:
+        for number in range(6):
+            await collect(subject.engine.submit(await subject.tokens(f"{number} {PAST}"), GREEDY, pinned=True))
+        keeper = subject.engine._worker.runner.keeper
+        assert 0 < sum(keeper.states[each].size for each in keeper._pinned_until) <= 200_000
+        await ask(subject, OTHER)

@@ -52,7 +52,6 @@ class ChatCompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_un
     metadata: Annotated[dict[Text, Text] | None, ignored("labels of the caller")] = None
     safety_identifier: Annotated[Text | None, ignored("names the end user")] = None
     prompt_cache_key: Annotated[Text | None, ignored("every prefix is cached")] = None
-    prompt_cache_retention: Annotated[Literal["in_memory", "in-memory", "24h"] | None, ignored("as above")] = None
     prompt_cache_options: Annotated[dict[str, Any] | None, ignored("every prefix is cached")] = None
     prediction: Annotated[dict[str, Any] | None, ignored("it would change the speed alone")] = None
     parallel_tool_calls: Annotated[bool | None, ignored("it says how tools are called, and none are")] = None

@@ -76,6 +76,10 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         ServiceTier | None,
         meaning("Priority in the queue; the answer says which it was, at most the API key's highest tier"),
     ] = None
+    prompt_cache_retention: Annotated[
+        Literal["in_memory", "in-memory", "24h"] | None,
+        meaning("`24h` keeps the KV state of prompt and answer for a day, even if others need the room"),
+    ] = None
     user: Annotated[Text | None, ignored("names the end user")] = None
     top_k: Annotated[CountOrZero | None, meaning("Extension: keep the k likeliest tokens; 0 is off")] = None
     min_p: Annotated[Share | None, meaning("Extension: least share of the likeliest one's probability")] = None
@@ -177,6 +181,7 @@ def generation_request(
         n=fields.n or 1,
         tenant=state.get("tenant", ""),
         weight=state.get("weight", 1.0),
+        pinned=fields.prompt_cache_retention == "24h",
         priority=max(_PRIORITIES[fields.service_tier or "auto"], state.get("highest_tier", Priority.PRIORITY)),
         deadline_s=min(fields.timeout_s or settings.request_timeout_s, settings.request_timeout_s),
         request_id=state["request_id"],

@@ -33,6 +33,7 @@ class Choice:
     weight: float = 1.0
     deadline: float | None = None
     adapter: str = ""
+    pinned: bool = False
 
 
 @dataclass(eq=False, slots=True)

@@ -211,12 +211,14 @@ class LlamaEngine:
         tenant: str = "",
         weight: float = 1.0,
         deadline_s: float | None = None,
+        pinned: bool = False,
         adapter: Adapter | None = None,
         on_end: Callable[[], None] = lambda: None,
     ) -> LlamaGeneration:
         """Queue one request of a tenant, who has a share of the engine in proportion to his weight.
 
-        It runs under `adapter`, which must be loaded, if one is given; `on_end` is called once it has ended.
+        It runs under `adapter`, which must be loaded, if one is given; `on_end` is called once it has ended. With
+        `pinned` its state is kept for a day.
 
         Raises:
             InvalidRequestError: The prompt is empty, has unknown token ids, or leaves no room for an answer.
@@ -251,7 +253,7 @@ class LlamaEngine:
         tokens = array("i", prompt)
         deadline = None if deadline_s is None else now + deadline_s
         choices = [
-            Choice(generation, index, tokens, sampling, priority, limit, now, tenant, weight, deadline, space)
+            Choice(generation, index, tokens, sampling, priority, limit, now, tenant, weight, deadline, space, pinned)
             for index in range(n)
         ]
         self._open.add(generation)

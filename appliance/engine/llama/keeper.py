@@ -18,6 +18,10 @@ from appliance.engine.llama.state_files import new_id
 from appliance.engine.llama.state_format import StateHead
 from appliance.engine.llama.step import Park, Resume
 
+PINNED_S = 86_400.0
+"""How long a pinned state is kept after its last use as a pinned one."""
+PINNED_SHARE = 0.5
+"""Share of the RAM for states that pinned ones may take."""
 TEND_EVERY_S = 0.5
 """How often it is looked for something to write."""
 
@@ -103,6 +107,7 @@ class StateKeeper:
         self._on_job = on_job
         self._write_after_s = write_after_s
         self._writing: set[str] = set()
+        self._pinned_until: dict[str, float] = {}
         self._tended_at = 0.0
         self._fetching: set[str] = set()
 
@@ -120,6 +125,24 @@ class StateKeeper:
         state = ParkedState(new_id(), operation.tokens, operation.adapter, size)
         self._payloads[state.id] = payload
         self._carry_out(self.states.put(state, _tick()))
+
+    def pin(self, operation: Park) -> None:
+        """Copy a slot's state and keep it for a day, whatever else needs the room; up to half of the RAM."""
+        self.park(operation)
+        found = self.states.best(operation.tokens, operation.adapter)
+        if found is None or found[1] < len(operation.tokens):
+            return
+        state = found[0]
+        pinned = sum(self.states[each].size for each in self._pinned_until if each in self.states)
+        if state.id in self._pinned_until or pinned + state.size <= PINNED_SHARE * self.states.ram_bytes:
+            self.states.pin(state.id, pinned=True)
+            self._pinned_until[state.id] = time.monotonic() + PINNED_S
+
+    def _unpin(self, now: float) -> None:
+        for state_id in [each for each, until in self._pinned_until.items() if until <= now]:
+            del self._pinned_until[state_id]
+            if state_id in self.states:
+                self.states.pin(state_id, pinned=False)
 
     def resume(self, operation: Resume) -> bool:
         """Put a state into a slot; False if it is gone or llama.cpp refuses it, and then the slot is empty."""
@@ -145,6 +168,7 @@ class StateKeeper:
         now = time.monotonic()
         if not self._writing and now >= self._tended_at + TEND_EVERY_S:
             self._tended_at = now
+            self._unpin(now)
             self._carry_out(self.states.write_behind(_tick() - int(1000 * self._write_after_s)))
 
     def flush(self) -> None:

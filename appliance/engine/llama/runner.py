@@ -274,10 +274,16 @@ class Runner:
         if gained is not None:
             self._emit(running.choice, Gained(gained, now))
         if ended:
-            self.scheduler.finish(running.sequence)
-            self._forget(running)
+            self._finish(running)
         else:
             self.scheduler.append(running.sequence, token)
+
+    def _finish(self, running: RunningChoice) -> None:
+        sequence, slot = running.sequence, running.sequence.slot
+        self.scheduler.finish(sequence)
+        if running.choice.pinned and slot is not None:
+            self.keeper.pin(Park(slot, sequence.tokens[: sequence.evaluated], sequence.adapter))
+        self._forget(running)
 
     def _sample_one(self, running: RunningChoice, row: int, rows: _Rows) -> tuple[int, Delta | None]:
         """Return the token sampled from one row, and what of the answer can be sent by that."""
