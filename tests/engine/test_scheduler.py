@@ -671,8 +671,11 @@ class NativeMemory:
 class SchedulerMachine(RuleBasedStateMachine):
     """Random traffic on few cells, against a model of native memory."""
 
+    cells = 48
     latency = 0.05
     drafts = 0
+    period = 100
+    """Tokens after which a prompt repeats itself."""
 
     @staticmethod
     def shelf() -> States | None:
@@ -682,9 +685,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         super().__init__()
         self.states = self.shelf()
         self.subject = scheduler(
-            cells=48, slots=4, batch=16, latency=self.latency, states=self.states, running=3, drafts=self.drafts
+            cells=self.cells, slots=4, batch=16, latency=self.latency, states=self.states, running=3, drafts=self.drafts
         )
-        self.memory = NativeMemory(4, 48)
+        self.memory = NativeMemory(4, self.cells)
         self.alive: list[Sequence] = []
         self.number = 0
         self.now = 0.0
@@ -698,7 +701,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     )
     def submit(self, family: int, length: int, tail: list[int], tier: Priority, whose: tuple[str, str]) -> None:
         self.number += 1
-        tokens = [family * 100 + index for index in range(length)] + tail
+        tokens = [family * 100 + index % self.period for index in range(length)] + tail
         new = sequence(self.number, tokens, tier, self.now)
         new.tenant, new.adapter = whose
         new.token_limit = 47
@@ -718,6 +721,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         if self.states is not None:
             self.states.carry_out(step.operations)
 
+    def sampled(self, sequence: Sequence, token: int) -> int:
+        return token
+
     def confirm(self, run: Run, accepted: int) -> None:
         if run.drafts:
             self.memory.apply(Step((self.subject.confirm(run, min(accepted, len(run.drafts))),), (), ()))
@@ -734,7 +740,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for run in step.runs:
             if run.sample:
                 self.confirm(run, accepted)
-                self.subject.append(run.sequence, token)
+                self.subject.append(run.sequence, self.sampled(run.sequence, token))
                 if len(run.sequence.tokens) >= 47:
                     self.subject.finish(run.sequence)
                     self.alive.remove(run.sequence)
@@ -755,7 +761,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @invariant()
     def books_are_true(self) -> None:
         self.subject.check_integrity()
-        assert self.subject.ledger.used <= 48
+        assert self.subject.ledger.used <= self.cells
         assert set(self.alive) == set(self.subject.waiting) | set(self.subject.running)
 
     @invariant()
@@ -814,14 +820,27 @@ class ParkingMachine(SchedulerMachine):
 class SpeculationMachine(ParkingMachine):
     """The same, and what may follow is guessed; any number of the guesses is right."""
 
+    cells = 72
     latency = 10.0
     drafts = 12
+    period = 4
 
     def __init__(self) -> None:
         super().__init__()
         self.subject.cost.observe(decoding=1, prefill_tokens=0, seconds=0.1)
         for _ in range(60):  # so cheap that almost any guess is worth being checked
             self.subject.cost.observe(decoding=1, prefill_tokens=0, draft_tokens=1, seconds=0.1)
+
+    def sampled(self, sequence: Sequence, token: int) -> int:
+        """Return mostly what was guessed, so that texts repeat themselves."""
+        return sequence.drafter.guess[0] if token and sequence.drafter and sequence.drafter.guess else token
+
+    @precondition(lambda self: self.alive)
+    @rule(accepted=st.lists(st.integers(0, 12), min_size=2, max_size=8), token=st.integers(0, 2))
+    def many_steps(self, accepted: list[int], token: int) -> None:
+        for each in accepted:
+            self.step(0.1, token, each)
+            self.books_are_true()
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase

@@ -339,8 +339,7 @@ class Scheduler:
             return runs
         cells = self.ledger.used
         step_s, guess_s = self.cost.decode_s(len(runs), cells), self.cost.draft_token_s(cells)
-        if step_s <= 0.0:
-            return runs
+        longest_s = self.limits.target_latency / len({each.adapter for each in self.running})
         price = guess_s * len(runs) / step_s
         drafters = []
         for sequence in (run.sequence for run in runs):
@@ -351,7 +350,7 @@ class Scheduler:
             self.limits.draft_tokens,
             self.limits.batch_tokens - len(runs),
             self.ledger.free - len(runs),
-            int((self.limits.target_latency - step_s) / guess_s),
+            int((longest_s - step_s) / guess_s),
         )
         counts = choose_drafts(drafters, room=room, price=price)
         return tuple(
