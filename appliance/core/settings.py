@@ -91,7 +91,7 @@ class Settings:
         "auto", "Guess tokens ahead from the text so far; auto does so while few answers are written and where it pays"
     )
     target_inter_token_latency_s: Seconds = _setting(
-        0.15, "Engine steps are cut to this length while anyone is streaming"
+        0.17, "Engine steps are cut to this length while anyone is streaming"
     )
     parking_ram_bytes: BytesOrZero = _setting(
         256 * 1024 * 1024, "RAM for the KV states of conversations that wait for their next turn; 0 is none"

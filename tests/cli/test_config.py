@@ -42,7 +42,7 @@ def test_the_table_shows_value_origin_and_meaning_of_every_setting(tmp_path: Pat
     assert re.search(r"^data_dir +/data +flag --data +Folder", out, re.MULTILINE)
     assert re.search(r"^port +9000 +environment APPLIANCE_PORT +TCP port", out, re.MULTILINE)
     assert re.search(r"^tls_key +– +default +PEM file", out, re.MULTILINE)
-    assert re.search(r"^target_inter_token_latency_s +0\.15 +default", out, re.MULTILINE)
+    assert re.search(r"^target_inter_token_latency_s +0\.17 +default", out, re.MULTILINE)
     assert re.search(r"^insecure +true +file", out, re.MULTILINE)
     assert all(re.search(rf"^{name} ", out, re.MULTILINE) for name in setting_fields())
 

@@ -47,8 +47,12 @@ class StateMemory:
             return np.empty(size, np.uint8)
         return self._bytes[start : start + size]
 
-    def give_back(self, payload: State) -> None:
+    def give_back(self, payload: State, *, keep: bool = True) -> None:
         """Take back what `take` returned, whole; other memory is left alone. Who still looks at it sees others' states.
+
+        Args:
+            payload: What `take` returned.
+            keep: Keep its pages, which makes their next use cheap; otherwise the system gets them.
 
         Raises:
             KeyError: It was given back before.
@@ -57,7 +61,7 @@ class StateMemory:
         if self._mapping is None or not 0 <= start < len(self._bytes):
             return
         self._ranges.give_back(start)
-        beyond = max(start, self._cap)
+        beyond = max(start, self._cap) if keep else start
         end = start + len(payload)
         if beyond < end:
             self._mapping.madvise(mmap.MADV_DONTNEED, beyond, end - beyond)

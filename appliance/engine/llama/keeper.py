@@ -107,32 +107,52 @@ class StateKeeper:
         self._on_job = on_job
         self._write_after_s = write_after_s
         self._writing: set[str] = set()
+        self._staying: set[str] = set()
         self._pinned_until: dict[str, float] = {}
         self._tended_at = 0.0
         self._fetching: set[str] = set()
 
-    def park(self, operation: Park) -> None:
+    def park(self, operation: Park, *, stays: bool = False) -> None:
         """Copy a slot's state, unless that is kept already or fits nowhere.
+
+        With `stays` the slot goes on to hold it, so the copy is for the disk only and is in RAM until it is there.
 
         Raises:
             EngineError: llama.cpp could not copy it.
         """
-        size = self._context.state_bytes(operation.slot)
-        if not self.states.wants(operation.tokens, operation.adapter, size):
+        if stays and not self.states.disk_bytes:
             return
+        kept = self._kept(operation)
+        size = self._context.state_bytes(operation.slot)
+        if kept is not None and not kept.in_ram and not stays and len(kept.tokens) == len(operation.tokens):
+            self._staying.discard(kept.id)
+            self._payloads[kept.id] = self._copy(operation.slot, size)
+            self._carry_out(self.states.promote(kept.id))
+        elif self.states.wants(operation.tokens, operation.adapter, size):
+            state = ParkedState(new_id(), operation.tokens, operation.adapter, size)
+            self._payloads[state.id] = self._copy(operation.slot, size)
+            if stays:
+                self._staying.add(state.id)
+            self._carry_out(self.states.put(state, _tick()))
+        elif kept is not None and not stays:
+            self._staying.discard(kept.id)
+
+    def _kept(self, operation: Park) -> ParkedState | None:
+        """Return a parked state that has all of a slot's tokens."""
+        found = self.states.best(operation.tokens, operation.adapter)
+        return found[0] if found is not None and found[1] == len(operation.tokens) else None
+
+    def _copy(self, slot: int, size: int) -> State:
         payload = self._memory.take(size)
-        self._context.save_state(operation.slot, payload)
-        state = ParkedState(new_id(), operation.tokens, operation.adapter, size)
-        self._payloads[state.id] = payload
-        self._carry_out(self.states.put(state, _tick()))
+        self._context.save_state(slot, payload)
+        return payload
 
     def pin(self, operation: Park) -> None:
         """Copy a slot's state and keep it for a day, whatever else needs the room; up to half of the RAM."""
         self.park(operation)
-        found = self.states.best(operation.tokens, operation.adapter)
-        if found is None or found[1] < len(operation.tokens):
+        state = self._kept(operation)
+        if state is None:
             return
-        state = found[0]
         pinned = sum(self.states[each].size for each in self._pinned_until if each in self.states)
         if state.id in self._pinned_until or pinned + state.size <= PINNED_SHARE * self.states.ram_bytes:
             self.states.pin(state.id, pinned=True)
@@ -185,6 +205,9 @@ class StateKeeper:
             case Written(state_id, succeeded):
                 self._writing.discard(state_id)
                 self._carry_out(self.states.written(state_id) if succeeded else self.states.failed(state_id))
+                if state_id in self._staying:
+                    self._carry_out(self.states.leave_ram(state_id))
+                    self._staying.discard(state_id)
             case Fetched(state_id, payload):
                 self._fetching.discard(state_id)
                 self._take_fetched(state_id, payload)
@@ -206,7 +229,7 @@ class StateKeeper:
                     self._writing.add(state_id)
                     self._on_job(WriteState(_head(state), self._payloads[state_id]))
                 case Free(state_id):
-                    self._memory.give_back(self._payloads.pop(state_id))
+                    self._memory.give_back(self._payloads.pop(state_id), keep=state_id not in self._staying)
                 case Erase(state_id):
                     self._on_job(EraseState(state_id))
 

@@ -182,6 +182,11 @@ class ParkedStates:
                 return actions
         return []
 
+    def leave_ram(self, state_id: str) -> list[Action]:
+        """Give up the RAM of a state that is in a file, because it can be copied again from where it came."""
+        state = self._states.get(state_id)
+        return self._leave_ram(state) if state is not None and state.in_ram and state.on_disk else []
+
     def written(self, state_id: str) -> list[Action]:
         """Record that a `Write` succeeded."""
         if (dropped := self._end_dropped(state_id)) is not None:

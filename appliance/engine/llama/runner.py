@@ -139,7 +139,7 @@ class Runner:
 
     def rest(self) -> None:
         """Do what there is time for when nobody waits."""
-        self._park_idle()
+        self._park_idle(stays=True)
         self.keeper.tend()
 
     def park_everything(self) -> None:
@@ -147,10 +147,10 @@ class Runner:
         self._park_idle()
         self.keeper.flush()
 
-    def _park_idle(self) -> None:
+    def _park_idle(self, *, stays: bool = False) -> None:
         """Keep copies of what the idle slots hold, so that it is not lost with them."""
         for operation in self.scheduler.residents.pasts():
-            self.keeper.park(operation)
+            self.keeper.park(operation, stays=stays)
 
     def carry_out(self, command: Command) -> None:
         """Do what the loop asks for; it takes effect before the next step."""
