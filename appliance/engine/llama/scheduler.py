@@ -339,6 +339,8 @@ class Scheduler:
             return runs
         cells = self.ledger.used
         step_s, guess_s = self.cost.decode_s(len(runs), cells), self.cost.draft_token_s(cells)
+        if step_s <= 0.0:
+            return runs
         longest_s = self.limits.target_latency / len({each.adapter for each in self.running})
         price = guess_s * len(runs) / step_s
         drafters = []
