@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator
@@ -172,16 +173,32 @@ async def test_a_slow_reader_behind_tls_still_gets_everything(tmp_path: Path, ce
     assert all(text.encode() in body for text in texts)
 
 
+def ask_and_read_nothing(port: int, context: ssl.SSLContext) -> ssl.SSLSocket:
+    """Send a request over TLS by a socket that takes in nothing but what the kernel does."""
+    plain = socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S)
+    secure = context.wrap_socket(plain, server_hostname="127.0.0.1")
+    secure.sendall(post("/v1/completions", STREAM))
+    return secure
+
+
 async def test_a_reader_behind_tls_that_stops_is_cut_off_and_its_work_cancelled(
     tmp_path: Path, certificate: tuple[Path, Path]
 ) -> None:
-    async with tls_wire(tmp_path, certificate, write_timeout_s=0.2) as (box, lazy):
-        box.models.script = lambda _: [*say(*["x" * 100_000] * 200)[:-1], asyncio.Event()]
-        await lazy.send(post("/v1/completions", STREAM))
-        await box.models.accepted.wait()
-        async with asyncio.timeout(DEADLINE_S):
-            await box.models.generations[0].cancelled.wait()
-        await until(lambda: not box.server._state.connections)
+    context = ssl.create_default_context(cafile=str(certificate[0]))
+    async with scripted_box(
+        tmp_path, tls_certificate=certificate[0], tls_key=certificate[1], write_timeout_s=0.2
+    ) as box:
+        more = asyncio.Event()
+        much = say(*["x" * 100_000] * 500)[:-1]  # more than the kernel takes, however large its buffers
+        box.models.script = lambda _: [*much, more, *much[:20], asyncio.Event()]
+        lazy = await anyio.to_thread.run_sync(ask_and_read_nothing, box.port, context)
+        with lazy:
+            await box.models.accepted.wait()
+            await until(lambda: box.models.generations[0].delivered >= len(much))
+            more.set()
+            async with asyncio.timeout(DEADLINE_S):
+                await box.models.generations[0].cancelled.wait()
+            await until(lambda: not box.server._state.connections)
 
 
 async def test_leaving_a_stream_behind_tls_cancels_its_work(tmp_path: Path, certificate: tuple[Path, Path]) -> None:

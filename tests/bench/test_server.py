@@ -22,7 +22,11 @@ def test_the_server_under_measurement_gets_the_settings_and_listens_on_loopback_
     effective, _ = load_settings(environment=environment)
     expected = replace(settings, host="127.0.0.1", port=0, require_api_key=False, max_sequences=16)
     assert effective == replace(
-        expected, shutdown_grace_s=effective.shutdown_grace_s, log_format="json", data_dir=tmp_path
+        expected,
+        shutdown_grace_s=effective.shutdown_grace_s,
+        log_format="json",
+        data_dir=tmp_path,
+        parking_disk_bytes=0,
     )
 
 

@@ -108,7 +108,7 @@ async def test_a_stream_of_the_base_is_the_same_beside_an_adapters(base: Path, l
     async with bench(base, target_inter_token_latency_s=latency) as subject:
         adapter = await subject.load("one")
         expected, _ = await subject.answer(None, tokens=100)
-        beside = await subject.start(adapter, "another text", 200)
+        beside = await subject.start(adapter, "another text", 350)
         answer, _ = await subject.answer(None, tokens=100)
         assert not beside.ended
         beside.cancel()

@@ -526,6 +526,15 @@ def test_an_accepted_guess_counts_as_generated_for_the_tenant_and_a_wrong_one_do
     assert charges == [1, 2]
 
 
+def test_nothing_is_guessed_before_a_decode_step_was_measured() -> None:
+    subject = scheduler(batch=64, drafts=12)
+    quoting = sequence(1, QUOTED)
+    subject.submit(quoting)
+    subject.complete(subject.plan(), 0.03)
+    subject.append(quoting, 110)
+    assert subject.plan().draft_tokens == 0
+
+
 def test_nothing_is_guessed_while_a_prompt_is_read() -> None:
     subject, _ = guessing()
     subject.submit(sequence(2, list(range(300, 340))))

@@ -130,12 +130,12 @@ class Residents:
     def place(self, sequence: Sequence, source: Source, room: int) -> bool:
         """Give a newcomer a slot with all that the source has, if `room` further cells can be had from idle slots.
 
+        There must be an idle slot.
+
         Returns:
-            False when there is no slot or no room; nothing has changed then.
+            False when there is no room; nothing has changed then.
         """
         idle = self.idle
-        if not idle:
-            return False
         kept = source.length if source.state is not None or source.slot in idle else 0
         in_use = self.in_use
         used = self.ledger.used_by(in_use)
