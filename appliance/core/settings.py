@@ -94,7 +94,7 @@ class Settings:
         0.17, "Engine steps are cut to this length while anyone is streaming"
     )
     parking_ram_bytes: BytesOrZero = _setting(
-        256 * 1024 * 1024, "RAM for the KV states of conversations that wait for their next turn; 0 is none"
+        48 * 1024 * 1024, "RAM for the KV states of conversations that wait for their next turn; 0 is none"
     )
     parking_disk_bytes: BytesOrZero = _setting(
         2 * 1024 * 1024 * 1024, "Disk for them, so that they also survive a restart; 0 is none"
