@@ -21,6 +21,7 @@ from appliance.core.errors import (
     InvalidRequestError,
     ModelFileError,
     NotFoundError,
+    StorageError,
     UnavailableError,
 )
 from appliance.core.settings import Settings
@@ -281,7 +282,10 @@ class LoadedModels:
         """Delete the parked conversations of models and settings that are no more."""
         models = [each for each in self._registry.list() if each.kind == "gguf"]
         keep = {self._engine_config(each).origin.fingerprint for each in models}
-        await asyncio.to_thread(remove_foreign, self._settings.parking_dir, keep)
+        try:
+            await asyncio.to_thread(remove_foreign, self._settings.parking_dir, keep)
+        except StorageError as error:  # it costs the room on disk and nothing else
+            LOGGER.warning("parked conversations of other models stay: %s", error)
 
     def _engine_config(self, registered: RegisteredModel) -> EngineConfig:
         settings = self._settings

@@ -168,3 +168,25 @@ async def test_more_is_pinned_than_fits_and_the_rest_still_works(tiny_model_path
         keeper = subject.engine._worker.runner.keeper
         assert 0 < sum(keeper.states[each].size for each in keeper._pinned_until) <= 200_000
         await ask(subject, OTHER)
+
+
+async def test_a_state_larger_than_the_ram_for_parking_comes_back_from_disk(
+    tiny_model_path: Path, tmp_path: Path
+) -> None:
+    async with parking(tiny_model_path, tmp_path / "kv") as first:
+        expected, _, _ = await ask(first, PAST)
+        prompt = len(await first.tokens(PAST))
+    async with parking(tiny_model_path, tmp_path / "kv", parking_ram_bytes=4096) as second:
+        tokens, _, cached = await ask(second, PAST)
+    assert files(tmp_path / "kv")[0].stat().st_size > 4096
+    assert cached == prompt - 1
+    assert tokens == expected
+
+
+async def test_without_ram_or_folder_for_parking_nothing_is_copied(tiny_model_path: Path, tmp_path: Path) -> None:
+    for changes in ({"parking_ram_bytes": 0}, {"parking_dir": None}):
+        async with parking(tiny_model_path, tmp_path / "kv", **changes) as subject:
+            await ask(subject, PAST)
+            runner = subject.engine._worker.runner
+            runner.rest()
+            assert len(runner.keeper.states) == 0

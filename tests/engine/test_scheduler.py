@@ -7,13 +7,12 @@ from collections.abc import Hashable, Iterable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from appliance.core.types import Priority
 from appliance.engine.llama.parked import ParkedState, ParkedStates
-from appliance.engine.llama.prefix import common_prefix
 from appliance.engine.llama.scheduler import Scheduler
 from appliance.engine.llama.step import Fork, Limits, Operation, Park, Resume, Run, Sequence, Step, Truncate
 
@@ -629,16 +628,6 @@ def test_a_step_that_changes_the_adapter_does_not_count_as_the_cost_of_its_token
     work(subject, seconds=5.0)
     assert subject.cost.decode_s(1) == usual
     assert subject.turns.switch_s >= 0.9
-
-
-@given(st.lists(st.integers(0, 3), max_size=40), st.lists(st.integers(0, 3), max_size=40), st.integers(0, 40))
-def test_the_common_prefix_is_the_obvious_one(left: list[int], right: list[int], limit: int) -> None:
-    expected = 0
-    for a, b in zip(left[:limit], right[:limit], strict=False):
-        if a != b:
-            break
-        expected += 1
-    assert common_prefix(array("i", left), array("i", right), limit) == expected
 
 
 class NativeMemory:

@@ -102,8 +102,14 @@ def _carry_out(files: StateFiles, job: FileJob) -> Outcome | None:
                 return fetched
             case EraseState(state_id):
                 files.erase(state_id)
+                return None
     except StorageError as error:
         LOGGER.warning("%s", error)
-        if isinstance(job, WriteState):
-            return Written(job.head.id, succeeded=False)
+    except MemoryError:
+        LOGGER.warning("there is no memory to read a parked conversation")
+    match job:
+        case WriteState(head, _):
+            return Written(head.id, succeeded=False)
+        case ReadState(head):
+            return Fetched(head.id, None)
     return None

@@ -22,6 +22,8 @@ PINNED_S = 86_400.0
 """How long a pinned state is kept after its last use as a pinned one."""
 PINNED_SHARE = 0.5
 """Share of the RAM for states that pinned ones may take."""
+IN_HAND_S = 10.0
+"""How long a state that was read from disk is held for those who wait for it; one step is enough with room."""
 TEND_EVERY_S = 0.5
 """How often it is looked for something to write."""
 
@@ -77,6 +79,15 @@ class Fetched:
 Outcome = Found | Written | Fetched
 
 
+@dataclass(frozen=True, slots=True)
+class _InHand:
+    """A state that was read from disk, and until when it is held, in monotonic seconds."""
+
+    state: ParkedState
+    payload: State
+    until: float
+
+
 class StateKeeper:
     """The parked states of one context.
 
@@ -111,6 +122,7 @@ class StateKeeper:
         self._pinned_until: dict[str, float] = {}
         self._tended_at = 0.0
         self._fetching: set[str] = set()
+        self._in_hand: dict[str, _InHand] = {}
 
     def park(self, operation: Park, *, stays: bool = False) -> None:
         """Copy a slot's state, unless that is kept already or fits nowhere.
@@ -168,6 +180,8 @@ class StateKeeper:
         """Put a state into a slot; False if it is gone or llama.cpp refuses it, and then the slot is empty."""
         state = operation.state
         payload = self._payloads.get(state.id)
+        if payload is None and state.id in self._in_hand:
+            payload = self._in_hand[state.id].payload
         if payload is None or state.id not in self.states:
             return False
         if not self._context.resume(operation, payload):
@@ -183,12 +197,20 @@ class StateKeeper:
                 self._fetching.add(state.id)
                 self._on_job(ReadState(_head(state)))
 
+    @property
+    def fetching(self) -> bool:
+        """Return True while somebody waits for a state to be read from disk."""
+        return bool(self._fetching)
+
     def tend(self) -> None:
         """Have one state written that has not been used for a while; costs nothing when called often."""
         now = time.monotonic()
-        if not self._writing and now >= self._tended_at + TEND_EVERY_S:
-            self._tended_at = now
-            self._unpin(now)
+        if now < self._tended_at + TEND_EVERY_S:
+            return
+        self._tended_at = now
+        self._unpin(now)
+        self._let_go(now)
+        if not self._writing:
             self._carry_out(self.states.write_behind(_tick() - int(1000 * self._write_after_s)))
 
     def flush(self) -> None:
@@ -218,8 +240,13 @@ class StateKeeper:
         if payload is None:
             self._carry_out(self.states.drop(state_id))
             return
-        self._payloads[state_id] = payload
-        self._carry_out(self.states.promote(state_id))
+        state = self.states[state_id]
+        state.in_hand = True
+        self._in_hand[state_id] = _InHand(state, payload, time.monotonic() + IN_HAND_S)
+
+    def _let_go(self, now: float) -> None:
+        for state_id in [each for each, held in self._in_hand.items() if held.until <= now]:
+            self._in_hand.pop(state_id).state.in_hand = False
 
     def _carry_out(self, actions: Iterable[Action]) -> None:
         for action in actions:

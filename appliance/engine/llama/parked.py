@@ -68,6 +68,7 @@ class ParkedState:
         pinned: Whether it is kept however long it is not used, and although a longer state extends it.
         last_used: The tick of its last use.
         in_ram: Whether its RAM is in use.
+        in_hand: Whether it was just read from its file for somebody who waits; the caps leave it out for a moment.
         on_disk: Whether its file is complete.
         writing: Whether a `Write` has not ended yet.
         leaving: Whether its RAM is given up once it is written.
@@ -81,6 +82,7 @@ class ParkedState:
     pinned: bool = False
     last_used: int = 0
     in_ram: bool = False
+    in_hand: bool = False
     on_disk: bool = False
     writing: bool = False
     leaving: bool = False

@@ -24,11 +24,6 @@ from typing import Generic, TypeVar
 H = TypeVar("H", bound=Hashable)
 
 
-def common_prefix(left: array[int], right: array[int], limit: int) -> int:
-    """Return how many leading tokens two arrays share, at most `limit`. Costs a few comparisons of memory."""
-    return _shared(left, 0, right, 0, limit)
-
-
 @dataclass(eq=False, slots=True)
 class _Node(Generic[H]):
     """A run of tokens at consecutive positions from `start`, shared by its holders as far as each of them goes."""

@@ -142,9 +142,8 @@ class Residents:
         if used + kept + room > self.ledger.cells:
             return False
         if source.state is not None:
-            whole = len(
-                source.state.tokens
-            )  # it needs all its cells for a moment, and so does whom it then shares with
+            # It needs all its cells for a moment, beside those of whom it then shares with.
+            whole = len(source.state.tokens)
             if used + whole > self.ledger.cells:
                 return False
             target = self._emptiest([each for each in idle if each != source.slot] or idle)

@@ -9,24 +9,23 @@ import logging
 import time
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from appliance.core.errors import ApplianceError, EngineError, InvalidRequestError
 from appliance.core.types import Delta
 from appliance.engine.llama.choice import Choice, RunningChoice, joined
 from appliance.engine.llama.commands import Cancel, Command, Report, Runtime, Submit
 from appliance.engine.llama.config import EngineConfig
-from appliance.engine.llama.context import Decoded, LlamaContext, Logits
+from appliance.engine.llama.context import Decoded, LlamaContext
 from appliance.engine.llama.generation import Admitted, Event, Failed, Gained, LlamaGeneration
 from appliance.engine.llama.keeper import Fetched, FileJob, Found, StateKeeper, Written
 from appliance.engine.llama.lora import Adapter, DropAdapter, LoadAdapter, LoadedAdapters
 from appliance.engine.llama.model import LlamaModel
 from appliance.engine.llama.parked import ParkedStates
-from appliance.engine.llama.sampling import token_logprob
+from appliance.engine.llama.sampling import Rows, token_logprob
 from appliance.engine.llama.scheduler import Scheduler
 from appliance.engine.llama.speculation import DRAFT_TOKENS
 from appliance.engine.llama.step import Fork, Limits, Park, Resume, Run, Step, Truncate
@@ -39,15 +38,6 @@ FAILURES_UNTIL_DEAD = 3
 """So many failed batches in a row, and the engine counts as broken: a restart is better than refusing everyone."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """The logits of a batch, shape (rows, vocabulary); of each row the likeliest token, and whether all is finite."""
-
-    logits: Logits
-    likeliest: npt.NDArray[np.intp]
-    finite: npt.NDArray[np.bool_]
-
-
 class Runner:
     """Owns one model's native handles from construction to `close`.
 
@@ -56,6 +46,7 @@ class Runner:
         context: Its KV memory.
         scheduler: Who runs next.
         keeper: What is kept aside of those who do not run.
+        blocked: Whether all that is left to do waits for a state to be read from disk.
     """
 
     def __init__(
@@ -81,6 +72,7 @@ class Runner:
         self._numbers = 0
         self._draft_tokens = self._accepted_tokens = 0
         self._failures = 0
+        self.blocked = False
         self.model = LlamaModel(path, gpu_layers=config.gpu_layers)
         try:
             self.context = self._new_context(config)
@@ -116,6 +108,7 @@ class Runner:
             self._sample(step)
         self._deliver()
         self.keeper.tend()
+        self.blocked = not step.runs and self.keeper.fetching
 
     def _move(self, step: Step) -> bool:
         """Carry out the memory operations; False if somebody's past could not be had, so that the batch is void."""
@@ -232,7 +225,7 @@ class Runner:
             return
         logits = self.context.logits()
         likeliest = logits.argmax(axis=1)  # NaN and infinity win too, so one number of each row tells of all
-        rows = _Rows(logits, likeliest, np.isfinite(logits[np.arange(len(likeliest)), likeliest]))
+        rows = Rows(logits, likeliest, np.isfinite(logits[np.arange(len(likeliest)), likeliest]))
         now = time.monotonic()
         first = 0
         for run in sampled:
@@ -249,7 +242,7 @@ class Runner:
         self.scheduler.start_over()
         self.context.clear(data=True)
 
-    def _sample_run(self, run: Run, first: int, rows: _Rows, now: float) -> None:
+    def _sample_run(self, run: Run, first: int, rows: Rows, now: float) -> None:
         """Sample a run's rows in order, as long as what was sampled is the draft that the next row stands on.
 
         Every token is drawn as if it came alone: from the logits after those before it, by the same sampler in the same
@@ -285,7 +278,7 @@ class Runner:
             self.keeper.pin(Park(slot, sequence.tokens[: sequence.evaluated], sequence.adapter))
         self._forget(running)
 
-    def _sample_one(self, running: RunningChoice, row: int, rows: _Rows) -> tuple[int, Delta | None]:
+    def _sample_one(self, running: RunningChoice, row: int, rows: Rows) -> tuple[int, Delta | None]:
         """Return the token sampled from one row, and what of the answer can be sent by that."""
         token = running.sampler.sample(self.context, row, rows.logits, int(rows.likeliest[row]))
         top = running.choice.sampling.top_logprobs
@@ -367,7 +360,7 @@ class Runner:
         config = self._config
         states = ParkedStates(
             ram_bytes=config.parking_ram_bytes,
-            disk_bytes=config.parking_disk_bytes,
+            disk_bytes=config.parking_disk_bytes if config.parking_ram_bytes and config.parking_dir is not None else 0,
             can_rewind=self.model.memory.can_rewind_states,
         )
         return StateKeeper(self.context, states, on_job=on_job, write_after_s=config.parking_delay_s)

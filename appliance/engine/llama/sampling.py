@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from appliance.core.types import SamplingParams, TokenLogprob
 from appliance.engine.llama.context import LlamaContext, Logits
@@ -20,6 +22,15 @@ from appliance.engine.llama.native import llama, short
 
 _BAN = -1e9
 """A logit bias that no probability survives, finite so that sums stay finite."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The logits of a batch, shape (rows, vocabulary); of each row the likeliest token, and whether all is finite."""
+
+    logits: Logits
+    likeliest: npt.NDArray[np.intp]
+    finite: npt.NDArray[np.bool_]
 
 
 class Sampler:

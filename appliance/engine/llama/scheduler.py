@@ -258,7 +258,7 @@ class Scheduler:
             if reader is not None and in_flight >= source.length + WORTH_WAITING_TOKENS:
                 self._waiters.setdefault(reader.id, []).append(sequence)
                 delayed += 1
-            elif source.state is not None and not source.state.in_ram:
+            elif source.state is not None and not (source.state.in_ram or source.state.in_hand):
                 self._fetches[source.state.id] = source.state
                 delayed += 1
             elif self._place(sequence, source):

@@ -95,12 +95,12 @@ class Worker:
             self._on_end(error)
 
     def _take_commands(self, runner: Runner) -> bool:
-        """Carry out what waits; when idle, wait for it. Returns False when the worker is to stop."""
-        idle = runner.idle
+        """Carry out what waits; when there is nothing else to do, wait for it. False when the worker is to stop."""
+        idle, waits = runner.idle, runner.idle or runner.blocked
         while True:
             self.beat_at = time.monotonic()
             try:
-                command = self._inbox.get(timeout=IDLE_BEAT_S) if idle else self._inbox.get_nowait()
+                command = self._inbox.get(timeout=IDLE_BEAT_S) if waits else self._inbox.get_nowait()
             except queue.Empty:
                 if idle:
                     runner.rest()
@@ -109,7 +109,7 @@ class Worker:
             if command is None:
                 return False
             runner.carry_out(command)
-            idle = False
+            idle = waits = False
 
     def _end_everyone(self, runner: Runner | None, error: ApplianceError | None) -> None:
         reason = error or EngineError(
