@@ -83,6 +83,9 @@ class Caller:
     def write_behind(self, unused_since: int = EVER) -> list[Action]:
         return self.do(self.states.write_behind(unused_since))
 
+    def leave_ram(self, name: str) -> list[Action]:
+        return self.do(self.states.leave_ram(name))
+
     def best(self, tokens: list[int], limit: int | None = None) -> tuple[str, int] | None:
         found = self.states.best(ints(tokens), "", limit)
         return (found[0].id, found[1]) if found else None
@@ -129,7 +132,7 @@ class ParkedMachine(RuleBasedStateMachine):
         self.caller.put(name, tokens + more, size, space=space)
 
     @precondition(lambda self: len(self.states) > 0)
-    @rule(index=indices, change=st.sampled_from(["touch", "drop", "promote", "pin", "unpin"]))
+    @rule(index=indices, change=st.sampled_from(["touch", "drop", "promote", "leave", "pin", "unpin"]))
     def change(self, index: int, change: str) -> None:
         name = self.some_name(index)
         if change == "touch":
@@ -137,6 +140,8 @@ class ParkedMachine(RuleBasedStateMachine):
         elif change == "drop":
             self.caller.do(self.states.drop(name))
             assert name not in self.states
+        elif change == "leave":
+            self.caller.leave_ram(name)
         elif change != "promote":
             self.states.pin(name, pinned=change == "pin")
         elif self.states[name].in_ram:
@@ -215,6 +220,19 @@ def test_what_has_been_written_behind_leaves_ram_without_waiting() -> None:
     caller.end_writes()
     assert caller.write_behind(unused_since=1) == []
     assert caller.put("c", [3]) == [Free("a")]
+    assert caller.best([1]) == ("a", 1)
+
+
+def test_only_a_state_that_is_in_a_file_gives_up_its_ram_before_others_need_it() -> None:
+    caller = Caller(ram=2, disk=2)
+    caller.put("a", [1])
+    assert caller.leave_ram("a") == [], "its only copy"
+    assert caller.leave_ram("unknown") == []
+    caller.write_behind()
+    assert caller.leave_ram("a") == [], "not written to its end"
+    caller.end_writes()
+    assert caller.leave_ram("a") == [Free("a")]
+    assert caller.leave_ram("a") == []
     assert caller.best([1]) == ("a", 1)
 
 
