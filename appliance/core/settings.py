@@ -64,6 +64,10 @@ class Settings:
     model: str = _setting("smollm2-135m-instruct", "Model loaded at start; empty loads on first use")
     max_loaded_models: Count = _setting(1, "Models held in memory at once; the idle one longest unused makes room")
     max_loaded_embedders: Count = _setting(1, "Models held for embeddings at once, beside those for text")
+    max_loaded_tensor_models: Count = _setting(8, "ONNX models held in memory at once, encoders included")
+    embedding_model: str = _setting(
+        "all-minilm-l6-v2", "Model that embeds or reranks where a request does not name one"
+    )
     max_loaded_adapters: Count = _setting(
         4, "LoRA adapters held in memory beside each model; the idle one longest unused makes room"
     )
@@ -100,17 +104,40 @@ class Settings:
         2 * 1024 * 1024 * 1024, "Disk for them, so that they also survive a restart; 0 is none"
     )
     parking_delay_s: Seconds = _setting(5.0, "Time a conversation is quiet before its KV state is written to disk")
+    execution_providers: str = _setting(
+        "auto",
+        "Where ONNX models run, first choice first, as `tensorrt,cuda,cpu`; auto is that order as far as present",
+    )
+    tensorrt_precision: Literal["fp32", "fp16", "int8"] = _setting(
+        "fp16", "Least exact arithmetic that TensorRT may use; int8 needs a model with calibrated ranges"
+    )
+    onnx_threads: Annotated[int, Meta(ge=0, le=1024)] = _setting(
+        0, "CPU threads of an ONNX model; 0 is one per physical core, in turns with the models for text"
+    )
+    max_batch_rows: Annotated[int, Meta(ge=1, le=4096)] = _setting(64, "Most rows of one batch of an ONNX model")
+    max_batch_tokens: Annotated[int, Meta(ge=16, le=2**24)] = _setting(
+        4096, "Most tokens of one batch of an ONNX encoder, padding included"
+    )
+    circuit_failures: Count = _setting(5, "Failures in a row after which an ONNX model answers 503 for a while")
+    circuit_open_s: Seconds = _setting(30.0, "Time until such a model is tried again")
+    embedding_cache_bytes: BytesOrZero = _setting(
+        128 * 1024 * 1024, "Disk for embeddings that may be asked for again; 0 is none"
+    )
     queue_size: CountOrZero = _setting(64, "Requests that may wait for a sequence; one more is answered 429")
     stalled_engine_s: Seconds = _setting(60.0, "Heartbeat age at which an engine counts as dead")
 
     # Limits of a request
     max_body_bytes: Bytes = _setting(16 * 1024 * 1024, "Largest request body")
+    max_tensor_body_bytes: Bytes = _setting(64 * 1024 * 1024, "Largest request body of /v2 inference")
     max_header_bytes: Annotated[int, Meta(ge=1024, le=2**24)] = _setting(32 * 1024, "Largest request head")
     max_prompt_characters: Count = _setting(4_000_000, "Longest prompt before it is tokenized")
     max_choices: Annotated[int, Meta(ge=1, le=64)] = _setting(8, "Largest `n`")
     max_prompts: Annotated[int, Meta(ge=1, le=1024)] = _setting(32, "Most prompts in one /v1/completions request")
     max_embedding_inputs: Annotated[int, Meta(ge=1, le=65_536)] = _setting(
         2048, "Most inputs in one /v1/embeddings request"
+    )
+    max_rerank_documents: Annotated[int, Meta(ge=1, le=65_536)] = _setting(
+        1000, "Most documents in one /v1/rerank request"
     )
     max_embedding_tokens: Annotated[int, Meta(ge=16, le=2**20)] = _setting(
         2048, "Longest input of an embedding in tokens, where the model was not trained on less"
@@ -141,6 +168,16 @@ class Settings:
     def blobs_dir(self) -> Path:
         """Return the folder of content-addressed model files."""
         return self.data_dir / "models" / "blobs"
+
+    @property
+    def cache_path(self) -> Path:
+        """Return the path of `cache.db`, which holds only what can be computed again."""
+        return self.data_dir / "cache.db"
+
+    @property
+    def onnx_dir(self) -> Path:
+        """Return the folder where the files of loaded ONNX models stand under the names they have for each other."""
+        return self.data_dir / "onnx"
 
     @property
     def parking_dir(self) -> Path:
