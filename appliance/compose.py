@@ -27,15 +27,24 @@ from appliance.api.server import HttpServer
 from appliance.core.clock import SystemClock
 from appliance.core.errors import ApplianceError
 from appliance.core.settings import Settings
+from appliance.engine.cpu_budget import CpuBudget
 from appliance.observe.logs import configure_logging
 from appliance.observe.metrics import Metrics
+from appliance.observe.resources import physical_cores
 from appliance.registry.versions import open_registry
 from appliance.security.keys import KeyStore
+from appliance.serving.classifiers import TextClassification
 from appliance.serving.embed import TextEmbedding
+from appliance.serving.embedder_routes import EmbedderRoutes
 from appliance.serving.embedders import LoadedEmbedders
+from appliance.serving.embedding_cache import EmbeddingCache
 from appliance.serving.generate import TextGeneration
+from appliance.serving.infer import TensorInference
 from appliance.serving.loaded import LoadedModels
 from appliance.serving.readiness import Readiness
+from appliance.serving.room import share_memory
+from appliance.serving.tensor_loader import TensorModelLoader
+from appliance.serving.tensor_models import LoadedTensorModels
 from appliance.serving.tuning import ModelTuning
 from appliance.store.database import Database
 
@@ -60,6 +69,7 @@ class Appliance:
     settings: Settings
     models: LoadedModels
     embedders: LoadedEmbedders
+    tensor_models: LoadedTensorModels
     readiness: Readiness
     server: HttpServer
     systemd: sdnotify.SystemdNotifier
@@ -80,21 +90,24 @@ class Appliance:
         """
         async with asyncio.TaskGroup() as tasks:
             http = tasks.create_task(self.server.serve(self._on_listening), name="http")
-            models = tasks.create_task(self._run_models(http, self.models.run), name="models")
-            embedders = tasks.create_task(self._run_models(http, self.embedders.run), name="embedders")
-            systemd = tasks.create_task(self._tell_systemd(), name="systemd")
+            running = [
+                tasks.create_task(self._run_models(http, self.models.run), name="models"),
+                tasks.create_task(self._run_models(http, self.embedders.run), name="embedders"),
+                tasks.create_task(self._run_models(http, self.tensor_models.run), name="tensor models"),
+                tasks.create_task(self._tell_systemd(), name="systemd"),
+            ]
             await self._stop.wait()
             LOGGER.info("stopping: open requests have %g s to end", self.settings.shutdown_grace_s)
             self.systemd.notify("STOPPING=1\nSTATUS=Stopping: open requests are finishing.")
             self._drain()
             await self._end_requests(http)
-            models.cancel()
-            embedders.cancel()
-            systemd.cancel()
+            for each in running:
+                each.cancel()
 
     def _drain(self) -> None:
         self.models.drain()
         self.embedders.drain()
+        self.tensor_models.drain()
         self.server.stop()
 
     async def _run_models(self, http: asyncio.Task[None], run: Callable[[], Awaitable[None]]) -> None:
@@ -120,6 +133,7 @@ class Appliance:
             hurry.cancel()
         if not http.done():
             LOGGER.warning("open requests are cut off")
+            await self.tensor_models.close()
             await self.embedders.close()
             await self.models.close()
             await asyncio.wait({http}, timeout=BEAT_S)
@@ -164,16 +178,24 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
         check_exposure(settings, keys.has_keys())
         metrics = Metrics()
         registry = open_registry(settings, database)
-        models = LoadedModels(settings, registry, metrics)
+        cpu = CpuBudget(physical_cores())
+        models = LoadedModels(settings, registry, metrics, cpu)
         stack.push_async_callback(models.close)
-        embedders = LoadedEmbedders(settings, registry, metrics, models)
+        embedders = LoadedEmbedders(settings, registry, metrics, models, cpu)
         stack.push_async_callback(embedders.close)
-        models.spare = embedders.spare
-        readiness = Readiness(models, embedders)
+        tensor_models = LoadedTensorModels(settings, TensorModelLoader(settings, registry, metrics, cpu))
+        stack.push_async_callback(tensor_models.close)
+        share_memory(embedders, tensor_models, models)
+        cache = EmbeddingCache(settings.cache_path, settings.embedding_cache_bytes, metrics)
+        stack.callback(cache.close)
+        routes = EmbedderRoutes(registry, embedders, tensor_models, cache)
+        readiness = Readiness(models, embedders, tensor_models)
         app = create_app(
             settings=settings,
-            text_models=TextGeneration(registry, models),
-            embedding_models=TextEmbedding(embedders),
+            text_models=TextGeneration(registry, models, tensor_models),
+            embedding_models=TextEmbedding(routes),
+            classifiers=TextClassification(settings, routes),
+            tensor_models=TensorInference(settings, registry, tensor_models),
             tunable_models=ModelTuning(models),
             keys=keys,
             metrics=metrics,
@@ -182,7 +204,9 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
         systemd = sdnotify.SystemdNotifier()
         if systemd.socket is not None:
             stack.callback(systemd.socket.close)
-        yield Appliance(settings, models, embedders, readiness, HttpServer(app, settings), systemd)
+        yield Appliance(
+            settings, models, embedders, tensor_models, readiness, HttpServer(app, settings), systemd
+        )
 
 
 def serve(settings: Settings) -> int:

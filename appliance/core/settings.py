@@ -180,6 +180,11 @@ class Settings:
         return self.data_dir / "onnx"
 
     @property
+    def onnx_engines_dir(self) -> Path:
+        """Return the folder of what TensorRT made of ONNX models, which takes it minutes."""
+        return self.data_dir / "onnx-engines"
+
+    @property
     def parking_dir(self) -> Path:
         """Return the folder of the KV states of conversations that wait for their next turn."""
         return self.data_dir / "kv"

@@ -25,6 +25,7 @@ from appliance.core.types import Health
 from appliance.observe.resources import memory
 from appliance.registry.versions import RegisteredModel
 from appliance.serving.loaded import RETRY_AFTER_S
+from appliance.serving.room import nothing_to_spare
 from appliance.serving.tensor_loader import LoadedTensorModel, TensorModelLoader
 
 LOGGER = logging.getLogger("appliance.serving")
@@ -85,7 +86,7 @@ class LoadedTensorModels:
         self._room = asyncio.Lock()
         self._wake = asyncio.Event()
         self._draining = False
-        self.ask_others: Callable[[], Awaitable[bool]] = _nothing_to_spare
+        self.ask_others: Callable[[], Awaitable[bool]] = nothing_to_spare
 
     @property
     def names(self) -> frozenset[str]:
@@ -345,10 +346,6 @@ async def _waited_for(load: _Load) -> LoadedTensorModel:
             load.done.result().give_back()
         load.waiting -= 1
         raise
-
-
-async def _nothing_to_spare() -> bool:
-    return False
 
 
 def _stopping() -> UnavailableError:
