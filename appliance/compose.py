@@ -33,19 +33,7 @@ from appliance.observe.metrics import Metrics
 from appliance.observe.resources import physical_cores
 from appliance.registry.versions import open_registry
 from appliance.security.keys import KeyStore
-from appliance.serving.classifiers import TextClassification
-from appliance.serving.embed import TextEmbedding
-from appliance.serving.embedder_routes import EmbedderRoutes
-from appliance.serving.embedders import LoadedEmbedders
-from appliance.serving.embedding_cache import EmbeddingCache
-from appliance.serving.generate import TextGeneration
-from appliance.serving.infer import TensorInference
-from appliance.serving.loaded import LoadedModels
-from appliance.serving.readiness import Readiness
-from appliance.serving.room import share_memory
-from appliance.serving.tensor_loader import TensorModelLoader
-from appliance.serving.tensor_models import LoadedTensorModels
-from appliance.serving.tuning import ModelTuning
+from appliance.serving.floor import ServingFloor
 from appliance.store.database import Database
 
 LOGGER = logging.getLogger("appliance")
@@ -67,10 +55,7 @@ class Appliance:
     """
 
     settings: Settings
-    models: LoadedModels
-    embedders: LoadedEmbedders
-    tensor_models: LoadedTensorModels
-    readiness: Readiness
+    floor: ServingFloor
     server: HttpServer
     systemd: sdnotify.SystemdNotifier
     port: int = 0
@@ -91,11 +76,9 @@ class Appliance:
         async with asyncio.TaskGroup() as tasks:
             http = tasks.create_task(self.server.serve(self._on_listening), name="http")
             running = [
-                tasks.create_task(self._run_models(http, self.models.run), name="models"),
-                tasks.create_task(self._run_models(http, self.embedders.run), name="embedders"),
-                tasks.create_task(self._run_models(http, self.tensor_models.run), name="tensor models"),
-                tasks.create_task(self._tell_systemd(), name="systemd"),
+                tasks.create_task(self._run_models(http, run), name=name) for name, run in self.floor.runs.items()
             ]
+            running.append(tasks.create_task(self._tell_systemd(), name="systemd"))
             await self._stop.wait()
             LOGGER.info("stopping: open requests have %g s to end", self.settings.shutdown_grace_s)
             self.systemd.notify("STOPPING=1\nSTATUS=Stopping: open requests are finishing.")
@@ -105,9 +88,7 @@ class Appliance:
                 each.cancel()
 
     def _drain(self) -> None:
-        self.models.drain()
-        self.embedders.drain()
-        self.tensor_models.drain()
+        self.floor.drain()
         self.server.stop()
 
     async def _run_models(self, http: asyncio.Task[None], run: Callable[[], Awaitable[None]]) -> None:
@@ -133,9 +114,7 @@ class Appliance:
             hurry.cancel()
         if not http.done():
             LOGGER.warning("open requests are cut off")
-            await self.tensor_models.close()
-            await self.embedders.close()
-            await self.models.close()
+            await self.floor.close()
             await asyncio.wait({http}, timeout=BEAT_S)
             self.server.abort()
             await http
@@ -147,13 +126,13 @@ class Appliance:
         ready, status = False, ""
         await self.listening.wait()
         while True:
-            health = self.readiness.health()
-            if not ready and self.models.attempted:
+            health = self.floor.readiness.health()
+            if not ready and self.floor.models.attempted:
                 ready = True
                 self.systemd.notify("READY=1")
             elif not ready:
                 self.systemd.notify(f"EXTEND_TIMEOUT_USEC={int(1e6 * (every_s + 30))}")
-            if not self.readiness.stalled:
+            if not self.floor.readiness.stalled:
                 self.systemd.notify("WATCHDOG=1")
             now = "Ready." if health.ready else health.reason
             if now != status:
@@ -178,35 +157,23 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
         check_exposure(settings, keys.has_keys())
         metrics = Metrics()
         registry = open_registry(settings, database)
-        cpu = CpuBudget(physical_cores())
-        models = LoadedModels(settings, registry, metrics, cpu)
-        stack.push_async_callback(models.close)
-        embedders = LoadedEmbedders(settings, registry, metrics, models, cpu)
-        stack.push_async_callback(embedders.close)
-        tensor_models = LoadedTensorModels(settings, TensorModelLoader(settings, registry, metrics, cpu))
-        stack.push_async_callback(tensor_models.close)
-        share_memory(embedders, tensor_models, models)
-        cache = EmbeddingCache(settings.cache_path, settings.embedding_cache_bytes, metrics)
-        stack.callback(cache.close)
-        routes = EmbedderRoutes(registry, embedders, tensor_models, cache)
-        readiness = Readiness(models, embedders, tensor_models)
+        floor = ServingFloor(settings, registry, metrics, CpuBudget(physical_cores()))
+        stack.push_async_callback(floor.close)
         app = create_app(
             settings=settings,
-            text_models=TextGeneration(registry, models, tensor_models),
-            embedding_models=TextEmbedding(routes),
-            classifiers=TextClassification(settings, routes),
-            tensor_models=TensorInference(settings, registry, tensor_models),
-            tunable_models=ModelTuning(models),
+            text_models=floor.text,
+            embedding_models=floor.embedding,
+            classifiers=floor.classifiers,
+            tensor_models=floor.tensors,
+            tunable_models=floor.tuning,
             keys=keys,
             metrics=metrics,
-            health=readiness,
+            health=floor.readiness,
         )
         systemd = sdnotify.SystemdNotifier()
         if systemd.socket is not None:
             stack.callback(systemd.socket.close)
-        yield Appliance(
-            settings, models, embedders, tensor_models, readiness, HttpServer(app, settings), systemd
-        )
+        yield Appliance(settings, floor, HttpServer(app, settings), systemd)
 
 
 def serve(settings: Settings) -> int:
