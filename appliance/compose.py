@@ -33,6 +33,7 @@ from appliance.registry.versions import open_registry
 from appliance.security.keys import KeyStore
 from appliance.serving.embed import TextEmbedding
 from appliance.serving.embedders import LoadedEmbedders
+from appliance.serving.embedding_cache import EmbeddingCache
 from appliance.serving.generate import TextGeneration
 from appliance.serving.loaded import LoadedModels
 from appliance.serving.readiness import Readiness
@@ -169,11 +170,13 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
         embedders = LoadedEmbedders(settings, registry, metrics, models)
         stack.push_async_callback(embedders.close)
         models.spare = embedders.spare
+        cache = EmbeddingCache(settings.cache_path, settings.embedding_cache_bytes, metrics)
+        stack.callback(cache.close)
         readiness = Readiness(models, embedders)
         app = create_app(
             settings=settings,
             text_models=TextGeneration(registry, models),
-            embedding_models=TextEmbedding(embedders),
+            embedding_models=TextEmbedding(embedders, cache),
             tunable_models=ModelTuning(models),
             keys=keys,
             metrics=metrics,

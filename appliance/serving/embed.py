@@ -1,4 +1,4 @@
-"""A request for embeddings becomes engine work: route → tokens → queue → vectors."""
+"""A request for embeddings becomes engine work: route → tokens → cache, or queue → vectors."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from appliance.core.errors import DeadlineExceededError, InvalidRequestError
 from appliance.core.types import EmbeddingRequest, Embeddings, Vector
 from appliance.engine.llama_embedding.engine import LlamaEmbedder
 from appliance.serving.embedders import LoadedEmbedders
+from appliance.serving.embedding_cache import EmbeddingCache
 
 
 class TextEmbedding:
     """The serving floor's answer to `core.types.EmbeddingModels`."""
 
-    def __init__(self, embedders: LoadedEmbedders) -> None:
-        """Embed with the embedders that are loaded, or with those that a request wants."""
+    def __init__(self, embedders: LoadedEmbedders, cache: EmbeddingCache) -> None:
+        """Embed with the embedders that are loaded, or with those that a request wants, what is not in the cache."""
         self._embedders = embedders
+        self._cache = cache
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """Return a vector for each input; see `core.types.EmbeddingModels.embed`."""
@@ -35,11 +37,12 @@ class TextEmbedding:
         async with self._embedders.lease(request.model) as model:
             engine = model.engine
             _check_dimensions(engine, request.dimensions)
-            tokens = await engine.tokenize(request.inputs, truncate=request.truncate)
-            vectors = await engine.embed(tokens)
+            tokens, truncated = await engine.tokenize(request.inputs, truncate=request.truncate)
+            space = self._cache.space(model.registered, engine.pooling, request.tenant)
+            vectors = await self._cache.embed(engine.name, space, tokens, engine.embed)
             if request.dimensions not in (None, engine.dimensions):
                 vectors = [_cut(each, request.dimensions or 0) for each in vectors]
-            return Embeddings(engine.name, vectors, [len(each) for each in tokens])
+            return Embeddings(engine.name, vectors, [len(each) for each in tokens], truncated)
 
 
 def _check_dimensions(engine: LlamaEmbedder, wanted: int | None) -> None:

@@ -25,6 +25,7 @@ from appliance.registry.versions import open_registry
 from appliance.security.keys import KeyStore
 from appliance.serving.embed import TextEmbedding
 from appliance.serving.embedders import LoadedEmbedders
+from appliance.serving.embedding_cache import EmbeddingCache
 from appliance.serving.generate import TextGeneration
 from appliance.serving.loaded import LoadedModels
 from appliance.serving.tuning import ModelTuning
@@ -188,12 +189,13 @@ async def real_box(
             import_model(encoder, registry, name="encoder", licence="Apache-2.0")
         loaded = LoadedModels(settings, registry, metrics)
         embedders = LoadedEmbedders(settings, registry, metrics, loaded)
+        cache = EmbeddingCache(settings.cache_path, settings.embedding_cache_bytes, metrics)
         text_models = TextGeneration(registry, loaded)
         keys = KeyStore(database, SystemClock())
         app = create_app(
             settings=settings,
             text_models=text_models,
-            embedding_models=TextEmbedding(embedders),
+            embedding_models=TextEmbedding(embedders, cache),
             tunable_models=ModelTuning(loaded),
             keys=keys,
             metrics=metrics,
@@ -211,6 +213,7 @@ async def real_box(
                 running.cancel()
                 await embedders.close()
                 await loaded.close()
+                cache.close()
     finally:
         database.close()
 

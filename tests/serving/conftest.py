@@ -17,6 +17,7 @@ from appliance.registry.install import import_model
 from appliance.registry.versions import Registry, open_registry
 from appliance.serving.embed import TextEmbedding
 from appliance.serving.embedders import LoadedEmbedders
+from appliance.serving.embedding_cache import EmbeddingCache
 from appliance.serving.generate import TextGeneration
 from appliance.serving.loaded import LoadedModels
 from appliance.store.database import Database
@@ -33,7 +34,13 @@ class Box:
         self.folder = folder
         self.database = Database(folder / "appliance.db")
         self.settings = Settings(
-            data_dir=folder, model="", context_cells=512, max_sequences=4, batch_tokens=64, threads=1
+            data_dir=folder,
+            model="",
+            context_cells=512,
+            max_sequences=4,
+            batch_tokens=64,
+            threads=1,
+            embedding_cache_bytes=0,
         )
         self.registry: Registry = open_registry(self.settings, self.database)
 
@@ -53,10 +60,14 @@ class Box:
 class Floor:
     """The serving floor of a box, running."""
 
-    def __init__(self, box: Box, models: LoadedModels, embedders: LoadedEmbedders) -> None:
+    def __init__(
+        self, box: Box, models: LoadedModels, embedders: LoadedEmbedders, cache: EmbeddingCache, metrics: Metrics
+    ) -> None:
         self.models = models
         self.embedders = embedders
-        self.embedding = TextEmbedding(embedders)
+        self.cache = cache
+        self.metrics = metrics
+        self.embedding = TextEmbedding(embedders, cache)
         self.text = TextGeneration(box.registry, models)
 
 
@@ -75,15 +86,17 @@ async def serving(box: Box, **changes: object) -> AsyncIterator[Floor]:
     models = LoadedModels(settings, box.registry, metrics)
     embedders = LoadedEmbedders(settings, box.registry, metrics, models)
     models.spare = embedders.spare
+    cache = EmbeddingCache(settings.cache_path, settings.embedding_cache_bytes, metrics)
     async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(models.run()), tasks.create_task(embedders.run())]
         try:
-            yield Floor(box, models, embedders)
+            yield Floor(box, models, embedders, cache, metrics)
         finally:
             for each in running:
                 each.cancel()
             await embedders.close()
             await models.close()
+            cache.close()
 
 
 async def text_of(generation: Generation) -> str:
