@@ -38,6 +38,7 @@ class ServingFloor:
         tensors: Answers `core.tensors.TensorModels`.
         tuning: Answers `core.types.TunableModels`.
         readiness: Whether all that is loaded is well.
+        metrics: Where all of them count.
     """
 
     def __init__(self, settings: Settings, registry: Registry, metrics: Metrics, cpu: CpuBudget) -> None:
@@ -49,6 +50,7 @@ class ServingFloor:
             metrics: Where to count.
             cpu: The cores that all engines share.
         """
+        self.metrics = metrics
         self.models = LoadedModels(settings, registry, metrics, cpu)
         self.embedders = LoadedEmbedders(settings, registry, metrics, self.models, cpu)
         self.tensor_models = LoadedTensorModels(settings, TensorModelLoader(settings, registry, metrics, cpu))

@@ -19,6 +19,7 @@ from appliance.core.types import ChatMessage, EmbeddingRequest, Generation, Gene
 from appliance.observe.resources import memory
 from appliance.registry.install import import_adapter
 from appliance.serving import adapters as serving_adapters
+from appliance.serving.floor import ServingFloor
 from tests.deltas import deltas_of
 from tests.serving.conftest import Box, serving, text_of
 from tests.tiny_gguf import write_merged, write_tiny_lora

@@ -131,10 +131,11 @@ class LlamaEmbedder:
         """Return True if one more request would be refused."""
         return len(self._open) > self.config.queue_size
 
-    async def tokenize(self, inputs: Sequence[Input], *, truncate: bool) -> list[array[int]]:
-        """Return each input's token ids: of a text with those that the model wants around it, of ids just these.
+    async def tokenize(self, inputs: Sequence[Input], *, truncate: bool) -> tuple[list[array[int]], list[int]]:
+        """Return each input's token ids, and the indices of the inputs that were cut.
 
-        Many or long texts do not hold up the loop.
+        A text's ids have those that the model wants around it; given ids are used as they are. Many or long texts do
+        not hold up the loop.
 
         Raises:
             InvalidRequestError: An input is empty, has unknown ids, or is too long and not to be truncated.
@@ -143,18 +144,20 @@ class LlamaEmbedder:
             return self._tokenize(inputs, truncate)
         return await asyncio.to_thread(self._tokenize, inputs, truncate)
 
-    def _tokenize(self, inputs: Sequence[Input], truncate: bool) -> list[array[int]]:
-        return [self._tokens(each, f"input[{index}]", truncate) for index, each in enumerate(inputs)]
+    def _tokenize(self, inputs: Sequence[Input], truncate: bool) -> tuple[list[array[int]], list[int]]:
+        tokenized = [self._tokens(each, f"input[{index}]", truncate) for index, each in enumerate(inputs)]
+        return [tokens for tokens, _ in tokenized], [index for index, (_, cut) in enumerate(tokenized) if cut]
 
-    def _tokens(self, given: Input, place: str, truncate: bool) -> array[int]:
+    def _tokens(self, given: Input, place: str, truncate: bool) -> tuple[array[int], bool]:
         model = self._worker.model
         tokens: Sequence[int]
         tokens = model.tokenize(given, add_special=True, parse_special=False) if isinstance(given, str) else given
         self._check(tokens, place, truncate)
-        if len(tokens) > self.longest_input:
+        is_too_long = len(tokens) > self.longest_input
+        if is_too_long:
             plain = model.tokenize(given, add_special=False, parse_special=False) if isinstance(given, str) else tokens
             tokens = shortened(tokens, plain, self.longest_input)
-        return array("i", tokens)
+        return array("i", tokens), is_too_long
 
     def _check(self, tokens: Sequence[int], place: str, truncate: bool) -> None:
         if not tokens:
