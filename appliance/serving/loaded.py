@@ -167,8 +167,7 @@ class LoadedModels:
         """Return readiness as of the engines' last heartbeats."""
         if self._draining:
             return Health(ready=False, reason="The server is stopping.")
-        stalled = self.stalled
-        if stalled:
+        if stalled := self.stalled:
             return Health(ready=False, reason=f"The engine of {', '.join(stalled)} does not answer.")
         full = [name for name, model in self._loaded.items() if model.engine.queue_full]
         if full:
@@ -299,6 +298,7 @@ class LoadedModels:
             kv_cache_type=settings.kv_cache_type,
             speculation=settings.speculation,
             target_inter_token_latency_s=settings.target_inter_token_latency_s,
+            stream_interval_s=settings.stream_interval_s,
             queue_size=settings.queue_size,
             context_limit=registered.default_context or settings.context_cells,
             parking_ram_bytes=settings.parking_ram_bytes,
