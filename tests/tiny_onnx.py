@@ -127,7 +127,7 @@ def stateful(path: Path) -> Path:
 
 
 def slow(path: Path, *, rounds: int = 200, size: int = 256) -> Path:
-    """`x` FP32 [batch, size] → `y`: so many matrix products one after another, each some 20 µs a row or more."""
+    """`x` FP32 [batch, size] → `y`: so many matrix products one after another, each a few µs a row."""
     weights = (np.random.default_rng(0).standard_normal((size, size)) / np.sqrt(size)).astype(np.float32)
     body = helper.make_graph(
         [

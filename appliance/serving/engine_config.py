@@ -22,6 +22,7 @@ def engine_config(settings: Settings, registered: RegisteredModel) -> EngineConf
         kv_cache_type=settings.kv_cache_type,
         speculation=settings.speculation,
         target_inter_token_latency_s=settings.target_inter_token_latency_s,
+        stream_interval_s=settings.stream_interval_s,
         queue_size=settings.queue_size,
         context_limit=registered.default_context or settings.context_cells,
         parking_ram_bytes=settings.parking_ram_bytes,

@@ -180,8 +180,7 @@ class LoadedModels:
         """Return readiness as of the engines' last heartbeats."""
         if self._draining:
             return Health(ready=False, reason="The server is stopping.")
-        stalled = self.stalled
-        if stalled:
+        if stalled := self.stalled:
             return Health(ready=False, reason=f"The engine of {', '.join(stalled)} does not answer.")
         full = [name for name, model in self._loaded.items() if model.engine.queue_full]
         if full:
