@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from appliance.core.errors import EngineError, UnavailableError
 from appliance.core.settings import Settings
 from appliance.core.types import Health
+from appliance.engine.cpu_budget import CpuBudget
 from appliance.engine.llama_embedding.engine import LlamaEmbedder
 from appliance.engine.llama_embedding.worker import EmbeddingConfig
 from appliance.observe.metrics import Metrics
@@ -49,7 +50,9 @@ class LoadedEmbedder:
 class LoadedEmbedders:
     """Owns every embedder of the process."""
 
-    def __init__(self, settings: Settings, registry: Registry, metrics: Metrics, models: LoadedModels) -> None:
+    def __init__(
+        self, settings: Settings, registry: Registry, metrics: Metrics, models: LoadedModels, cpu: CpuBudget
+    ) -> None:
         """Nothing is loaded yet; weights are borrowed from `models` where they are.
 
         Whoever else holds memory that can be spared puts a function into `ask_others` that gives some back, if any.
@@ -58,6 +61,7 @@ class LoadedEmbedders:
         self._registry = registry
         self._metrics = metrics
         self._models = models
+        self._cpu = cpu
         self._loaded: dict[str, LoadedEmbedder] = {}
         self._loading = asyncio.Lock()
         self._wake = asyncio.Event()

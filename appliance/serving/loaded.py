@@ -26,6 +26,7 @@ from appliance.core.errors import (
 )
 from appliance.core.settings import Settings
 from appliance.core.types import Health
+from appliance.engine.cpu_budget import CpuBudget
 from appliance.engine.llama.engine import LlamaEngine
 from appliance.engine.llama.state_files import remove_foreign
 from appliance.observe.metrics import Metrics
@@ -54,7 +55,7 @@ class _Wish:
 class LoadedModels:
     """Owns every engine of the process."""
 
-    def __init__(self, settings: Settings, registry: Registry, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, registry: Registry, metrics: Metrics, cpu: CpuBudget) -> None:
         """Nothing is loaded until `run` runs.
 
         Whoever else holds memory that can be spared puts a function into `ask_others` that gives some back, if any.
@@ -62,6 +63,7 @@ class LoadedModels:
         self._settings = settings
         self._registry = registry
         self._metrics = metrics
+        self._cpu = cpu
         self._loaded: dict[str, LoadedModel] = {}
         self._wishes: dict[str, _Wish] = {}
         self._wake = asyncio.Event()
