@@ -56,9 +56,7 @@ class TextClassification:
 
     async def _read_together(self, registered: RegisteredModel, request: RerankRequest) -> Ranking:
         async with self._routes.encoder(registered) as encoder:
-            scores, counts, truncated = await encoder.score(
-                request.query, request.documents, truncate=request.truncate
-            )
+            scores, counts, truncated = await encoder.score(request.query, request.documents, truncate=request.truncate)
             return Ranking(encoder.name, "cross-encoder", scores, counts, truncated)
 
     async def _compare(self, registered: RegisteredModel, request: RerankRequest) -> Ranking:
@@ -79,9 +77,7 @@ class TextClassification:
     async def _classify(self, registered: RegisteredModel, request: ClassificationRequest) -> Classifications:
         async with self._routes.encoder(registered) as encoder:
             probabilities, counts, truncated = await encoder.classify(request.inputs, truncate=request.truncate)
-            return Classifications(
-                encoder.name, encoder.labels, encoder.exclusive, probabilities, counts, truncated
-            )
+            return Classifications(encoder.name, encoder.labels, encoder.exclusive, probabilities, counts, truncated)
 
 
 def _renamed(error: InvalidRequestError, old: str, new: str) -> InvalidRequestError:

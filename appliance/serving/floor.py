@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
+from typing import Any
 
 from appliance.core.settings import Settings
 from appliance.engine.cpu_budget import CpuBudget
@@ -65,7 +66,7 @@ class ServingFloor:
         self.readiness = Readiness(self.models, self.embedders, self.tensor_models)
 
     @property
-    def runs(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
+    def runs(self) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
         """Return by name what must run for as long as the floor serves; one that raises has lost an engine."""
         return {"models": self.models.run, "embedders": self.embedders.run, "tensor models": self.tensor_models.run}
 

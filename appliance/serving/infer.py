@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
 
 from appliance.core.errors import DeadlineExceededError, InvalidRequestError, NotFoundError
 from appliance.core.settings import Settings
@@ -18,12 +17,10 @@ from appliance.core.tensors import (
     TensorResult,
     TensorStatistics,
 )
+from appliance.engine.onnx.work import Arrays
 from appliance.registry.versions import RegisteredModel, Registry
 from appliance.serving.purposes import ONNX
 from appliance.serving.tensor_models import LoadedTensorModels
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 PLATFORM = "onnxruntime_onnx"
 """What the protocol calls models of this kind."""
@@ -67,6 +64,7 @@ class TensorInference:
 
     def statistics(self, model: str = "", version: str = "") -> Sequence[TensorStatistics]:
         """Return the figures of the loaded versions of that name, or of all."""
+        wanted: Sequence[RegisteredModel]
         if version:
             wanted = [self._find(model, version)]
         elif model:
@@ -180,7 +178,7 @@ def _signature(registered: RegisteredModel) -> ModelSignature:
     return registered.signature
 
 
-def _by_name(tensors: Sequence[Tensor]) -> dict[str, NDArray[Any]]:
+def _by_name(tensors: Sequence[Tensor]) -> Arrays:
     _check_once([each.name for each in tensors], "inputs")
     return {each.name: each.array for each in tensors}
 

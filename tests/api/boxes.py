@@ -198,7 +198,7 @@ async def real_box(
         )
         server = HttpServer(app, settings)
         async with task_group() as tasks:
-            running = [tasks.create_task(run()) for run in floor.runs.values()]  # type: ignore[arg-type]
+            running = [tasks.create_task(run()) for run in floor.runs.values()]
             try:
                 async with listening(server, deadline_s) as port:
                     box = Box(port, server)

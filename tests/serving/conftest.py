@@ -75,7 +75,7 @@ async def serving(box: Box, **changes: object) -> AsyncIterator[ServingFloor]:
     settings = replace(box.settings, **changes)  # type: ignore[arg-type]
     floor = ServingFloor(settings, box.registry, Metrics(), CpuBudget(2))
     async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(run()) for run in floor.runs.values()]  # type: ignore[arg-type]
+        running = [tasks.create_task(run()) for run in floor.runs.values()]
         try:
             yield floor
         finally:

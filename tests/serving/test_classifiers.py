@@ -32,13 +32,17 @@ def text_box(box: Box) -> Box:
         ("cross", write_tiny_cross_encoder),
         ("classes", write_tiny_classifier),
     ):
-        box.add_file(name, write(box.folder / name))  # type: ignore[operator]
+        box.add_file(name, write(box.folder / name))
     box.add_encoder("gguf")
     return box
 
 
 async def rerank(
-    floor: ServingFloor, model: str, documents: Sequence[str] = DOCUMENTS, query: str = "why is the pump hot", **more: Any
+    floor: ServingFloor,
+    model: str,
+    documents: Sequence[str] = DOCUMENTS,
+    query: str = "why is the pump hot",
+    **more: Any,
 ) -> Ranking:
     return await floor.classifiers.rerank(RerankRequest(model, query, documents, **more))
 
@@ -173,7 +177,13 @@ async def test_an_adapter_neither_embeds_nor_reranks(box: Box, tmp_path: Path) -
     from appliance.registry.install import import_adapter
     from tests.tiny_gguf import write_tiny_lora
 
-    import_adapter(write_tiny_lora(tmp_path / "polite.gguf"), box.registry, base="tiny", name="polite", licence="MIT")
+    import_adapter(
+        write_tiny_lora(tmp_path / "polite.gguf", box.registry.resolve("tiny").files[0].path),
+        box.registry,
+        base="tiny",
+        name="polite",
+        licence="MIT",
+    )
     async with serving(box) as floor:
         with pytest.raises(InvalidRequestError, match="is an adapter") as refusal:
             await rerank(floor, "tiny:polite")

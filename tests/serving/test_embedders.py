@@ -24,8 +24,8 @@ from appliance.core.types import EmbeddingRequest, Embeddings, GenerationRequest
 from appliance.observe.resources import memory
 from appliance.serving import embedders, loaded
 from appliance.serving.embed import _cut
-from appliance.serving.readiness import Readiness
 from appliance.serving.floor import ServingFloor
+from appliance.serving.readiness import Readiness
 from tests.serving.conftest import DEADLINE_S, Box, serving, text_of
 
 pytestmark = pytest.mark.anyio
@@ -39,7 +39,9 @@ def encoder_box(box: Box) -> Box:
     return box
 
 
-async def embed(floor: ServingFloor, model: str, inputs: Sequence[Any] = ("the quick brown fox",), **more: Any) -> Embeddings:
+async def embed(
+    floor: ServingFloor, model: str, inputs: Sequence[Any] = ("the quick brown fox",), **more: Any
+) -> Embeddings:
     return await floor.embedding.embed(EmbeddingRequest(model, inputs, **more))
 
 

@@ -79,7 +79,9 @@ async def test_strings_go_in_and_out_as_bytes(box: Box) -> None:
     async with serving(box) as floor:
         text = np.array([["pump", "泵".encode()]], object)
         text[0, 0] = b"pump"
-        [twice] = (await floor.tensors.infer(TensorRequest("strings", "", [Tensor("text", Datatype.BYTES, text)]))).outputs
+        [twice] = (
+            await floor.tensors.infer(TensorRequest("strings", "", [Tensor("text", Datatype.BYTES, text)]))
+        ).outputs
         assert twice.datatype is Datatype.BYTES
         assert twice.array.tolist() == [[b"pumppump", "泵泵".encode()]]
 
@@ -225,7 +227,7 @@ async def test_one_who_leaves_disturbs_nobody(box: Box) -> None:
         await asyncio.sleep(0)
         others[0].cancel()
         first.cancel()
-        assert all((await each).outputs for each in others[1:])
+        assert all(each.outputs for each in await asyncio.gather(*others[1:]))
         assert opened(floor, "slow:1") == 0
 
 
@@ -255,9 +257,7 @@ async def test_a_model_that_fails_is_left_alone_for_a_while_and_the_others_serve
             await floor.tensors.infer(index(0))
         assert refusal.value.code == "circuit_open"
         assert not floor.tensors.is_ready("fallible")
-        assert floor.tensors.index()[0] == ModelState(
-            "fallible", "1", "UNAVAILABLE", "It failed too often of late."
-        )
+        assert floor.tensors.index()[0] == ModelState("fallible", "1", "UNAVAILABLE", "It failed too often of late.")
         assert (await floor.tensors.infer(features())).outputs
         assert floor.readiness.health().ready
         async with asyncio.timeout(DEADLINE_S):

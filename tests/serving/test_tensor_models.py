@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
 
@@ -45,7 +46,7 @@ def slow(model: str = "slow", rows: int = 8) -> TensorRequest:
     return TensorRequest(model, "", [Tensor("x", Datatype.FP32, np.ones((rows, 256), np.float32))])
 
 
-def task(work: Any) -> asyncio.Future[Any]:
+def task(work: Coroutine[Any, Any, TensorResult | None]) -> asyncio.Task[Any]:
     return asyncio.ensure_future(work)
 
 
@@ -401,7 +402,7 @@ async def test_the_end_answers_those_who_wait_for_a_load_and_those_who_are_evalu
 
         running = task(floor.tensors.infer(slow(rows=64)))
         await until_busy(floor, "slow:1")
-        floor.tensor_models._loader.load = stuck  # type: ignore[method-assign]
+        floor.tensor_models._loader.load = stuck  # type: ignore[method-assign,assignment]
         waiting = task(floor.tensors.infer(features()))
         await until_loading(floor, "table:1")
         await floor.close()
@@ -411,12 +412,12 @@ async def test_the_end_answers_those_who_wait_for_a_load_and_those_who_are_evalu
             await running
 
 
-async def test_a_cancelled_load_answers_those_who_wait(tensor_box: Box) -> None:
-    with pytest.raises(UnavailableError, match="stopping"):
-        async with serving(tensor_box) as floor:
+async def test_a_load_that_is_cancelled_answers_those_who_wait(tensor_box: Box) -> None:
+    async with serving(tensor_box) as floor:
 
-            async def stuck(_: Any) -> Any:
-                raise asyncio.CancelledError
+        async def stuck(_: Any) -> Any:
+            raise asyncio.CancelledError
 
-            floor.tensor_models._loader.load = stuck  # type: ignore[method-assign]
+        floor.tensor_models._loader.load = stuck  # type: ignore[method-assign,assignment]
+        with pytest.raises(UnavailableError, match="stopping"):
             await floor.tensors.infer(features())
