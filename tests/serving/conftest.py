@@ -15,6 +15,7 @@ from appliance.core.types import Delta, Generation
 from appliance.engine.cpu_budget import CpuBudget
 from appliance.observe.metrics import Metrics
 from appliance.registry.install import import_model
+from appliance.registry.install_onnx import import_onnx
 from appliance.registry.versions import Registry, open_registry
 from appliance.serving.floor import ServingFloor
 from appliance.store.database import Database
@@ -59,7 +60,10 @@ class Box:
         """Register one more version of an ONNX model."""
         folder = self.folder / f"{name}-{len(self.registry.list())}"
         folder.mkdir()
-        self.add_file(name, write(folder / "model.onnx", **options))
+        self.add_onnx(name, write(folder / "model.onnx", **options))
+
+    def add_onnx(self, name: str, path: Path) -> None:
+        import_onnx(path, self.registry, name=name, licence="Apache-2.0")
 
 
 @pytest.fixture

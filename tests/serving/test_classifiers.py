@@ -32,7 +32,7 @@ def text_box(box: Box) -> Box:
         ("cross", write_tiny_cross_encoder),
         ("classes", write_tiny_classifier),
     ):
-        box.add_file(name, write(box.folder / name))
+        box.add_onnx(name, write(box.folder / name))
     box.add_encoder("gguf")
     return box
 
@@ -177,13 +177,8 @@ async def test_an_adapter_neither_embeds_nor_reranks(box: Box, tmp_path: Path) -
     from appliance.registry.install import import_adapter
     from tests.tiny_gguf import write_tiny_lora
 
-    import_adapter(
-        write_tiny_lora(tmp_path / "polite.gguf", box.registry.resolve("tiny").files[0].path),
-        box.registry,
-        base="tiny",
-        name="polite",
-        licence="MIT",
-    )
+    lora = write_tiny_lora(tmp_path / "polite.gguf", box.registry.resolve("tiny").files[0].path)
+    import_adapter(lora, box.registry, base="tiny", name="polite", licence="MIT")
     async with serving(box) as floor:
         with pytest.raises(InvalidRequestError, match="is an adapter") as refusal:
             await rerank(floor, "tiny:polite")
