@@ -117,8 +117,9 @@ class TensorInference:
 
     async def unload(self, model: str) -> None:
         """Unload every version, after what is running has ended."""
+        versions = self._versions(model)
         async with asyncio.TaskGroup() as tasks:
-            for each in self._versions(model):
+            for each in versions:
                 tasks.create_task(self._models.unload(each.full_name), name=f"unload {each.full_name}")
 
     # Names

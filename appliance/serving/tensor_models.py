@@ -5,9 +5,9 @@ write text there is the wish and the fact: a request or the repository's doors o
 unloaded, and one task, `LoadedTensorModels.run`, does it, so that nobody who leaves takes a load from the others who
 wait for it. Loads of different models run beside each other; each finds its room first, one after the other.
 
-A session's thread that dies takes only its own model down: what the thread was asked has been answered, its session is
-given up with it, and the model is loaded afresh by a later request, after a rest. A thread that hangs is another matter,
-since nothing ends native code: it turns readiness red, and systemd starts the process afresh.
+A session's thread that dies takes only its own model down: what it was asked has been answered, its session is given up
+with it, and a later request loads the model afresh, after a rest. A thread that hangs is another matter, since nothing
+ends native code: it turns readiness red, and systemd starts the process afresh.
 """
 
 from __future__ import annotations

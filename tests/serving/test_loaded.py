@@ -163,9 +163,8 @@ async def test_the_end_answers_those_who_wait_for_a_load(box: Box) -> None:
     from appliance.observe.metrics import Metrics
     from appliance.serving.loaded import LoadedModels
 
-    models = LoadedModels(
-        box.settings, box.registry, Metrics(), CpuBudget(1)
-    )  # `run` never runs: the load is never granted
+    # `run` never runs: the load is never granted
+    models = LoadedModels(box.settings, box.registry, Metrics(), CpuBudget(1))
     async with asyncio.TaskGroup() as tasks:
 
         async def wait() -> None:

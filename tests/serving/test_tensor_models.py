@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from appliance.core.errors import (
-    ApplianceError,
     ConflictError,
     EngineError,
     ModelFileError,
@@ -400,7 +399,7 @@ async def test_the_end_answers_those_who_wait_for_a_load_and_those_who_are_evalu
         async def stuck(_: Any) -> Any:
             await asyncio.Event().wait()
 
-        running = task(floor.tensors.infer(slow(rows=64)))
+        running, queued = (task(floor.tensors.infer(slow(rows=64))) for _ in range(2))
         await until_busy(floor, "slow:1")
         floor.tensor_models._loader.load = stuck  # type: ignore[method-assign,assignment]
         waiting = task(floor.tensors.infer(features()))
@@ -408,8 +407,9 @@ async def test_the_end_answers_those_who_wait_for_a_load_and_those_who_are_evalu
         await floor.close()
         with pytest.raises(UnavailableError, match="stopping"):
             await waiting
-        with pytest.raises(ApplianceError):
-            await running
+        assert (await running).outputs
+        with pytest.raises(EngineError, match="unloaded"):
+            await queued
 
 
 async def test_a_load_that_is_cancelled_answers_those_who_wait(tensor_box: Box) -> None:
