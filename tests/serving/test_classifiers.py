@@ -206,13 +206,13 @@ async def test_deadlines_end_reranking_and_classification(text_box: Box) -> None
             await rerank(floor, "cross", deadline_s=60)
 
 
-async def test_a_tokenizer_that_will_not_do_fails_the_load_and_leaves_no_session(text_box: Box) -> None:
-    path = text_box.registry.resolve("vectors").file("tokenizer.json")
+async def test_a_configuration_that_will_not_do_fails_the_load_and_leaves_no_session(text_box: Box) -> None:
+    path = text_box.registry.resolve("vectors").file("sentence_bert_config.json")
     assert path is not None
     path.path.chmod(0o600)
     path.path.write_bytes(b" " * path.size)
     async with serving(text_box) as floor:
-        with pytest.raises(ModelFileError, match="tokenizer"):
+        with pytest.raises(ModelFileError, match="sentence_bert_config"):
             await floor.embedding.embed(EmbeddingRequest("vectors", ["the pump"]))
         assert floor.tensor_models.names == frozenset()
         assert (await rerank(floor, "cross")).scores
