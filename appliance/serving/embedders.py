@@ -169,6 +169,7 @@ class LoadedEmbedders:
                 self._metrics.for_embedder(name),
                 gpu_layers=settings.gpu_layers,
                 shared=self._models.find(name).engine.share_model() if name in self._models.names else None,
+                cpu=self._cpu,
             )
         except BaseException:
             hold.close()

@@ -275,6 +275,7 @@ class LoadedModels:
                 registered.files[0].path,
                 engine_config(self._settings, registered),
                 self._metrics.for_model(registered.full_name),
+                self._cpu,
             )
         except BaseException:
             hold.close()
