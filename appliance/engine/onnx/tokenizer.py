@@ -197,4 +197,4 @@ def _ours(kind: type[ApplianceError], what: str) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise kind(f"{what}: {str(error):.200}.") from error
+        raise kind(f"{what}: {error!s:.200}.") from error
