@@ -21,6 +21,7 @@ from appliance.api.boundary import RequestBoundary
 from appliance.api.browsers import BrowserGuard
 from appliance.api.health import HealthResponse, Observation
 from appliance.api.limits import BodyLimits
+from appliance.api.oip.operations import inference_operations
 from appliance.api.openai.chat import ChatChunk, ChatCompletion, ChatCompletionRequest, ChatCompletions
 from appliance.api.openai.completions import Completion, CompletionRequest, Completions
 from appliance.api.openai.embeddings import EmbeddingList, EmbeddingResource, EmbeddingsRequest
@@ -35,6 +36,7 @@ from appliance.observe.metrics import Metrics
 if TYPE_CHECKING:
     from appliance.api.auth import Keys
     from appliance.core.settings import Settings
+    from appliance.core.tensors import TensorModels
     from appliance.core.types import EmbeddingModels, HealthSource, TextModels, TunableModels
 
 GENERATION_ERRORS = (404, 429)
@@ -45,6 +47,7 @@ def create_app(
     settings: Settings,
     text_models: TextModels,
     embedding_models: EmbeddingModels,
+    tensor_models: TensorModels | None = None,
     tunable_models: TunableModels,
     keys: Keys,
     metrics: Metrics,
@@ -59,6 +62,7 @@ def create_app(
         settings: Limits, and whether API keys are required.
         text_models: What answers completions.
         embedding_models: What embeds.
+        tensor_models: What turns tensors into tensors; without it there is no /v2.
         tunable_models: What can be changed while it runs.
         keys: The API keys.
         metrics: Counts requests and is read by `/metrics`.
@@ -69,6 +73,7 @@ def create_app(
     operations = (
         *openai_operations(settings, text_models),
         *embedding_operations(settings, embedding_models),
+        *(() if tensor_models is None else inference_operations(settings, tensor_models, health)),
         *admin_operations(tunable_models),
         *box_operations(Observation(health, metrics), document),
     )
