@@ -30,7 +30,7 @@ from appliance.serving.generate import TextGeneration
 from appliance.serving.loaded import LoadedModels
 from appliance.serving.tuning import ModelTuning
 from appliance.store.database import Database
-from tests.api.scripted import ScriptedEmbedding, ScriptedHealth, ScriptedModels, ScriptedTuning
+from tests.api.scripted import ScriptedClassifiers, ScriptedEmbedding, ScriptedHealth, ScriptedModels, ScriptedTuning
 
 DEADLINE_S = 30.0
 
@@ -112,6 +112,7 @@ class ScriptedBox(Box):
 
     models: ScriptedModels = field(default_factory=ScriptedModels)
     embedding: ScriptedEmbedding = field(default_factory=ScriptedEmbedding)
+    classifiers: ScriptedClassifiers = field(default_factory=ScriptedClassifiers)
     tuning: ScriptedTuning = field(default_factory=ScriptedTuning)
     health: ScriptedHealth = field(default_factory=ScriptedHealth)
     metrics: Metrics = field(default_factory=Metrics)
@@ -144,11 +145,12 @@ async def scripted_box(folder: Path, deadline_s: float = DEADLINE_S, **changes: 
     database = Database(folder / "appliance.db")
     try:
         keys = KeyStore(database, SystemClock())
-        tuning, embedding = ScriptedTuning(), ScriptedEmbedding()
+        tuning, embedding, classifiers = ScriptedTuning(), ScriptedEmbedding(), ScriptedClassifiers()
         app = create_app(
             settings=settings,
             text_models=models,
             embedding_models=embedding,
+            classifiers=classifiers,
             tunable_models=tuning,
             keys=keys,
             metrics=metrics,
@@ -161,6 +163,7 @@ async def scripted_box(folder: Path, deadline_s: float = DEADLINE_S, **changes: 
                 server,
                 models=models,
                 embedding=embedding,
+                classifiers=classifiers,
                 tuning=tuning,
                 health=health,
                 metrics=metrics,
@@ -196,6 +199,7 @@ async def real_box(
             settings=settings,
             text_models=text_models,
             embedding_models=TextEmbedding(embedders, cache),
+            classifiers=ScriptedClassifiers(),
             tunable_models=ModelTuning(loaded),
             keys=keys,
             metrics=metrics,
