@@ -140,7 +140,8 @@ async def run_schemathesis(document: dict[str, Any], box: Box, folder: Path, *ar
     """Hold a server against its document, with models that exist so that requests get past the look-up."""
     for name, schema in document["components"]["schemas"].items():
         if name.endswith("Request") and "model" in schema["properties"]:
-            schema["properties"]["model"] = {"enum": ["tiny", "tiny:1"]}
+            optional = [] if "model" in schema["required"] else [None]
+            schema["properties"]["model"] = {"enum": ["tiny", "tiny:1", *optional]}
     path = folder / "openapi.json"
     path.write_bytes(msgspec.json.encode(document))
     command = [
