@@ -97,6 +97,9 @@ class Settings:
     target_inter_token_latency_s: Seconds = _setting(
         0.17, "Engine steps are cut to this length while anyone is streaming"
     )
+    stream_interval_s: Annotated[float, Meta(ge=0, le=1)] = _setting(
+        0.02, "Tokens that come quicker than this are sent together; 0 sends each by itself"
+    )
     parking_ram_bytes: BytesOrZero = _setting(
         48 * 1024 * 1024, "RAM for the KV states of conversations that wait for their next turn; 0 is none"
     )
@@ -178,6 +181,11 @@ class Settings:
     def onnx_dir(self) -> Path:
         """Return the folder where the files of loaded ONNX models stand under the names they have for each other."""
         return self.data_dir / "onnx"
+
+    @property
+    def onnx_engines_dir(self) -> Path:
+        """Return the folder of what TensorRT made of ONNX models, which takes it minutes."""
+        return self.data_dir / "onnx-engines"
 
     @property
     def parking_dir(self) -> Path:

@@ -19,16 +19,12 @@ from appliance.api.disconnect import task_group
 from appliance.api.server import HttpServer
 from appliance.core.clock import SystemClock
 from appliance.core.settings import Settings
+from appliance.engine.cpu_budget import CpuBudget
 from appliance.observe.metrics import Metrics
 from appliance.registry.install import import_model
 from appliance.registry.versions import open_registry
 from appliance.security.keys import KeyStore
-from appliance.serving.embed import TextEmbedding
-from appliance.serving.embedders import LoadedEmbedders
-from appliance.serving.embedding_cache import EmbeddingCache
-from appliance.serving.generate import TextGeneration
-from appliance.serving.loaded import LoadedModels
-from appliance.serving.tuning import ModelTuning
+from appliance.serving.floor import ServingFloor
 from appliance.store.database import Database
 from tests.api.scripted import ScriptedClassifiers, ScriptedEmbedding, ScriptedHealth, ScriptedModels, ScriptedTuning
 
@@ -190,34 +186,31 @@ async def real_box(
         import_model(model, registry, name="tiny", licence="Apache-2.0")
         if encoder is not None:
             import_model(encoder, registry, name="encoder", licence="Apache-2.0")
-        loaded = LoadedModels(settings, registry, metrics)
-        embedders = LoadedEmbedders(settings, registry, metrics, loaded)
-        cache = EmbeddingCache(settings.cache_path, settings.embedding_cache_bytes, metrics)
-        text_models = TextGeneration(registry, loaded)
+        floor = ServingFloor(settings, registry, metrics, CpuBudget(2))
         keys = KeyStore(database, SystemClock())
         app = create_app(
             settings=settings,
-            text_models=text_models,
-            embedding_models=TextEmbedding(embedders, cache),
-            classifiers=ScriptedClassifiers(),
-            tunable_models=ModelTuning(loaded),
+            text_models=floor.text,
+            embedding_models=floor.embedding,
+            classifiers=floor.classifiers,
+            tensor_models=floor.tensors,
+            tunable_models=floor.tuning,
             keys=keys,
             metrics=metrics,
-            health=loaded,
+            health=floor.models,
         )
         server = HttpServer(app, settings)
         async with task_group() as tasks:
-            running = tasks.create_task(loaded.run())
+            running = [tasks.create_task(run()) for run in floor.runs.values()]
             try:
                 async with listening(server, deadline_s) as port:
                     box = Box(port, server)
                     yield box
                     box.pool.clear()
             finally:
-                running.cancel()
-                await embedders.close()
-                await loaded.close()
-                cache.close()
+                for each in running:
+                    each.cancel()
+                await floor.close()
     finally:
         database.close()
 

@@ -19,8 +19,9 @@ from appliance.core.types import EmbeddingRequest, Embeddings, Vector
 from appliance.observe.metrics import Metrics
 from appliance.serving import embedding_cache
 from appliance.serving.embedding_cache import EmbeddingCache
+from appliance.serving.floor import ServingFloor
 from appliance.store import database as database_module
-from tests.serving.conftest import Box, Floor, serving
+from tests.serving.conftest import Box, serving
 from tests.store.children import child, read_line
 
 pytestmark = pytest.mark.anyio
@@ -467,7 +468,7 @@ async def test_a_disk_that_hangs_at_the_end_is_said(
 # Behind a real engine
 
 
-async def embed(floor: Floor, model: str, *inputs: str, **more: object) -> Embeddings:
+async def embed(floor: ServingFloor, model: str, *inputs: str, **more: object) -> Embeddings:
     return await floor.embedding.embed(EmbeddingRequest(model, inputs, **more))  # type: ignore[arg-type]
 
 

@@ -27,6 +27,7 @@ class EngineConfig:
     flash_attention: Literal["auto", "on", "off"] = "auto"
     kv_cache_type: KvCacheType = "f16"
     speculation: Literal["auto", "off"] = "auto"
+    stream_interval_s: float = 0.0
     parking_ram_bytes: int = 0
     parking_disk_bytes: int = 0
     parking_delay_s: float = 5.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from appliance.core.errors import ApplianceError, DeadlineExceededError
 from appliance.core.types import Delta, Timings, Usage
@@ -16,6 +17,7 @@ class Admitted:
 
     cached: int
     at: float
+    can_wait: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,11 @@ class Gained:
     delta: Delta
     at: float
 
+    @property
+    def can_wait(self) -> bool:
+        """Return True in the middle of an answer: then it may be told together with what comes next."""
+        return self.delta.finish_reason is None
+
 
 @dataclass(frozen=True, slots=True)
 class Failed:
@@ -32,6 +39,7 @@ class Failed:
 
     error: ApplianceError
     at: float
+    can_wait: ClassVar[bool] = False
 
 
 Event = Admitted | Gained | Failed

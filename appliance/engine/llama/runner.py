@@ -1,4 +1,4 @@
-"""One loaded model at work: schedule → decode → sample → deliver.
+"""One loaded model at work: schedule → deliver → decode → sample.
 
 Belongs to the worker's thread, as everything here does: the native handles, the scheduler and the choices in progress.
 """
@@ -16,11 +16,13 @@ import numpy as np
 
 from appliance.core.errors import ApplianceError, EngineError, InvalidRequestError
 from appliance.core.types import Delta
+from appliance.engine.cpu_budget import CpuBudget, CpuShare
 from appliance.engine.llama.choice import Choice, RunningChoice, joined
 from appliance.engine.llama.commands import Cancel, Command, Report, Runtime, Submit
 from appliance.engine.llama.config import EngineConfig
 from appliance.engine.llama.context import Decoded, LlamaContext
-from appliance.engine.llama.generation import Admitted, Event, Failed, Gained, LlamaGeneration
+from appliance.engine.llama.delivery import Delivery
+from appliance.engine.llama.generation import Admitted, Failed, Gained, LlamaGeneration
 from appliance.engine.llama.keeper import Fetched, FileJob, Found, StateKeeper, Written
 from appliance.engine.llama.lora import Adapter, DropAdapter, LoadAdapter, LoadedAdapters
 from appliance.engine.llama.model import LlamaModel
@@ -56,22 +58,22 @@ class Runner:
         *,
         on_report: Callable[[Report], None],
         on_job: Callable[[FileJob], None],
+        cpu: CpuBudget | None = None,
     ) -> None:
-        """Load the model file and warm it up.
+        """Load the model file and warm it up; where there is a CPU budget, compute in turns with others.
 
         Raises:
             ModelFileError: llama.cpp refuses the file.
             EngineError: There is not enough memory, or the model cannot be evaluated.
         """
         self._config = config
-        self._on_report = on_report
+        self._delivery = Delivery(on_report, config.stream_interval_s)
         self._choices: dict[int, RunningChoice] = {}
         self._of_generation: dict[LlamaGeneration, list[RunningChoice]] = {}
         self._adapters = LoadedAdapters()
-        self._events: list[tuple[LlamaGeneration, Event]] = []
         self._numbers = 0
-        self._draft_tokens = self._accepted_tokens = 0
         self._failures = 0
+        self._cpu = CpuShare(cpu, config.threads)
         self.blocked = False
         self.model = LlamaModel(path, gpu_layers=config.gpu_layers)
         try:
@@ -99,16 +101,22 @@ class Runner:
         return self.scheduler.idle
 
     def step(self) -> None:
-        """Schedule → decode → sample → deliver."""
+        """Schedule → deliver → decode → sample.
+
+        What a step brought is delivered while llama.cpp computes the next: then the event loop has the GIL for itself,
+        and the next step does not wait for it.
+        """
         step = self.scheduler.plan(time.monotonic())
         whole = self._move(step)
         self.keeper.fetch(step.fetches)
         self._note_admitted(step)
+        self._delivery.tell_if_due(self.scheduler)
         if whole and step.runs and self._decode(step):
             self._sample(step)
-        self._deliver()
         self.keeper.tend()
         self.blocked = not step.runs and self.keeper.fetching
+        if self.scheduler.idle or not step.runs:
+            self._deliver()
 
     def _move(self, step: Step) -> bool:
         """Carry out the memory operations; False if somebody's past could not be had, so that the batch is void."""
@@ -159,6 +167,7 @@ class Runner:
                     self._start(choice)
             case Runtime(threads, batch_tokens, target):
                 self.context.set_threads(threads)
+                self._cpu.threads = threads
                 scheduler = self.scheduler
                 scheduler.limits = replace(scheduler.limits, batch_tokens=batch_tokens, target_latency=target)
             case LoadAdapter(adapter, done):
@@ -185,7 +194,7 @@ class Runner:
         except ValueError as error:
             running.sampler.close()
             refusal = InvalidRequestError(f"The prompt does not fit: {error}.", param="prompt")
-            self._emit(choice, Failed(refusal, time.monotonic()))
+            self._delivery.add(choice.generation, Failed(refusal, time.monotonic()))
             return
         self._choices[running.sequence.id] = running
         self._of_generation.setdefault(choice.generation, []).append(running)
@@ -195,15 +204,17 @@ class Runner:
         for sequence in step.admitted:
             running = self._choices[sequence.id]
             if running.generated == 0:
-                self._emit(running.choice, Admitted(sequence.cached, now))
+                self._delivery.add(running.choice.generation, Admitted(sequence.cached, now))
 
     def _decode(self, step: Step) -> bool:
         """Evaluate the batch; returns whether there are logits to sample from."""
-        started = time.perf_counter()
         self.context.use(self._adapters.get(step.adapter))
-        code = self.context.decode(step.runs)
+        with self._cpu.turn():
+            started = time.perf_counter()
+            code = self.context.decode(step.runs)
+            seconds = time.perf_counter() - started
         if code == Decoded.OK:
-            self.scheduler.complete(step, time.perf_counter() - started)
+            self.scheduler.complete(step, seconds)
             self._failures = 0
             return True
         if code == Decoded.NO_ROOM:
@@ -265,7 +276,7 @@ class Runner:
             self._confirm(run, accepted)
         gained = joined(deltas)
         if gained is not None:
-            self._emit(running.choice, Gained(gained, now))
+            self._delivery.add(running.choice.generation, Gained(gained, now))
         if ended:
             self._finish(running)
         else:
@@ -289,23 +300,16 @@ class Runner:
         rest = self.scheduler.confirm(run, accepted)
         if not self.context.apply(rest):
             self.scheduler.lost(run.sequence)
-        self._draft_tokens += len(run.drafts)
-        self._accepted_tokens += accepted
+        self._delivery.add_drafts(len(run.drafts), accepted)
 
     def _fail_one(self, running: RunningChoice, error: ApplianceError) -> None:
         self.scheduler.drop(running.sequence)
-        self._emit(running.choice, Failed(error, time.monotonic()))
+        self._delivery.add(running.choice.generation, Failed(error, time.monotonic()))
         self._forget(running)
 
-    def _emit(self, choice: Choice, event: Event) -> None:
-        self._events.append((choice.generation, event))
-
     def _deliver(self) -> None:
-        events, self._events = self._events, []
         scheduler = self.scheduler
-        checked, right = self._draft_tokens, self._accepted_tokens
-        self._draft_tokens = self._accepted_tokens = 0
-        self._on_report(Report(events, len(scheduler.running), scheduler.ledger.used, checked, right))
+        self._delivery.tell(len(scheduler.running), scheduler.ledger.used)
         if scheduler.idle:
             scheduler.check_integrity()
 
@@ -321,9 +325,9 @@ class Runner:
     def end(self, reason: ApplianceError) -> None:
         """End every choice with an error."""
         for running in list(self._choices.values()):
-            self._emit(running.choice, Failed(reason, time.monotonic()))
+            self._delivery.add(running.choice.generation, Failed(reason, time.monotonic()))
             self._forget(running)
-        self._on_report(Report(self._events, 0, 0))
+        self._delivery.tell(0, 0)
 
     # Preparation
 
@@ -377,9 +381,10 @@ class Runner:
         sequence.slot = 0
         cost = self.scheduler.cost
         for start, count in ((0, len(prompt) - 1), (len(prompt) - 1, 1)):
-            started = time.perf_counter()
-            code = self.context.decode([Run(sequence, start, count, sample=True)])
-            seconds = time.perf_counter() - started
+            with self._cpu.turn():
+                started = time.perf_counter()
+                code = self.context.decode([Run(sequence, start, count, sample=True)])
+                seconds = time.perf_counter() - started
             if code != Decoded.OK:
                 raise EngineError(f"The model cannot be evaluated (llama_decode answered {code}).", code="engine_died")
             if not np.isfinite(self.context.logits().max()):
