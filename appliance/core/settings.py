@@ -140,7 +140,7 @@ class Settings:
         2048, "Most inputs in one /v1/embeddings request"
     )
     max_rerank_documents: Annotated[int, Meta(ge=1, le=65_536)] = _setting(
-        1000, "Most documents in one /v1/rerank request"
+        1000, "Most documents in one /v1/rerank request, or inputs in one to /v1/classify"
     )
     max_embedding_tokens: Annotated[int, Meta(ge=16, le=2**20)] = _setting(
         2048, "Longest input of an embedding in tokens, where the model was not trained on less"

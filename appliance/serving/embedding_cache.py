@@ -117,17 +117,19 @@ class EmbeddingCache:
         return [hashlib.sha256(space + tokens.tobytes()).digest() for tokens in inputs]
 
     async def forget(self, keys: Sequence[bytes]) -> int:
-        """Delete vectors that are here, overwriting them, and return how many there were.
+        """Delete vectors that are here, so that they are in no file any more, and return how many there were.
 
-        What is being computed meanwhile is kept behind this. The log keeps older pages until it goes round; `clear`
-        leaves nothing.
+        What is being computed meanwhile is kept behind this.
 
         Raises:
-            StorageError: They could not be deleted.
+            StorageError: They could not be deleted, or are still in the log; it does no harm to try again.
         """
-        if self._database is None:
+        database = self._database
+        if database is None:
             return 0
-        return await self._database.write(lambda connection: delete_vectors(connection, keys))
+        deleted = await database.write(lambda connection: delete_vectors(connection, keys))
+        await database.erase_log()
+        return deleted
 
     async def clear(self) -> None:
         """Delete everything: the file and its log.

@@ -132,6 +132,17 @@ class Database:
             self._inbox.put((function, future))
         return future
 
+    async def erase_log(self) -> None:
+        """Empty the write-ahead log, so that what was deleted and overwritten is in no file any more.
+
+        Raises:
+            StorageError: A reader or another process still needs the log.
+        """
+        if await self.write(_empty_log):
+            raise StorageError(
+                f"The log of {self.path} is in use; what was deleted may still be in it.", advice="Try again."
+            )
+
     def close(self) -> None:
         """Commit what was accepted, then close every connection. Idempotent.
 
@@ -254,6 +265,14 @@ def _connect(path: Path, *, read_only: bool = False, query_only: bool = False, d
         connection.close()
         raise
     return connection
+
+
+def _empty_log(connection: Connection) -> bool:
+    """Return True if somebody still needs the log. Ends the transaction: a log is emptied outside of one."""
+    connection.execute("COMMIT")
+    busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+    connection.execute("BEGIN")
+    return bool(busy)
 
 
 def _in_transaction(connection: Connection, function: Callable[[Connection], T]) -> T:

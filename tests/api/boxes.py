@@ -26,7 +26,7 @@ from appliance.registry.versions import open_registry
 from appliance.security.keys import KeyStore
 from appliance.serving.floor import ServingFloor
 from appliance.store.database import Database
-from tests.api.scripted import ScriptedEmbedding, ScriptedHealth, ScriptedModels, ScriptedTuning
+from tests.api.scripted import ScriptedClassifiers, ScriptedEmbedding, ScriptedHealth, ScriptedModels, ScriptedTuning
 from tests.api.scripted_tensors import ScriptedTensors
 
 DEADLINE_S = 30.0
@@ -118,6 +118,7 @@ class ScriptedBox(Box):
 
     models: ScriptedModels = field(default_factory=ScriptedModels)
     embedding: ScriptedEmbedding = field(default_factory=ScriptedEmbedding)
+    classifiers: ScriptedClassifiers = field(default_factory=ScriptedClassifiers)
     tensors: ScriptedTensors = field(default_factory=ScriptedTensors)
     tuning: ScriptedTuning = field(default_factory=ScriptedTuning)
     health: ScriptedHealth = field(default_factory=ScriptedHealth)
@@ -151,11 +152,13 @@ async def scripted_box(folder: Path, deadline_s: float = DEADLINE_S, **changes: 
     database = Database(folder / "appliance.db")
     try:
         keys = KeyStore(database, SystemClock())
-        tuning, embedding, tensors = ScriptedTuning(), ScriptedEmbedding(), ScriptedTensors()
+        tuning, embedding = ScriptedTuning(), ScriptedEmbedding()
+        classifiers, tensors = ScriptedClassifiers(), ScriptedTensors()
         app = create_app(
             settings=settings,
             text_models=models,
             embedding_models=embedding,
+            classifiers=classifiers,
             tensor_models=tensors,
             tunable_models=tuning,
             keys=keys,
@@ -169,6 +172,7 @@ async def scripted_box(folder: Path, deadline_s: float = DEADLINE_S, **changes: 
                 server,
                 models=models,
                 embedding=embedding,
+                classifiers=classifiers,
                 tensors=tensors,
                 tuning=tuning,
                 health=health,

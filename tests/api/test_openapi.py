@@ -20,7 +20,7 @@ from appliance.observe.metrics import Metrics
 from appliance.security.keys import KeyStore
 from appliance.store.database import Database
 from tests.api.boxes import Box, ScriptedBox, real_box, scripted_box, settings_with
-from tests.api.scripted import ScriptedEmbedding, ScriptedHealth, ScriptedModels, ScriptedTuning
+from tests.api.scripted import ScriptedClassifiers, ScriptedEmbedding, ScriptedHealth, ScriptedModels, ScriptedTuning
 from tests.api.scripted_tensors import ScriptedTensors
 
 SCHEMATHESIS_TIMEOUT_S = 100.0
@@ -53,6 +53,7 @@ def test_every_route_of_the_application_is_in_the_document_and_no_other(tmp_path
             settings=settings_with(tmp_path),
             text_models=ScriptedModels(),
             embedding_models=ScriptedEmbedding(),
+            classifiers=ScriptedClassifiers(),
             tensor_models=ScriptedTensors(),
             tunable_models=ScriptedTuning(),
             keys=KeyStore(database, SystemClock()),
@@ -68,6 +69,8 @@ def test_every_route_of_the_application_is_in_the_document_and_no_other(tmp_path
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/embeddings",
+        "/v1/rerank",
+        "/v1/classify",
         "/v1/tokenize",
         "/v2",
         "/v2/health/live",
@@ -95,7 +98,7 @@ def test_every_route_of_the_application_is_in_the_document_and_no_other(tmp_path
 async def test_the_document_is_whole(box: ScriptedBox) -> None:
     document = await document_of(box)
     assert document["openapi"] == "3.1.0"
-    assert len(document["paths"]) == 26
+    assert len(document["paths"]) == 28
     for reference in references(document):
         assert resolve(document, reference)
     operations = [each for path in document["paths"].values() for each in path.values()]
@@ -113,6 +116,10 @@ async def test_every_example_is_a_request_that_works(box: ScriptedBox) -> None:
         "/v1/completions": lambda value: convert(value, CompletionRequest),
         "/v1/tokenize": tokenize_request,
     }
+    for path in ("/v1/embeddings", "/v1/rerank", "/v1/classify"):
+        examples = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["examples"]
+        for example in examples.values():
+            assert (await box.ask("POST", path, {**example["value"], "model": "tiny"})).status == 200
     for path, check in checks.items():
         examples = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["examples"]
         assert len(examples) == 2
@@ -150,7 +157,8 @@ async def run_schemathesis(document: dict[str, Any], box: Box, folder: Path, *ar
     """Hold a server against its document, with models that exist so that requests get past the look-up."""
     for name, schema in document["components"]["schemas"].items():
         if name.endswith("Request") and "model" in schema["properties"]:
-            schema["properties"]["model"] = {"enum": ["tiny", "tiny:1"]}
+            optional = [] if "model" in schema["required"] else [None]
+            schema["properties"]["model"] = {"enum": ["tiny", "tiny:1", *optional]}
     for name, operations in document["paths"].items():
         for parameter in [each for one in operations.values() for each in one.get("parameters", ())]:
             if name.startswith("/v2"):
