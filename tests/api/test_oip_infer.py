@@ -435,8 +435,7 @@ def test_many_large_bodies_together_are_refused() -> None:
     with budget.hold(20_000_000), budget.hold(1000):
         with pytest.raises(OverloadedError, match="20000000 bytes"), budget.hold(2_000_000):
             pass
-    with budget.hold(6_000_000), budget.hold(4_000_000):
-        with pytest.raises(OverloadedError), budget.hold(2_000_000):
-            pass
+    with budget.hold(6_000_000), budget.hold(4_000_000), pytest.raises(OverloadedError), budget.hold(2_000_000):
+        pass
     with budget.hold(10_000_000):
         pass
