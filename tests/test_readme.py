@@ -84,7 +84,7 @@ def all_operations() -> list[Operation]:
         settings=Settings(),
         text_models=nothing,
         embedding_models=nothing,
-        tensor_models=nothing,
+        tensor_models=cast("Any", object()),  # None is no /v2
         tunable_models=nothing,
         keys=nothing,
         metrics=Metrics(),
