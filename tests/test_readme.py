@@ -85,6 +85,7 @@ def all_operations() -> list[Operation]:
         text_models=nothing,
         embedding_models=nothing,
         classifiers=nothing,
+        tensor_models=nothing,
         tunable_models=nothing,
         keys=nothing,
         metrics=Metrics(),

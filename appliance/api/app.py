@@ -21,6 +21,7 @@ from appliance.api.boundary import RequestBoundary
 from appliance.api.browsers import BrowserGuard
 from appliance.api.health import HealthResponse, Observation
 from appliance.api.limits import BodyLimits
+from appliance.api.oip.operations import inference_operations
 from appliance.api.openai.chat import ChatChunk, ChatCompletion, ChatCompletionRequest, ChatCompletions
 from appliance.api.openai.classify import ClassificationList, ClassifyRequest, ClassifyResource
 from appliance.api.openai.completions import Completion, CompletionRequest, Completions
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from appliance.api.auth import Keys
     from appliance.core.encoders import TextClassifiers
     from appliance.core.settings import Settings
+    from appliance.core.tensors import TensorModels
     from appliance.core.types import EmbeddingModels, HealthSource, TextModels, TunableModels
 
 GENERATION_ERRORS = (404, 429)
@@ -49,6 +51,7 @@ def create_app(
     text_models: TextModels,
     embedding_models: EmbeddingModels,
     classifiers: TextClassifiers,
+    tensor_models: TensorModels,
     tunable_models: TunableModels,
     keys: Keys,
     metrics: Metrics,
@@ -64,6 +67,7 @@ def create_app(
         text_models: What answers completions.
         embedding_models: What embeds.
         classifiers: What reranks and classifies.
+        tensor_models: What turns tensors into tensors.
         tunable_models: What can be changed while it runs.
         keys: The API keys.
         metrics: Counts requests and is read by `/metrics`.
@@ -74,6 +78,7 @@ def create_app(
     operations = (
         *openai_operations(settings, text_models),
         *encoder_operations(settings, embedding_models, classifiers),
+        *inference_operations(settings, tensor_models, health),
         *admin_operations(tunable_models),
         *box_operations(Observation(health, metrics), document),
     )

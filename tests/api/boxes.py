@@ -27,6 +27,7 @@ from appliance.security.keys import KeyStore
 from appliance.serving.floor import ServingFloor
 from appliance.store.database import Database
 from tests.api.scripted import ScriptedClassifiers, ScriptedEmbedding, ScriptedHealth, ScriptedModels, ScriptedTuning
+from tests.api.scripted_tensors import ScriptedTensors
 
 DEADLINE_S = 30.0
 
@@ -41,6 +42,15 @@ class Reply:
 
     def json(self) -> Any:
         return json.loads(self.body)
+
+    @property
+    def inference_error(self) -> str:
+        """The text of an error under /v2, which must have the one shape that clients know."""
+        document = self.json()
+        assert set(document) == {"error"}
+        text: str = document["error"]
+        assert text
+        return text
 
     @property
     def error(self) -> dict[str, Any]:
@@ -109,6 +119,7 @@ class ScriptedBox(Box):
     models: ScriptedModels = field(default_factory=ScriptedModels)
     embedding: ScriptedEmbedding = field(default_factory=ScriptedEmbedding)
     classifiers: ScriptedClassifiers = field(default_factory=ScriptedClassifiers)
+    tensors: ScriptedTensors = field(default_factory=ScriptedTensors)
     tuning: ScriptedTuning = field(default_factory=ScriptedTuning)
     health: ScriptedHealth = field(default_factory=ScriptedHealth)
     metrics: Metrics = field(default_factory=Metrics)
@@ -141,12 +152,14 @@ async def scripted_box(folder: Path, deadline_s: float = DEADLINE_S, **changes: 
     database = Database(folder / "appliance.db")
     try:
         keys = KeyStore(database, SystemClock())
-        tuning, embedding, classifiers = ScriptedTuning(), ScriptedEmbedding(), ScriptedClassifiers()
+        tuning, embedding = ScriptedTuning(), ScriptedEmbedding()
+        classifiers, tensors = ScriptedClassifiers(), ScriptedTensors()
         app = create_app(
             settings=settings,
             text_models=models,
             embedding_models=embedding,
             classifiers=classifiers,
+            tensor_models=tensors,
             tunable_models=tuning,
             keys=keys,
             metrics=metrics,
@@ -160,6 +173,7 @@ async def scripted_box(folder: Path, deadline_s: float = DEADLINE_S, **changes: 
                 models=models,
                 embedding=embedding,
                 classifiers=classifiers,
+                tensors=tensors,
                 tuning=tuning,
                 health=health,
                 metrics=metrics,
