@@ -71,7 +71,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 async def test_a_vector_is_what_the_mathematics_says(folder: Path) -> None:
     async with encoding(folder) as encoder:
-        tokens = await encoder.tokenize(TEXTS, truncate=False)
+        tokens, _ = await encoder.tokenize(TEXTS, truncate=False)
         found = await encoder.embed(tokens)
     for each, vector in zip(tokens, found, strict=True):
         assert np.array(vector) == pytest.approx(mean_vector(WEIGHTS, TINY, each), abs=EXACT)
@@ -95,7 +95,7 @@ async def test_the_default_prompt_stands_in_front_of_a_text_and_not_of_ids(tmp_p
     prompts = {"prompts": {"query": "the report: "}, "default_prompt_name": "query"}
     write_json(folder / "config_sentence_transformers.json", prompts)
     async with encoding(folder) as encoder:
-        with_prompt, bare = await encoder.tokenize(["pump", (20,)], truncate=False)
+        [with_prompt, bare], _ = await encoder.tokenize(["pump", (20,)], truncate=False)
     words = vocabulary()
     assert [words[each] for each in with_prompt] == ["[CLS]", "the", "report", "[UNK]", "pump", "[SEP]"]
     assert bare.tolist() == [20]
@@ -103,7 +103,7 @@ async def test_the_default_prompt_stands_in_front_of_a_text_and_not_of_ids(tmp_p
 
 async def test_nothing_is_answered_with_nothing(folder: Path, cross_encoder: Path) -> None:
     async with encoding(folder) as encoder, asyncio.timeout(30):
-        assert await encoder.tokenize([], truncate=False) == []
+        assert await encoder.tokenize([], truncate=False) == ([], [])
         assert await encoder.embed([]) == []
     async with encoding(cross_encoder) as encoder, asyncio.timeout(30):
         assert await encoder.score("pump", [], truncate=False) == ([], [], [])
@@ -118,7 +118,7 @@ async def test_a_text_has_the_same_vector_alone_and_in_company(folder: Path) -> 
 
 async def test_token_ids_are_used_as_they_are(folder: Path) -> None:
     async with encoding(folder) as encoder:
-        [tokens] = await encoder.tokenize([TEXTS[0]], truncate=False)
+        [tokens], _ = await encoder.tokenize([TEXTS[0]], truncate=False)
         same, bare = await vectors(encoder, [tuple(tokens), tuple(tokens[1:-1])])
     assert same == pytest.approx(mean_vector(WEIGHTS, TINY, tokens), abs=EXACT)
     assert bare == pytest.approx(mean_vector(WEIGHTS, TINY, tokens[1:-1]), abs=EXACT)
@@ -130,7 +130,7 @@ async def test_a_long_input_is_refused_with_both_figures_or_cut_and_told(folder:
             with pytest.raises(InvalidRequestError, match=r"input\[1\] has 62 tokens; tiny:1 reads up to 48") as caught:
                 await encoder.tokenize(["pump", long], truncate=False)
             assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "input")
-        tokens, cut = await encoder.tokenize_and_tell(["pump", "pump " * 60, (5,) * 62], truncate=True)
+        tokens, cut = await encoder.tokenize(["pump", "pump " * 60, (5,) * 62], truncate=True)
     assert cut == [1, 2]
     assert [len(each) for each in tokens] == [3, 48, 48]
     assert tokens[1][-1] == tokens[0][-1]  # the end token stays
@@ -178,7 +178,7 @@ async def test_long_texts_are_tokenized_beside_the_loop_one_request_at_a_time(
 
 async def test_a_cancelled_request_hurts_nobody(folder: Path) -> None:
     async with encoding(folder) as encoder:
-        tokens = await encoder.tokenize(TEXTS, truncate=False)
+        tokens, _ = await encoder.tokenize(TEXTS, truncate=False)
         left = asyncio.create_task(encoder.embed(tokens * 50))
         stays = asyncio.create_task(encoder.embed(tokens))
         await asyncio.sleep(0)
@@ -191,7 +191,7 @@ async def test_a_cancelled_request_hurts_nobody(folder: Path) -> None:
 
 async def test_a_deadline_is_handed_on(folder: Path) -> None:
     async with encoding(folder) as encoder:
-        tokens = await encoder.tokenize(TEXTS, truncate=False)
+        tokens, _ = await encoder.tokenize(TEXTS, truncate=False)
         with pytest.raises(DeadlineExceededError):
             await encoder.embed(tokens * 200, deadline_s=0.001)
 
@@ -207,7 +207,7 @@ async def test_states_are_pooled_as_the_files_say(tmp_path: Path, pooling: Seque
     async with encoding(write_tiny_encoder(tmp_path, pooling=pooling)) as encoder:
         assert encoder.pooling == name
         assert encoder.dimensions == 32 * len(pooling)
-        [tokens] = await encoder.tokenize([TEXTS[3]], truncate=False)
+        [tokens], _ = await encoder.tokenize([TEXTS[3]], truncate=False)
         found = await vectors(encoder, [tuple(tokens), "a"])
     each = states(WEIGHTS, TINY, tokens)
     ways = {"cls": each[0], "max": each.max(axis=0), "mean": each.mean(axis=0), "last": each[-1]}
@@ -229,7 +229,7 @@ async def test_a_graph_is_given_what_it_takes(
 ) -> None:
     graph = write_bert(tmp_path / "other.onnx", WEIGHTS, TINY, inputs=inputs, datatype=datatype)
     async with encoding(folder, graph=graph) as encoder:
-        tokens = await encoder.tokenize(TEXTS, truncate=False)
+        tokens, _ = await encoder.tokenize(TEXTS, truncate=False)
         found = await vectors(encoder, TEXTS)
     wanted = [mean_vector(WEIGHTS, TINY, each) for each in tokens]
     assert found == pytest.approx(np.array(wanted), abs=EXACT)
@@ -240,7 +240,7 @@ async def test_a_graph_of_a_fixed_shape_is_served(folder: Path, tmp_path: Path, 
     graph = write_bert(tmp_path / "fixed.onnx", WEIGHTS, TINY, sizes=sizes)
     async with encoding(folder, graph=graph) as encoder:
         assert encoder.longest_input == (24 if sizes[1] == 24 else 48)
-        tokens = await encoder.tokenize(TEXTS, truncate=True)
+        tokens, _ = await encoder.tokenize(TEXTS, truncate=True)
         found = await encoder.embed(tokens)
     wanted = [mean_vector(WEIGHTS, TINY, each) for each in tokens]
     assert np.array(found) == pytest.approx(np.array(wanted), abs=EXACT)
@@ -281,7 +281,7 @@ async def test_a_vector_that_is_not_a_number_fails_alone(folder: Path, tmp_path:
     words[bad] = np.nan
     graph = write_bert(tmp_path / "bad.onnx", WEIGHTS | {"embeddings.word_embeddings.weight": words}, TINY)
     async with encoding(folder, graph=graph) as encoder:
-        good, failing = await encoder.tokenize(["pump", "camera"], truncate=False)
+        [good, failing], _ = await encoder.tokenize(["pump", "camera"], truncate=False)
         first, second = await asyncio.gather(encoder.embed([good]), encoder.embed([failing]), return_exceptions=True)
         assert not isinstance(first, BaseException)
         assert np.array(first[0]) == pytest.approx(mean_vector(WEIGHTS, TINY, good), abs=EXACT)
@@ -328,7 +328,7 @@ async def test_classes_that_exclude_each_other_add_up_to_1(classifier: Path) -> 
     async with encoding(classifier) as encoder:
         assert encoder.labels == ("calm", "loud", "broken")
         assert encoder.exclusive
-        tokens = await encoder.tokenize(TEXTS, truncate=False)
+        tokens, _ = await encoder.tokenize(TEXTS, truncate=False)
         found, counts, cut = await encoder.classify(TEXTS, truncate=False)
     assert counts == [len(each) for each in tokens]
     assert cut == []
@@ -342,7 +342,7 @@ async def test_classes_that_do_not_stand_each_for_itself(tmp_path: Path) -> None
     folder = write_tiny_classifier(tmp_path, problem_type="multi_label_classification")
     async with encoding(folder) as encoder:
         assert not encoder.exclusive
-        [tokens] = await encoder.tokenize(["the pump"], truncate=False)
+        [tokens], _ = await encoder.tokenize(["the pump"], truncate=False)
         [probabilities], _, _ = await encoder.classify(["the pump"], truncate=False)
     wanted = 1 / (1 + np.exp(-logits(random_weights(TINY, logits=3), TINY, tokens)))
     assert probabilities == pytest.approx(wanted, abs=EXACT)
@@ -387,7 +387,7 @@ async def test_a_model_is_asked_only_for_what_it_is_made_for(
     folder: Path, cross_encoder: Path, classifier: Path
 ) -> None:
     async def refusals(encoder: OnnxEncoder) -> list[str]:
-        tokens = await encoder.tokenize(["pump"], truncate=False)
+        tokens, _ = await encoder.tokenize(["pump"], truncate=False)
         outcomes: list[Any] = [
             *await asyncio.gather(encoder.embed(tokens), return_exceptions=True),
             *await asyncio.gather(encoder.score("pump", ["pump"], truncate=False), return_exceptions=True),

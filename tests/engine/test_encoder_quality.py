@@ -89,7 +89,7 @@ def exact_graph(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="module")
 async def reference(folder: Path, weights: Weights) -> npt.NDArray[np.float32]:
     async with encoding(folder) as encoder:
-        tokens = await encoder.tokenize(TEXTS, truncate=True)
+        tokens, _ = await encoder.tokenize(TEXTS, truncate=True)
     return np.array([mean_vector(weights, MINILM, each) for each in tokens])
 
 
@@ -101,7 +101,7 @@ async def test_a_text_gets_the_tokens_of_the_published_model(folder: Path) -> No
     """The ids are those that Hugging Face's tokenizer gives for these words."""
     async with encoding(folder) as encoder:
         assert (encoder.longest_input, encoder.dimensions, encoder.pooling) == (256, 384, "mean")
-        found = await encoder.tokenize(["Hello, world!", "naïve"], truncate=False)
+        found, _ = await encoder.tokenize(["Hello, world!", "naïve"], truncate=False)
     assert [each.tolist() for each in found] == [[101, 7592, 1010, 2088, 999, 102], [101, 15743, 102]]
 
 

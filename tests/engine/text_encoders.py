@@ -39,5 +39,6 @@ async def encoding(
 
 async def vectors(encoder: OnnxEncoder, inputs: Sequence[Input], *, truncate: bool = False) -> npt.NDArray[np.float32]:
     """Return a vector a row."""
-    found = await encoder.embed(await encoder.tokenize(inputs, truncate=truncate))
+    tokens, _ = await encoder.tokenize(inputs, truncate=truncate)
+    found = await encoder.embed(tokens)
     return np.array([np.frombuffer(each, np.float32) for each in found])

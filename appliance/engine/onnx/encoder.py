@@ -121,19 +121,15 @@ class OnnxEncoder:
 
     # Work
 
-    async def tokenize(self, inputs: Sequence[Input], *, truncate: bool) -> list[array[int]]:
-        """Return each input's token ids: of a text with those that the model wants around it, of ids just these.
+    async def tokenize(self, inputs: Sequence[Input], *, truncate: bool) -> tuple[list[array[int]], list[int]]:
+        """Return each input's token ids, and the indices of the inputs that were cut.
 
-        Many or long texts do not hold up the loop.
+        A text's ids have those that the model wants around it, ids are just these. Many or long texts do not hold up
+        the loop.
 
         Raises:
             InvalidRequestError: An input is empty, has unknown ids, or is too long and not to be truncated.
         """
-        tokens, _ = await self.tokenize_and_tell(inputs, truncate=truncate)
-        return tokens
-
-    async def tokenize_and_tell(self, inputs: Sequence[Input], *, truncate: bool) -> tuple[list[array[int]], list[int]]:
-        """Return what `tokenize` does, and the indices of the inputs that were cut. Raises the same."""
         texts = [each for each in inputs if isinstance(each, str)]
         longest = self.longest_input
         rows = iter(await self._tokenized(texts, lambda: self._is.tokenizer.texts(texts, longest)))
