@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 
 
@@ -60,6 +61,23 @@ class CpuBudget:
                 self._free -= following.cores
                 assert following.granted is not None, "who waits has a lock to wait for"
                 following.granted.release()
+
+
+class CpuShare:
+    """What one engine wants of a budget.
+
+    Attributes:
+        threads: How many it computes with.
+    """
+
+    def __init__(self, budget: CpuBudget | None, threads: int) -> None:
+        """Take turns of a budget; None is for an engine that needs none, as it computes elsewhere."""
+        self._budget = budget
+        self.threads = threads
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Return a context to compute in; entering it may block."""
+        return nullcontext() if self._budget is None else self._budget.turn(self.threads)
 
 
 class _Turn:

@@ -176,6 +176,8 @@ class _ModelFamilies:
         self.cache_usage = gauge("kv_cache_usage_ratio", "Share of the KV cells in use, 0 to 1")
         self.cache_queries = counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache")
         self.cache_hits = counter("prefix_cache_hits", "Prompt tokens found in the prefix cache")
+        self.embedding_cache_queries = counter("embedding_cache_queries", "Inputs looked up in the embedding cache")
+        self.embedding_cache_hits = counter("embedding_cache_hits", "Inputs found in the embedding cache")
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of accepted requests")
         self.draft_tokens = counter("spec_decode_num_draft_tokens", "Guessed tokens that were checked")
         self.accepted_tokens = counter("spec_decode_num_accepted_tokens", "Guessed tokens that were right")
@@ -251,6 +253,8 @@ class ModelMetrics(_Load):
         self.cache_usage = 0.0
         self._cache_queries = families.cache_queries.labels(model)
         self._cache_hits = families.cache_hits.labels(model)
+        self._embedding_cache_queries = families.embedding_cache_queries.labels(model)
+        self._embedding_cache_hits = families.embedding_cache_hits.labels(model)
         self._prompt_tokens = families.prompt_tokens.labels(model)
         self._of_tokens = families.of_tokens.labels(model)
         self._draft_tokens = families.draft_tokens.labels(model)
@@ -269,6 +273,11 @@ class ModelMetrics(_Load):
         """Count one look-up: how many prompt tokens were asked for and how many were found."""
         self._cache_queries.inc(queried_tokens)
         self._cache_hits.inc(hit_tokens)
+
+    def embedding_cache(self, queried_inputs: int, hit_inputs: int) -> None:
+        """Count one look-up: how many inputs were asked for and how many were found."""
+        self._embedding_cache_queries.inc(queried_inputs)
+        self._embedding_cache_hits.inc(hit_inputs)
 
     def prompt_tokens(self, n: int) -> None:
         """Count prompt tokens of an accepted request, reused ones included."""

@@ -36,7 +36,8 @@ class EmbedderUnderTest:
         self.metrics = metrics
 
     async def vectors(self, inputs: Sequence[Input], *, truncate: bool = False) -> npt.NDArray[np.float32]:
-        return as_rows(await self.embedder.embed(await self.embedder.tokenize(inputs, truncate=truncate)))
+        tokens, _ = await self.embedder.tokenize(inputs, truncate=truncate)
+        return as_rows(await self.embedder.embed(tokens))
 
     async def vector(self, text: Input) -> npt.NDArray[np.float32]:
         row: npt.NDArray[np.float32] = (await self.vectors([text]))[0]

@@ -11,7 +11,6 @@ have to share the interpreter with this one and the loop to save that.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import queue
@@ -23,7 +22,7 @@ from typing import Any
 
 from appliance.core.errors import ApplianceError, DeadlineExceededError, EngineError
 from appliance.core.types import Priority
-from appliance.engine.cpu_budget import CpuBudget
+from appliance.engine.cpu_budget import CpuBudget, CpuShare
 from appliance.engine.onnx.batcher import Batcher, Place
 from appliance.engine.onnx.config import SessionConfig
 from appliance.engine.onnx.session import OnnxSession
@@ -158,10 +157,12 @@ class Worker:
         session: OnnxSession | None = None
         try:
             self.session = session = self._open_session()
-            on_cpu = session.on_cpu
-            most_tokens = min(self._config.batch_tokens, CPU_BATCH_TOKENS) if on_cpu else self._config.batch_tokens
+            most_tokens = self._config.batch_tokens
+            if session.on_cpu:
+                most_tokens = min(most_tokens, CPU_BATCH_TOKENS)
             self._batcher = Batcher(rows=self._config.batch_rows, tokens=most_tokens)
-            with self._turn():
+            self._share = CpuShare(self._cpu if session.on_cpu else None, self._config.threads)
+            with self._share.turn():
                 session.warm_up()
             self._on_ready(session)
             while self._take_commands():
@@ -176,12 +177,6 @@ class Worker:
             if session is not None:
                 session.close()
             self._on_end(error)
-
-    def _turn(self) -> contextlib.AbstractContextManager[None]:
-        """Return the turn on the CPU that a run needs; on a GPU it needs none."""
-        if self._cpu is None or not self.session.on_cpu:
-            return contextlib.nullcontext()
-        return self._cpu.turn(self._config.threads)
 
     def _take_commands(self) -> bool:
         """Carry out what waits; when idle, wait for it. Returns False when the worker is to stop."""
@@ -276,7 +271,7 @@ class Worker:
         began = time.perf_counter()
         try:
             inputs = collation.collate(items)
-            with self._turn():
+            with self._share.turn():
                 ran = time.perf_counter()
                 outputs = self.session.run(inputs)
                 done = time.perf_counter()
