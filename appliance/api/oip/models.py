@@ -60,7 +60,7 @@ class TensorModelResource:
         if not self._models.is_ready(model, version):
             raise InvalidRequestError(
                 f"The model {model!r} is not ready.",
-                advice="The first request for it loads it, and so does POST /v2/repository/models/{model}/load.",
+                advice=f"The first request for it loads it, and so does POST /v2/repository/models/{model}/load.",
                 code="not_ready",
             )
         return json_answer(ModelReady(model))

@@ -112,7 +112,13 @@ def wanted_outputs(document: InferRequest, card: TensorModelCard) -> list[Wanted
         wanted = [(each.name, _NO_PARAMETERS) for each in card.signature.outputs]
     else:
         wanted = [(each.name, each.parameters or _NO_PARAMETERS) for each in document.outputs]
-    return [_wanted(index, specs.get(name), name, how, binary) for index, (name, how) in enumerate(wanted)]
+    found: list[WantedOutput] = []
+    for index, (name, how) in enumerate(wanted):
+        place = _place("outputs", index, name)
+        if name not in specs:
+            raise invalid(f"{place}: the model has no such output; it has {', '.join(specs)}.")
+        found.append(_wanted(specs[name], how, place, binary=binary))
+    return found
 
 
 def priority_of(document: InferRequest) -> Priority:
@@ -166,11 +172,8 @@ def _tensor(index: int, given: InputTensor, data: memoryview | None) -> Tensor:
     return Tensor(given.name, given.datatype, array)
 
 
-def _wanted(index: int, spec: TensorSpec | None, name: str, how: OutputParameters, binary: bool) -> WantedOutput:
-    place = _place("outputs", index, name)
-    if spec is None:
-        raise invalid(f"{place}: the model has no such output.", "GET /v2/models/{model} shows those that it has.")
-    wanted = WantedOutput(name, binary if how.binary_data is None else how.binary_data, how.classification or 0)
+def _wanted(spec: TensorSpec, how: OutputParameters, place: str, *, binary: bool) -> WantedOutput:
+    wanted = WantedOutput(spec.name, binary if how.binary_data is None else how.binary_data, how.classification or 0)
     if wanted.classes and spec.datatype is Datatype.BYTES:
         raise invalid(f"{place}: classification needs numbers, and it is {spec.datatype}.")
     if spec.datatype in BINARY_ONLY and not wanted.binary and not wanted.classes:

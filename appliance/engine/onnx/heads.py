@@ -68,17 +68,19 @@ def answer_of(signature: ModelSignature, files: EncoderFiles) -> Answer:
 
 def _vectors(spec: TensorSpec, files: EncoderFiles) -> Answer:
     after = len(files.dense[-1].bias) if files.dense else files.hidden_size
-    return Answer(vectors_head(spec.name), _known(spec, after), "graph")
+    dimensions = _known(spec, after)
+    return Answer(vectors_head(spec.name, dimensions), dimensions, "graph")
 
 
 def _states(spec: TensorSpec, files: EncoderFiles) -> Answer:
-    dimensions = _known(spec, files.hidden_size) * len(files.poolings)
+    hidden = _known(spec, files.hidden_size)
+    dimensions = hidden * len(files.poolings)
     for layer in files.dense:
         outputs, inputs = layer.weight.shape
         if inputs != dimensions:
             raise ModelFileError(f"The model's dense layer takes {inputs} numbers and gets {dimensions}.")
         dimensions = outputs
-    return Answer(states_head(spec.name, files.poolings, files.dense), dimensions, "+".join(files.poolings))
+    return Answer(states_head(spec.name, hidden, files.poolings, files.dense), dimensions, "+".join(files.poolings))
 
 
 def _logits(spec: TensorSpec, files: EncoderFiles) -> Answer:
@@ -87,7 +89,7 @@ def _logits(spec: TensorSpec, files: EncoderFiles) -> Answer:
     if len(labels) != count:
         raise ModelFileError(f"The model gives {count} logits, and its files name {len(labels)} labels.")
     exclusive = files.exclusive and count > 1
-    return Answer(probabilities_head(spec.name, exclusive=exclusive), labels=labels, exclusive=exclusive)
+    return Answer(probabilities_head(spec.name, count, exclusive=exclusive), labels=labels, exclusive=exclusive)
 
 
 def _known(spec: TensorSpec, said: int | None) -> int:
@@ -101,16 +103,14 @@ def _known(spec: TensorSpec, said: int | None) -> int:
     return known
 
 
-def states_head(output: str, poolings: Sequence[Pooling], dense: Sequence[Dense]) -> Head:
-    """Return how the states of each token become a vector of length 1."""
+def states_head(output: str, hidden: int, poolings: Sequence[Pooling], dense: Sequence[Dense]) -> Head:
+    """Return how the states of each token, so many numbers, become a vector of length 1."""
 
     def head(outputs: Arrays, lengths: NDArray[Any]) -> Floats:
         states = outputs[output]
-        if states.ndim != 3 or len(states) != len(lengths) or states.shape[1] < lengths.max():
-            raise EngineError(
-                f"The model's {output} has the shape {list(states.shape)} for {len(lengths)} texts of up to "
-                f"{lengths.max()} tokens."
-            )
+        texts, longest = len(lengths), int(lengths.max())
+        if states.ndim != 3 or states.shape[::2] != (texts, hidden) or states.shape[1] < longest:
+            raise _strange(output, states, f"[{texts}, {longest} or more, {hidden}]")
         vectors = pooled(states, lengths, poolings)
         for layer in dense:
             vectors = layer(vectors)
@@ -119,34 +119,40 @@ def states_head(output: str, poolings: Sequence[Pooling], dense: Sequence[Dense]
     return head
 
 
-def vectors_head(output: str) -> Head:
+def vectors_head(output: str, dimensions: int) -> Head:
     """Return how vectors that the graph pools itself become such of length 1."""
 
     def head(outputs: Arrays, lengths: NDArray[Any]) -> Floats:
-        del lengths
-        return normalised(_table(output, outputs[output]))
+        return normalised(_table(outputs, output, len(lengths), dimensions))
 
     return head
 
 
-def probabilities_head(output: str, *, exclusive: bool) -> Head:
-    """Return how logits become probabilities: by softmax where the labels exclude each other, else by sigmoid."""
+def probabilities_head(output: str, count: int, *, exclusive: bool) -> Head:
+    """Return how so many logits become probabilities: by softmax where labels exclude each other, else by sigmoid."""
 
     def head(outputs: Arrays, lengths: NDArray[Any]) -> Floats:
-        del lengths
-        logits = _table(output, outputs[output])
-        with np.errstate(over="ignore"):  # to infinity, whose reciprocal is 0
+        logits = _table(outputs, output, len(lengths), count)
+        with np.errstate(all="ignore"):  # what is not a number is seen afterwards
             if not exclusive:
                 alone: Floats = np.reciprocal(1 + np.exp(-logits))
                 return alone
             powers: Floats = np.exp(logits - logits.max(axis=1, keepdims=True))
-        powers /= powers.sum(axis=1, keepdims=True)
+            powers /= powers.sum(axis=1, keepdims=True)
         return powers
 
     return head
 
 
-def _table(name: str, values: NDArray[Any]) -> Floats:
-    if values.ndim != 2:
-        raise EngineError(f"The model's {name} has the shape {list(values.shape)}; one row a text is needed.")
+def _table(outputs: Arrays, name: str, texts: int, numbers: int) -> Floats:
+    values = outputs[name]
+    if values.shape != (texts, numbers):
+        raise _strange(name, values, f"[{texts}, {numbers}]")
     return values.astype(np.float32, copy=False)
+
+
+def _strange(name: str, values: NDArray[Any], wanted: str) -> EngineError:
+    return EngineError(
+        f"The model's {name} has the shape {list(values.shape)}; for these texts it must be {wanted}.",
+        advice="Export the model again: its graph does not do what it says.",
+    )
