@@ -229,6 +229,11 @@ class TensorMetrics(_Load):
         self._queue_time = families.queue_time.labels(model)
         self._e2e = families.e2e.labels(model)
         self._batch_rows = families.batch_rows.labels(model)
+        self._prompt_tokens = families.prompt_tokens.labels(model)
+
+    def prompt_tokens(self, n: int) -> None:
+        """Count tokens of texts that were evaluated."""
+        self._prompt_tokens.inc(n)
 
     def batch(self, rows: int) -> None:
         """Observe a batch that was evaluated."""

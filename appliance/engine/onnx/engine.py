@@ -216,6 +216,10 @@ class OnnxEngine:
                 self._drop(job)
                 self.statistics.cancel.add(time.monotonic() - now)
 
+    def count_prompt_tokens(self, n: int) -> None:
+        """Count tokens that an encoder has had evaluated."""
+        self._metrics.prompt_tokens(n)
+
     def _admit(self, now: float) -> bool:
         """Return whether the next request is the trial of a circuit that was open.
 
