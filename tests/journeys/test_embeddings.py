@@ -95,7 +95,8 @@ def test_encoders_of_every_task_answer_and_what_was_embedded_survives_a_kill(dat
             assert vectors == (first or vectors)
             first = vectors
             assert server.metric(hits) == reused
-            by_vectors = post(server, "/v1/rerank", {"model": "vectors", **question})
+            ask = {"model": "vectors", **question}
+            by_vectors = post(server, "/v1/rerank", ask)
             by_cross = post(server, "/v1/rerank", {"model": "cross", **question})
             assert (by_vectors["method"], by_cross["method"]) == ("embedding", "cross-encoder")
             for answer in (by_vectors, by_cross):
@@ -103,9 +104,6 @@ def test_encoders_of_every_task_answer_and_what_was_embedded_survives_a_kill(dat
                 assert scores == sorted(scores, reverse=True)
             [found] = post(server, "/v1/classify", {"model": "classes", "input": texts[0]})["data"]
             assert found["label"] in ("calm", "loud", "broken")
-            wait_until(
-                lambda: (
-                    post(server, "/v1/rerank", {"model": "vectors", **question}) and server.metric(hits) > reused + 3
-                )
-            )
+            wanted = reused + 3
+            wait_until(lambda: post(server, "/v1/rerank", ask) and server.metric(hits) > wanted)  # noqa: B023
             server.end(number)
