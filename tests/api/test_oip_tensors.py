@@ -213,6 +213,23 @@ def test_the_edges_of_shapes(text: str, shape: tuple[int, ...], wanted: Any) -> 
 
 
 @pytest.mark.parametrize(
+    ("text", "datatype", "wanted"),
+    [
+        ("[true, false]", Datatype.BOOL, [True, False]),
+        ("[-128, 127]", Datatype.INT8, [-128, 127]),
+        ("[-9223372036854775808, 9223372036854775807]", Datatype.INT64, [-(2**63), 2**63 - 1]),
+        ("[0, 18446744073709551615]", Datatype.UINT64, [0, 2**64 - 1]),
+        ("[1, 1e-3]", Datatype.FP64, [1.0, 0.001]),
+        ("[1, 1e-400]", Datatype.FP32, [1.0, 0.0]),
+        ("[1, 100000000000000000000000]", Datatype.FP64, [1.0, 1e23]),
+        ('["", "二"]', Datatype.BYTES, [b"", "二".encode()]),
+    ],
+)
+def test_the_edges_of_datatypes(text: str, datatype: Datatype, wanted: list[Any]) -> None:
+    assert read(text, datatype, (2,)).tolist() == wanted
+
+
+@pytest.mark.parametrize(
     ("data", "datatype", "shape", "problem"),
     [
         (b"\0" * 7, Datatype.FP32, (2,), "takes 8 bytes, and binary_data_size is 7"),

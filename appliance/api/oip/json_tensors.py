@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -54,8 +54,12 @@ _DECODERS: Mapping[Datatype, msgspec.json.Decoder[list[Any]]] = {
 }
 
 
-_WIDE = {"b": "", "f": "d", "i": "i", "u": "u"}
-"""What simdjson calls the 64-bit type for a kind of NumPy's; it has none for booleans."""
+_WIDE: Mapping[str, tuple[Literal["d", "i", "u"], type[np.generic]]] = {
+    "f": ("d", np.float64),
+    "i": ("i", np.int64),
+    "u": ("u", np.uint64),
+}
+"""What simdjson calls the widest type of each kind of numbers; booleans it cannot read."""
 
 
 def array_from_json(text: bytes, datatype: Datatype, shape: Sequence[int], place: str) -> NDArray[Any]:
@@ -157,9 +161,13 @@ def _numbers(text: bytes, datatype: Datatype, count: int, shape: Sequence[int], 
 
 def _piece(text: bytes, dtype: np.dtype[Any]) -> NDArray[Any] | None:
     """Return the numbers of a flat list, or None where one is of another kind or does not fit."""
-    kind = _WIDE[dtype.kind]
+    if dtype.kind not in _WIDE:
+        return None
+    kind, widest = _WIDE[dtype.kind]
     try:
-        wide = np.frombuffer(simdjson.Parser().parse(text).as_buffer(of_type=kind), f"{kind}8".replace("d", "f"))
+        numbers = simdjson.Parser().parse(text)
+        assert isinstance(numbers, simdjson.Array)
+        wide: NDArray[Any] = np.frombuffer(numbers.as_buffer(of_type=kind), widest)
     except (ValueError, TypeError):
         return None
     if dtype.itemsize == 8 or wide.size == 0:
