@@ -36,6 +36,7 @@ HOMES = {
     "psutil": ("observe/resources.py", "bench/"),
     "rich": ("cli/",),
     "sdnotify": ("compose.py",),
+    "simdjson": ("api/oip/",),
     "sqlite3": ("store/",),
     "sqlite_utils": ("store/",),
     "sseclient": ("cli/chat_client.py",),
