@@ -174,12 +174,11 @@ def read_safetensors(path: Path) -> dict[str, npt.NDArray[Any]]:
     header = json.loads(content[8:start])
     header.pop("__metadata__", None)
     dtypes = {"F32": np.float32, "I64": np.int64}
-    return {
-        name: np.frombuffer(
-            content[start:], dtypes[entry["dtype"]], math.prod(entry["shape"]), entry["data_offsets"][0]
-        ).reshape(entry["shape"])
-        for name, entry in header.items()
-    }
+    tensors = {}
+    for name, entry in header.items():
+        count, offset = math.prod(entry["shape"]), start + entry["data_offsets"][0]
+        tensors[name] = np.frombuffer(content, dtypes[entry["dtype"]], count, offset).reshape(entry["shape"])
+    return tensors
 
 
 # The graph

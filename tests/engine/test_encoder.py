@@ -90,6 +90,25 @@ async def test_the_least_limit_counts(folder: Path) -> None:
         assert encoder.longest_input == 20
 
 
+async def test_the_default_prompt_stands_in_front_of_a_text_and_not_of_ids(tmp_path: Path) -> None:
+    folder = write_tiny_encoder(tmp_path)
+    prompts = {"prompts": {"query": "the report: "}, "default_prompt_name": "query"}
+    write_json(folder / "config_sentence_transformers.json", prompts)
+    async with encoding(folder) as encoder:
+        [with_prompt, bare], _ = await encoder.tokenize(["pump", (20,)], truncate=False)
+    words = vocabulary()
+    assert [words[each] for each in with_prompt] == ["[CLS]", "the", "report", "[UNK]", "pump", "[SEP]"]
+    assert bare.tolist() == [20]
+
+
+async def test_nothing_is_answered_with_nothing(folder: Path, cross_encoder: Path) -> None:
+    async with encoding(folder) as encoder, asyncio.timeout(30):
+        assert await encoder.tokenize([], truncate=False) == ([], [])
+        assert await encoder.embed([]) == []
+    async with encoding(cross_encoder) as encoder, asyncio.timeout(30):
+        assert await encoder.score("pump", [], truncate=False) == ([], [], [])
+
+
 async def test_a_text_has_the_same_vector_alone_and_in_company(folder: Path) -> None:
     async with encoding(folder) as encoder:
         together = await vectors(encoder, TEXTS)

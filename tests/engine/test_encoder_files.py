@@ -97,6 +97,22 @@ def test_a_nested_representation_is_told(tmp_path: Path) -> None:
     assert read_encoder_files(tmp_path).matryoshka
 
 
+def test_a_prompt_counts_only_where_it_is_the_default(tmp_path: Path) -> None:
+    prompts: dict[str, Any] = {"prompts": {"query": "query: ", "document": None}}
+    for default, prompt in ((None, ""), ("query", "query: "), ("document", "")):
+        write_json(tmp_path / "config_sentence_transformers.json", prompts | {"default_prompt_name": default})
+        assert read_encoder_files(tmp_path).prompt == prompt
+
+
+def test_a_prompt_that_is_left_out_of_the_pooling_is_refused(tmp_path: Path) -> None:
+    write_json(tmp_path / "1_Pooling" / "config.json", {"include_prompt": False})
+    prompts: dict[str, Any] = {"prompts": {"query": "query: "}, "default_prompt_name": "query"}
+    read_encoder_files(tmp_path)
+    write_json(tmp_path / "config_sentence_transformers.json", prompts)
+    with pytest.raises(ModelFileError, match="leaves its prompt out"):
+        read_encoder_files(tmp_path)
+
+
 @pytest.mark.parametrize("activation", ["torch.nn.modules.activation.Sigmoid", "torch.nn.modules.linear.Identity"])
 def test_the_score_of_a_pair_is_a_sigmoid_or_becomes_one(tmp_path: Path, activation: str) -> None:
     write_json(tmp_path / "config.json", {"sentence_transformers": {"activation_fn": activation}})
@@ -130,6 +146,8 @@ def test_the_steps_are_read_from_the_folders_that_are_named(tmp_path: Path) -> N
         ("modules.json", modules(("Dense", "a\0b")), "outside the model's folder"),
         ("modules.json", modules(("Dense", "2_Dense")), "whose config.json is not there"),
         ("1_Pooling/config.json", {"pooling_mode_by_magic": True}, "pooling_mode_by_magic"),
+        ("config_sentence_transformers.json", {"default_prompt_name": "query"}, "no prompt 'query'"),
+        ("config_sentence_transformers.json", {"prompts": {"query": 5}}, "prompts"),
         ("sentence_bert_config.json", {"max_seq_length": 1.5}, "sentence_bert_config.json cannot be used"),
         ("tokenizer_config.json", {"model_max_length": "long"}, "tokenizer_config.json cannot be used"),
     ],

@@ -280,7 +280,7 @@ class OnnxEngine:
         self._show_load()
 
     def _show_load(self) -> None:
-        running = min(len(self._open), self._worker.running)
+        running = min(len(self._open), max(1, self._worker.running))  # a batch that begins now is not told of
         self._metrics.set_running(running)
         self._metrics.set_waiting(len(self._open) - running)
 

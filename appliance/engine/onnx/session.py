@@ -7,6 +7,7 @@ less memory after batches of many lengths; spinning off costs nothing with one m
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -180,6 +181,10 @@ def _array(value: Any) -> NDArray[Any]:
     return np.array(_Memory(value), copy=True).view(ml_dtypes.bfloat16)
 
 
+_FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/\"']+/)*")
+"""The folders of an absolute path."""
+
+
 def reason(error: Exception) -> str:
     """Return what onnxruntime's exception says, on one bounded line, without its prefixes and this machine's paths."""
     text = " ".join(str(error).split())
@@ -188,8 +193,7 @@ def reason(error: Exception) -> str:
         text = text.split(" : ", 3)[-1]
     if text.startswith("Load model from ") and " failed:" in text:
         text = text.partition(" failed:")[2]
-    words = [word.rpartition("/")[2] if word.startswith("/") else word for word in text.split()]
-    text = printable(" ".join(words)) or type(error).__name__
+    text = printable(_FOLDERS.sub("", text)) or type(error).__name__
     return text if len(text) <= MOST_REASON_CHARACTERS else f"{text[:MOST_REASON_CHARACTERS]}…"
 
 
