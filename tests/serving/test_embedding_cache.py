@@ -403,6 +403,13 @@ async def test_a_file_that_cannot_be_opened_means_no_cache(path: Path, caplog: p
     assert (path / "file").exists()
 
 
+async def test_a_file_that_cannot_be_deleted_is_said(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path.with_name("cache.db-wal").mkdir()
+    with closing(EmbeddingCache(path, 0, Metrics())) as cache:
+        await ask(cache, Engine(), 1)
+    assert "cannot be deleted" in caplog.text
+
+
 async def test_another_programs_file_is_left_alone(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE bookmarks (url TEXT)")
