@@ -25,6 +25,7 @@ from appliance.registry.files import Progress, no_progress, sha256_of, storage_e
 from appliance.registry.gguf_adapter import AdapterHeader, read_adapter
 from appliance.registry.gguf_header import GGUFHeader, read_header
 from appliance.registry.manifest import NAME_PATTERN, Manifest, Source, check_licence
+from appliance.registry.roles import ADAPTER, MODEL
 from appliance.registry.sources import local
 from appliance.registry.transfer import Transfer, source_from
 from appliance.registry.versions import ModelFile, RegisteredModel, Registry
@@ -55,7 +56,7 @@ def find_installed(entry: CatalogEntry, registry: Registry) -> RegisteredModel |
         ConflictError: Other files are registered under its name and version.
     """
     manifest = entry.manifest
-    digests = {each.sha256 for each in manifest.files}
+    digests = {each.role: each.sha256 for each in manifest.files}
     model = registry.registered(manifest.name, manifest.version, digests, adapter=manifest.adapter or "")
     if model and all(registry.blobs.has(each.sha256, each.size) for each in model.files):
         return model
@@ -178,7 +179,7 @@ def import_model(
     with _copied(path, registry, read_header, progress) as (copy, header, sha256):
         size = copy.size
         version = version or _version_of(registry, name, sha256)
-        known = registry.registered(name, version, {sha256})
+        known = registry.registered(name, version, {MODEL: sha256})
         if known and registry.blobs.has(sha256, size):
             return Installed(known, was_present=True)
         copy.publish(sha256)
@@ -189,7 +190,7 @@ def import_model(
             task=_task_of(header),
             licence=licence or _licence_of(header.licence),
             created=_now(clock),
-            files=(ModelFile("model", registry.blobs.path(sha256), sha256, size),),
+            files=(ModelFile(MODEL, registry.blobs.path(sha256), sha256, size),),
             architecture=header.architecture,
             quantisation=header.quantisation,
             context_length=header.context_length,
@@ -250,11 +251,11 @@ def import_adapter(
         _copied(path, registry, partial(read_adapter, base=model.files[0].path), progress) as (copy, header, sha256),
     ):
         size = copy.size
-        known = registry.registered(model.name, model.version, {sha256}, adapter=name)
+        known = registry.registered(model.name, model.version, {ADAPTER: sha256}, adapter=name)
         if known and registry.blobs.has(sha256, size):
             return Installed(known, was_present=True)
         copy.publish(sha256)
-        file = ModelFile("adapter", registry.blobs.path(sha256), sha256, size)
+        file = ModelFile(ADAPTER, registry.blobs.path(sha256), sha256, size)
         licence = licence or _licence_of(header.licence)
         adapter = _adapter(model, header, file, name=name, licence=licence, created=_now(clock))
         return Installed(registry.register(adapter, f"import of {path}"), was_present=False)

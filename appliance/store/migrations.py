@@ -134,6 +134,7 @@ MIGRATIONS: tuple[Migration, ...] = (
             "CREATE INDEX adapters_sha256 ON adapters (sha256)",
         ),
     ),
+    Migration(5, "model_signatures", ("ALTER TABLE models ADD COLUMN signature TEXT",)),
 )
 """The history of the schema, oldest first."""
 
