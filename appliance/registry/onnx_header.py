@@ -9,7 +9,7 @@ Sources: docs/IR.md of ONNX; onnx.proto.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,20 +148,27 @@ def _as_model_file_error() -> Iterator[None]:
 
 
 def _signature(model: ModelProto, opset: int) -> ModelSignature:
+    """Return what the graph takes and gives. Outputs that are no tensors are left out, as the engine does."""
     graph = model.graph
     stored = {each.name for each in graph.initializer} | {each.values.name for each in graph.sparse_initializer}
     asked = [each for each in graph.input if each.name not in stored]
-    given = list(graph.output)
-    if max(len(asked), len(given)) > MAX_TENSORS:
+    given = [each for each in graph.output if each.type.WhichOneof("value") == "tensor_type"]
+    if max(len(asked), len(graph.output)) > MAX_TENSORS:
         raise ModelFileError(
-            f"The ONNX model has {len(asked)} inputs and {len(given)} outputs; {MAX_TENSORS} are taken."
+            f"The ONNX model has {len(asked):,} inputs and {len(graph.output):,} outputs; {MAX_TENSORS:,} are taken."
+        )
+    if not given:
+        raise ModelFileError(
+            "The ONNX model has no output that is a tensor.",
+            advice="Export it with tensors only; for scikit-learn models with the option zipmap=False.",
         )
     inputs = tuple(_spec(each, "input") for each in asked)
     outputs = tuple(_spec(each, "output") for each in given)
     for what, specs in (("inputs", inputs), ("outputs", outputs)):
         if len({each.name for each in specs}) != len(specs):
             raise ModelFileError(f"Two {what} of the ONNX model have one name.", advice="Export it again.")
-    return ModelSignature(inputs=inputs, outputs=outputs, batched=_is_batched(asked, given), opset=opset)
+    batched = len(given) == len(graph.output) and _is_batched(asked, given)
+    return ModelSignature(inputs=inputs, outputs=outputs, batched=batched, opset=opset)
 
 
 def _spec(value: ValueInfoProto, what: str) -> TensorSpec:
@@ -203,20 +210,21 @@ _KINDS = {
 
 
 def _size(dimension: TensorShapeProto.Dimension) -> int:
-    """Return a dimension, or -1 for a free one, which some exporters write as 0 or a negative number."""
-    return dimension.dim_value if dimension.dim_value > 0 else -1
+    """Return a dimension, or -1 for a free one, which some exporters write as a negative number."""
+    return dimension.dim_value if dimension.HasField("dim_value") and dimension.dim_value >= 0 else -1
 
 
-def _is_batched(inputs: list[ValueInfoProto], outputs: list[ValueInfoProto]) -> bool:
-    """Tell whether all have one free dimension in front, by its name; free ones without a name are taken for it."""
-    if not inputs:
+def _is_batched(inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]) -> bool:
+    """Tell whether all have one free dimension in front, and none has it elsewhere; an output's may have lost its name.
+
+    The engine judges by the same rule when it loads the model.
+    """
+    shapes = [[*each.type.tensor_type.shape.dim] for each in (*inputs, *outputs)]
+    if not inputs or any(not shape or _size(shape[0]) >= 0 for shape in shapes):
         return False
-    names: set[str] = set()
-    for value in [*inputs, *outputs]:
-        dimensions = value.type.tensor_type.shape.dim
-        if not dimensions or dimensions[0].dim_value > 0:
-            return False
-        names.add(dimensions[0].dim_param)
-        if dimensions[0].dim_param and dimensions[0].dim_param in [each.dim_param for each in dimensions[1:]]:
-            return False
-    return len(names) == 1
+    names = {shape[0].dim_param for shape in shapes[: len(inputs)]}
+    return (
+        len(names) == 1
+        and {shape[0].dim_param for shape in shapes[len(inputs) :]} <= names | {""}
+        and (names == {""} or not any(each.dim_param in names for shape in shapes for each in shape[1:]))
+    )
