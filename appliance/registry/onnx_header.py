@@ -22,6 +22,7 @@ from appliance.core.tensors import Datatype, ModelSignature, TensorSpec
 from appliance.registry.files import open_regular, storage_errors
 from appliance.registry.onnx_operators import check_operators, checked_text
 from appliance.registry.onnx_tensors import read_tensors
+from appliance.registry.onnx_wire import check_messages
 
 MAX_GRAPH_BYTES = 2**31 - 1
 """What one protobuf message can have; larger models keep their weights in data files."""
@@ -132,6 +133,7 @@ def _parse(path: Path) -> ModelProto:
                 advice="Save it with its weights in a data file: onnx.save(…, save_as_external_data=True).",
             )
         content = file.read(MAX_GRAPH_BYTES)
+    check_messages(content)
     model: ModelProto = ModelProto.FromString(content)
     return model
 
