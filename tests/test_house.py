@@ -30,6 +30,7 @@ HOMES = {
         "registry/onnx_header.py",
         "registry/onnx_operators.py",
         "registry/onnx_tensors.py",
+        "registry/onnx_wire.py",
     ),
     "onnxruntime": ("engine/onnx/",),
     "prometheus_client": ("observe/metrics.py",),
