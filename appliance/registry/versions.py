@@ -27,6 +27,7 @@ from appliance.core.errors import ConflictError, NotFoundError
 from appliance.core.settings import Settings
 from appliance.core.tensors import ModelSignature
 from appliance.registry.blobs import Blobs
+from appliance.registry.roles import ADAPTER, MODEL
 from appliance.registry.rows import (
     delete_adapter,
     delete_model,
@@ -259,9 +260,15 @@ class Registry:
                 raise NotFoundError(f"The model {model.full_name} was removed by someone else just now.")
             record(connection, actor, "model.remove", model.full_name)
 
-        with self.blobs.exclusively(each.sha256 for each in model.files):
+        with self.blobs.exclusively(self._own(model)):
             self._database.write_blocking(delete)
         return model, self.remove_unused_files()
+
+    def _own(self, model: RegisteredModel) -> set[str]:
+        """Return the hashes of a model's main file, and of those that no other model has, as it may a tokenizer."""
+        others = [each for each in self.list() if each.full_name != model.full_name]
+        shared = {each.sha256 for other in others for each in other.files}
+        return {each.sha256 for each in model.files if each.role in (MODEL, ADAPTER) or each.sha256 not in shared}
 
     def remove_unused_files(self) -> int:
         """Delete files that no model uses, such as a crash leaves behind, and return the bytes this freed."""

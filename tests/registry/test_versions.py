@@ -8,10 +8,12 @@ import pytest
 from appliance.core.errors import ConflictError, NotFoundError
 from appliance.core.settings import Settings
 from appliance.registry.install import import_model
+from appliance.registry.install_onnx import import_onnx
 from appliance.registry.versions import ModelFile, RegisteredModel, Registry, open_registry
 from appliance.store.database import Database
 from tests.registry import processes
 from tests.registry.models import TinyModel
+from tests.tiny_encoders import TINY, random_weights, write_bert, write_tiny_encoder
 from tests.tiny_gguf import write_tiny_llama
 
 
@@ -166,6 +168,26 @@ def test_a_held_model_is_not_removed_until_it_is_released(registry: Registry, mo
     hold.close()
     registry.remove("tiny")
     assert registry.list() == []
+
+
+def test_a_model_that_shares_no_more_than_a_tokenizer_with_a_held_one_is_removed(
+    registry: Registry, tmp_path: Path
+) -> None:
+    for seed in range(2):
+        folder = write_tiny_encoder(tmp_path / f"encoder-{seed}")
+        write_bert(folder / "model.onnx", random_weights(TINY, seed=seed), TINY)
+        import_onnx(folder, registry, name=f"encoder-{seed}", licence="MIT")
+    held, other = (registry.resolve(f"encoder-{seed}") for seed in range(2))
+    with registry.hold(held):
+        with pytest.raises(ConflictError):
+            registry.remove("encoder-0")
+        registry.remove("encoder-1")
+    assert all(each.path.exists() for each in held.files)
+    graph, tokenizer = other.file("model"), other.file("tokenizer.json")
+    assert graph is not None
+    assert tokenizer is not None
+    assert not graph.path.exists()
+    assert tokenizer.path.exists()
 
 
 def test_a_model_that_another_process_has_loaded_is_not_removed_until_that_dies(

@@ -421,3 +421,37 @@ async def test_a_load_that_is_cancelled_answers_those_who_wait(tensor_box: Box) 
         floor.tensor_models._loader.load = stuck  # type: ignore[method-assign,assignment]
         with pytest.raises(UnavailableError, match="stopping"):
             await floor.tensors.infer(features())
+
+
+async def test_what_is_loaded_only_after_the_end_is_unloaded_at_the_next(tensor_box: Box) -> None:
+    async with serving(tensor_box) as floor:
+        load, go = floor.tensor_models._loader.load, asyncio.Event()
+
+        async def held_up(registered: Any) -> Any:
+            await go.wait()
+            return await load(registered)
+
+        floor.tensor_models._loader.load = held_up  # type: ignore[method-assign]
+        waiting = task(floor.tensors.infer(features()))
+        await until_loading(floor, "table:1")
+        await floor.tensor_models.close()
+        with pytest.raises(UnavailableError, match="stopping"):
+            await waiting
+        go.set()
+        async with asyncio.timeout(DEADLINE_S):
+            while not floor.tensor_models.names:  # noqa: ASYNC110  (a state without an event)
+                await asyncio.sleep(0.001)
+        await floor.tensor_models.close()
+        assert floor.tensor_models.names == frozenset()
+
+
+async def test_the_end_does_not_wait_for_an_unloading_that_does(tensor_box: Box) -> None:
+    async with serving(tensor_box) as floor:
+        registered = tensor_box.registry.resolve("table")
+        async with floor.tensor_models.lease(registered):
+            unloading = task(floor.tensors.unload("table"))
+            async with asyncio.timeout(DEADLINE_S):
+                while floor.tensor_models.state("table:1")[0] != "UNLOADING":  # noqa: ASYNC110  (the same)
+                    await asyncio.sleep(0)
+            await floor.tensor_models.close()
+            await unloading
