@@ -162,10 +162,11 @@ def test_an_execution_provider_that_is_not_there_is_an_error(path: Path) -> None
 
 
 class WithoutCuda:
-    """Stands before onnxruntime as a build with CUDA whose driver is missing: it falls back by itself."""
+    """Stands before onnxruntime as a build with CUDA whose driver is missing: it leaves it out, or fails."""
 
     def __init__(self, ort: Any) -> None:
         self._ort = ort
+        self.fails = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ort, name)
@@ -173,16 +174,33 @@ class WithoutCuda:
     def get_available_providers(self) -> list[str]:
         return ["CUDAExecutionProvider", CPU]
 
-    def InferenceSession(self, path: str, options: Any, providers: list[str], provider_options: Any) -> Any:  # noqa: N802
-        assert providers == ["CUDAExecutionProvider", CPU]
+    def InferenceSession(self, path: str, options: Any, providers: list[str], **others: Any) -> Any:  # noqa: N802
+        assert len(others["provider_options"]) == len(providers)
+        if self.fails and "CUDAExecutionProvider" in providers:
+            raise RuntimeError("CUDA failure 35: driver version is insufficient")
         return self._ort.InferenceSession(path, options, providers=[CPU])
 
 
 @pytest.fixture
-def without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_cuda(monkeypatch: pytest.MonkeyPatch) -> WithoutCuda:
     import onnxruntime
 
-    monkeypatch.setattr("appliance.engine.onnx.session._onnxruntime", lambda: WithoutCuda(onnxruntime))
+    build = WithoutCuda(onnxruntime)
+    monkeypatch.setattr("appliance.engine.onnx.session._onnxruntime", lambda: build)
+    return build
+
+
+def test_a_provider_that_fails_is_left_out_where_the_choice_is_ours(
+    path: Path, without_cuda: WithoutCuda, caplog: pytest.LogCaptureFixture
+) -> None:
+    without_cuda.fails = True
+    tiny_onnx.tabular(path)
+    assert opened(path).providers == (CPU,)
+    assert "tried without CUDAExecutionProvider: CUDA failure 35" in caplog.text
+    with pytest.raises(ModelFileError, match="driver version is insufficient"):
+        opened(path, providers="cuda")
+    with pytest.raises(ModelFileError, match="Protobuf parsing failed"):
+        opened(tiny_onnx.truncated(path))
 
 
 @pytest.mark.usefixtures("without_cuda")

@@ -60,7 +60,7 @@ class OnnxSession:
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self.on_cpu = self.providers == (CPU,)
         if missing := [each for each in wished if each not in self.providers]:
-            if config.providers.strip().lower() != "auto":
+            if not _is_automatic(config):
                 raise EngineError(
                     f"onnxruntime could not start {', '.join(missing)}, which the settings ask for.",
                     advice="See that its driver and libraries are installed, or set `execution_providers` to auto.",
@@ -218,17 +218,26 @@ def _open(ort: Any, path: Path, config: SessionConfig, providers: Sequence[str])
     chosen.enable_mem_pattern = False  # it remembers every shape that ever came, and shapes come from clients
     chosen.add_session_config_entry("session.intra_op.allow_spinning", "0")
     chosen.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    try:
-        return ort.InferenceSession(
-            str(path),
-            chosen,
-            providers=list(providers),
-            provider_options=[options(each, config) for each in providers],
-        )
-    except MemoryError as error:
-        raise EngineError("There is not enough memory to load the model.", code="not_enough_memory") from error
-    except Exception as error:
-        raise ModelFileError(f"onnxruntime refuses the model: {reason(error)}") from error
+    while True:
+        try:
+            return ort.InferenceSession(
+                str(path),
+                chosen,
+                providers=list(providers),
+                provider_options=[options(each, config) for each in providers],
+                enable_fallback=0,  # it would print to the standard output, and change providers while it runs
+            )
+        except MemoryError as error:
+            raise EngineError("There is not enough memory to load the model.", code="not_enough_memory") from error
+        except Exception as error:
+            if len(providers) == 1 or not _is_automatic(config):
+                raise ModelFileError(f"onnxruntime refuses the model: {reason(error)}") from error
+            LOGGER.warning("the model is tried without %s: %s", providers[0], reason(error))
+            providers = providers[1:]
+
+
+def _is_automatic(config: SessionConfig) -> bool:
+    return config.providers.strip().lower() == "auto"
 
 
 def _arguments(found: Sequence[Any]) -> list[Argument]:
