@@ -113,7 +113,7 @@ class TensorModelLoader:
         except BaseException:
             hold.close()
             raise
-        LOGGER.info("loaded %s on %s", name, ", ".join(engine.providers))
+        LOGGER.info("loaded %s", name)
         return LoadedTensorModel(registered, engine, encoder, hold)
 
     def _config(self, registered: RegisteredModel) -> SessionConfig:

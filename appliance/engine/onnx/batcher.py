@@ -65,9 +65,7 @@ class _Frame:
         self.rows = self.longest = self.shortest = 0
 
     def fits(self, item: Item) -> bool:
-        """Return True if the batch may have that item too; an empty one may have any."""
-        if not self.rows:
-            return True
+        """Return True if the batch, which has an item, may have that one too."""
         rows = self.rows + item.rows
         longest, shortest = max(self.longest, item.length), min(self.shortest, item.length)
         if longest - shortest > SLACK_TOKENS + longest // SLACK_SHARE:

@@ -220,7 +220,9 @@ class OnnxEncoder:
             return []
         collation = self._is.collation
         items = [collation.item(each) for each in rows]
-        return await self.engine.submit(items, collation, priority=priority, deadline_s=deadline_s)
+        answers = await self.engine.submit(items, collation, priority=priority, deadline_s=deadline_s)
+        self.engine.count_prompt_tokens(sum(len(each.tokens) for each in rows))
+        return answers
 
     async def _tokenized(self, texts: Sequence[str], tokenize: Callable[[], _Result]) -> _Result:
         """Tokenize here, or where that takes long in a thread: one at a time, as the engines need the cores."""

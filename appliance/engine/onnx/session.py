@@ -7,6 +7,7 @@ less memory after batches of many lengths; spinning off costs nothing with one m
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -140,7 +141,8 @@ class OnnxSession:
         return arrays
 
     def _run(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        return cast("list[NDArray[Any]]", self._session.run(self._output_names, dict(inputs), self._run_options))
+        fitting = {name: _aligned(array) for name, array in inputs.items()}
+        return cast("list[NDArray[Any]]", self._session.run(self._output_names, fitting, self._run_options))
 
     def _run_bfloat16(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Run with arrays of a type that NumPy and so onnxruntime's own conversion do not know."""
@@ -150,7 +152,7 @@ class OnnxSession:
 
     def _value(self, array: NDArray[Any]) -> Any:
         if array.dtype != DTYPES[Datatype.BF16]:
-            return self._ort.OrtValue.ortvalue_from_numpy(array)
+            return self._ort.OrtValue.ortvalue_from_numpy(_aligned(array))
         bits = np.ascontiguousarray(array).view(np.uint16)
         return self._ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _BFLOAT16)
 
@@ -180,6 +182,10 @@ def _array(value: Any) -> NDArray[Any]:
     return np.array(_Memory(value), copy=True).view(ml_dtypes.bfloat16)
 
 
+_FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/\"']+/)*")
+"""The folders of an absolute path."""
+
+
 def reason(error: Exception) -> str:
     """Return what onnxruntime's exception says, on one bounded line, without its prefixes and this machine's paths."""
     text = " ".join(str(error).split())
@@ -188,8 +194,7 @@ def reason(error: Exception) -> str:
         text = text.split(" : ", 3)[-1]
     if text.startswith("Load model from ") and " failed:" in text:
         text = text.partition(" failed:")[2]
-    words = [word.rpartition("/")[2] if word.startswith("/") else word for word in text.split()]
-    text = printable(" ".join(words)) or type(error).__name__
+    text = printable(_FOLDERS.sub("", text)) or type(error).__name__
     return text if len(text) <= MOST_REASON_CHARACTERS else f"{text[:MOST_REASON_CHARACTERS]}…"
 
 
@@ -241,6 +246,11 @@ def _made_up(dimension: Dimension, size: int, batch: set[Dimension]) -> int:
     if isinstance(dimension, int):
         return dimension
     return 1 if dimension is not None and dimension in batch else size
+
+
+def _aligned(array: NDArray[Any]) -> NDArray[Any]:
+    """Return the array as native code may read it; a view into a request's body may begin anywhere."""
+    return array if array.flags.c_contiguous and array.flags.aligned else np.array(array, order="C")
 
 
 def _decoded(name: str, array: NDArray[Any]) -> NDArray[Any]:

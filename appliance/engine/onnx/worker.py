@@ -32,7 +32,11 @@ LOGGER = logging.getLogger("appliance.engine")
 IDLE_BEAT_S = 1.0
 """How often an idle worker goes round, for its heartbeat."""
 CPU_BATCH_TOKENS = 512
-"""Padded tokens beyond which a batch gains nothing on a CPU, see `tests/engine/test_onnx_batcher.py`."""
+"""Padded tokens beyond which a batch gains nothing on a CPU, where caches and not launches are scarce.
+
+MiniLM (int8, one core) evaluates in a second 5,400 tokens as 32 rows of 12 and 4,200 as one row; of 64 5,100 as 4
+rows, 5,000 as 16, 4,500 as 64; of 256 tokens 4,000 as one row, and 3,200 as 16, which take 400 MB more.
+"""
 
 
 @dataclass(eq=False, slots=True)
@@ -281,6 +285,11 @@ class Worker:
                 "There is not enough memory for the batch.",
                 advice="Send smaller tensors, or lower `max_batch_rows` or `max_batch_tokens`.",
                 code="not_enough_memory",
+            ) from error
+        except (ValueError, TypeError, LookupError) as error:  # an output is not what the collation was promised
+            LOGGER.exception("%s: a batch of %d cannot be joined or split", self._name, len(items))
+            raise EngineError(
+                "The model's outputs are not of the shape that this use of it needs.", code="bad_output"
             ) from error
         seconds = (ran - began, done - ran, time.perf_counter() - done)
         return results, Execution(len(items), sum(each.rows for each in items), seconds)
