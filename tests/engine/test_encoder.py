@@ -161,6 +161,15 @@ async def test_a_long_input_is_refused_with_both_figures_or_cut_and_told(folder:
     assert tokens[1][-1] == tokens[0][-1]  # the end token stays
 
 
+async def test_an_input_that_is_far_too_long_is_refused_or_cut_too(folder: Path) -> None:
+    text = "pump " * 100_000
+    async with encoding(folder) as encoder:
+        with pytest.raises(InvalidRequestError, match=r"input\[0\] has over \d+ tokens; tiny:1 reads up to 48"):
+            await encoder.tokenize([text], truncate=False)
+        [tokens], cut = await encoder.tokenize([text], truncate=True)
+    assert (len(tokens), cut) == (48, [0])
+
+
 @pytest.mark.parametrize("tokens", [(-1,), (len(vocabulary()),), (5, 2**31), (2**70,)])
 async def test_token_ids_that_the_model_does_not_know_are_refused(folder: Path, tokens: tuple[int, ...]) -> None:
     async with encoding(folder) as encoder:

@@ -6,7 +6,10 @@ either. A graph whose activations are quantised as they come would scale them by
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,9 +22,11 @@ from appliance.registry.layout import lay_out
 from appliance.registry.versions import Registry
 from appliance.store.database import Database
 from tests.engine.text_encoders import encoding, vectors
-from tests.tiny_encoders import MINILM, Weights, mean_vector, read_safetensors, write_bert
+from tests.tiny_encoders import MINILM, read_safetensors, write_bert
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.journey]
+
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 SUBJECTS = [
     ("The pump of line 7", "七号线的水泵"),
@@ -75,22 +80,46 @@ def folder(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="module")
-def weights(registry: Registry) -> Weights:
+def weights(registry: Registry) -> Path:
     file = registry.resolve("all-minilm-l6-v2-weights").file("model.safetensors")
     assert file is not None
-    return read_safetensors(file.path)
+    return file.path
 
 
 @pytest.fixture(scope="module")
-def exact_graph(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bert(tmp_path_factory.mktemp("graph") / "model.onnx", weights, MINILM)
+def exact_graph(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bert(tmp_path_factory.mktemp("graph") / "model.onnx", read_safetensors(weights), MINILM)
 
 
 @pytest.fixture(scope="module")
-async def reference(folder: Path, weights: Weights) -> npt.NDArray[np.float32]:
+async def reference(folder: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> npt.NDArray[np.float32]:
     async with encoding(folder) as encoder:
         tokens, _ = await encoder.tokenize(TEXTS, truncate=True)
-    return np.array([mean_vector(weights, MINILM, each) for each in tokens])
+    target = tmp_path_factory.mktemp("reference") / "vectors.npy"
+    return computed_by_numpy(weights, [each.tolist() for each in tokens], target)
+
+
+def computed_by_numpy(weights: Path, tokens: list[list[int]], target: Path) -> npt.NDArray[np.float32]:
+    """Return the mean vectors, from a process where NumPy has one thread: with more they fight for the cores."""
+    code = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from tests.tiny_encoders import MINILM, mean_vector, read_safetensors
+weights = read_safetensors(Path(sys.argv[1]))
+np.save(sys.argv[2], np.array([mean_vector(weights, MINILM, each) for each in json.load(sys.stdin)]))
+"""
+    subprocess.run(
+        [sys.executable, "-c", code, str(weights), str(target)],
+        input=json.dumps(tokens),
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+        cwd=CHECKOUT,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    found: npt.NDArray[np.float32] = np.load(target)
+    return found
 
 
 def test_there_are_texts_of_every_kind() -> None:

@@ -136,6 +136,40 @@ print(len(os.listdir("/proc/self/task")))
     assert int(done.stdout) <= int(alone.stdout), (done.stdout, alone.stdout)
 
 
+# Long texts
+
+
+def test_texts_are_read_in_groups_and_come_in_order(tmp_path: Path) -> None:
+    made = tokenizer(tmp_path)
+    texts = ["pump", "valve " * 9000, "motor", "x" * (room.READ_CHARACTERS + 1), "", "camera " * 9000, "belt"]
+    rows = made.texts(texts, 100_000)
+    assert [each.whole - made._text.added for each in rows] == [1, 9000, 1, 1, 0, 9000, 1]
+    assert all(each.counted for each in rows)
+    assert rows[4].tokens.tolist() == [CLS, SEP]
+
+
+def test_of_a_text_that_is_far_too_long_only_the_start_is_read(tmp_path: Path) -> None:
+    made = tokenizer(tmp_path)
+    text = "the pump stops " * 200_000
+    [row] = made.texts([text], 48)
+    assert not row.counted
+    assert 48 < row.whole < 20_000
+    assert row.tokens == made.texts([text[:1000]], 48)[0].tokens
+    [pair] = made.pairs("why", [text], 48)
+    assert not pair.counted
+    assert pair.tokens == made.pairs("why", [text[:1000]], 48)[0].tokens
+
+
+def test_of_a_text_of_few_tokens_enough_is_read(tmp_path: Path) -> None:
+    made = tokenizer(tmp_path)
+    late = " " * 3 * room.READ_CHARACTERS + "pump"
+    [row] = made.texts([late], 48)
+    assert row.counted
+    assert row.tokens.tolist() == [CLS, IDS["pump"], SEP]
+    [never] = made.texts([" " * room.MOST_CHARACTERS + "pump"], 48)
+    assert not never.counted
+
+
 # Hostile files
 
 

@@ -242,9 +242,10 @@ class OnnxEncoder:
         for index, row in enumerate(rows):
             if not row.tokens:
                 raise InvalidRequestError(f"{place.format(index)} has no tokens.", param=param, code="empty_prompt")
-            if row.whole > self.longest_input and not truncate:
+            if _is_cut(row) and not truncate:
+                count = f"{row.whole}" if row.counted else f"over {row.whole}"
                 raise InvalidRequestError(
-                    f"{place.format(index)} has {row.whole} tokens; {self.name} reads up to {self.longest_input}.",
+                    f"{place.format(index)} has {count} tokens; {self.name} reads up to {self.longest_input}.",
                     advice=TOO_LONG_ADVICE,
                     param=param,
                     code="context_length_exceeded",
@@ -255,7 +256,11 @@ class OnnxEncoder:
 
 
 def _cut(rows: Sequence[Row]) -> list[int]:
-    return [index for index, row in enumerate(rows) if row.whole > len(row.tokens)]
+    return [index for index, row in enumerate(rows) if _is_cut(row)]
+
+
+def _is_cut(row: Row) -> bool:
+    return row.whole > len(row.tokens) or not row.counted
 
 
 # Preparation

@@ -20,6 +20,10 @@ from appliance.core.errors import ApplianceError, EngineError, ModelFileError
 LARGEST_FILE = 64 * 2**20
 """Bytes of a `tokenizer.json`; that of a vocabulary of 250,000 tokens has 17 MB."""
 LARGEST_ID = 2**31 - 1
+READ_CHARACTERS = 65_536
+"""Characters that are tokenized together: the library needs some 110 bytes for each meanwhile."""
+MOST_CHARACTERS = 16 * READ_CHARACTERS
+"""Characters of a text after which it counts as too long, however few tokens they are."""
 _LONG = 48
 _SAMPLES = ("", "Hello, world! 你好，世界。 1.5", *(character * _LONG + "!" for character in "a1 é你\n"))
 
@@ -31,11 +35,21 @@ class Row:
     Attributes:
         types: Each token's segment, or None if all are 0.
         whole: Tokens before it was cut to `tokens`.
+        counted: Whether those are all; of a text that is far too long only the start is read.
     """
 
     tokens: array[int]
     types: array[int] | None
     whole: int
+    counted: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A text's own tokens, and whether they are all."""
+
+    tokens: array[int]
+    counted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +71,14 @@ class _Template:
     def added(self) -> int:
         return sum(len(each.tokens) for each in self.pieces)
 
-    def around(self, texts: Sequence[array[int]], whole: int) -> Row:
+    def around(self, texts: Sequence[_Text], kept: Sequence[int]) -> Row:
+        """Return the row of texts of which so much is kept."""
         tokens, types = self.pieces[0].tokens[:], self.pieces[0].types[:]
-        for text, segment, piece in zip(texts, self.segments, self.pieces[1:], strict=True):
-            tokens += text + piece.tokens
-            types += array("i", [segment]) * len(text) + piece.types
-        return Row(tokens, types if any(types) else None, whole)
+        for text, count, segment, piece in zip(texts, kept, self.segments, self.pieces[1:], strict=True):
+            tokens += text.tokens[:count] + piece.tokens
+            types += array("i", [segment]) * min(count, len(text.tokens)) + piece.types
+        whole = self.added + sum(len(each.tokens) for each in texts)
+        return Row(tokens, types if any(types) else None, whole, all(each.counted for each in texts))
 
 
 class TextTokenizer:
@@ -113,7 +129,7 @@ class TextTokenizer:
         """
         room = longest - self._text.added
         texts = [self._prompt + each for each in texts] if self._prompt else texts
-        return [self._text.around([each[:room]], self._text.added + len(each)) for each in self._plain(texts)]
+        return [self._text.around([each], [room]) for each in self._plain(texts, longest)]
 
     def pairs(self, first: str, seconds: Sequence[str], longest: int) -> list[Row]:
         """Return the tokens of each pair as the model reads it; the longer text of one that is too long is cut first.
@@ -121,15 +137,35 @@ class TextTokenizer:
         Raises:
             EngineError: The tokenizer failed on them.
         """
-        added = self._pair.added
-        head, *tails = self._plain([first, *seconds])
-        rows = []
-        for tail in tails:
-            kept, rest = shares(len(head), len(tail), longest - added)
-            rows.append(self._pair.around([head[:kept], tail[:rest]], added + len(head) + len(tail)))
-        return rows
+        room = longest - self._pair.added
+        head, *tails = self._plain([first, *seconds], longest)
+        return [self._pair.around([head, tail], shares(len(head.tokens), len(tail.tokens), room)) for tail in tails]
 
-    def _plain(self, texts: Sequence[str]) -> list[array[int]]:
+    def _plain(self, texts: Sequence[str], longest: int) -> list[_Text]:
+        """Return each text's own tokens: all, or of one that is far too long more than `longest`."""
+        found: list[_Text] = []
+        group: list[str] = []
+        room = READ_CHARACTERS
+        for text in texts:
+            if len(text) > room:
+                found += [_Text(each) for each in self._read(group)]
+                group, room = [], READ_CHARACTERS
+            if len(text) > READ_CHARACTERS:
+                found.append(self._start(text, longest))
+            else:
+                group.append(text)
+                room -= len(text)
+        return found + [_Text(each) for each in self._read(group)]
+
+    def _start(self, text: str, longest: int) -> _Text:
+        size = READ_CHARACTERS
+        [tokens] = self._read([text[:size]])
+        while len(tokens) <= longest and size < min(len(text), MOST_CHARACTERS):
+            size *= 2
+            [tokens] = self._read([text[:size]])
+        return _Text(tokens, counted=size >= len(text))
+
+    def _read(self, texts: Sequence[str]) -> list[array[int]]:
         texts = [each.lower() for each in texts] if self._lower_case else texts
         with _ours(EngineError, "The model's tokenizer failed"):
             found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
