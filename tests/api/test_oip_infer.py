@@ -439,3 +439,20 @@ def test_many_large_bodies_together_are_refused() -> None:
         pass
     with budget.hold(10_000_000):
         pass
+
+
+async def test_a_client_that_leaves_in_its_answer_is_no_mistake_of_ours(
+    box: ScriptedBox, caplog: pytest.LogCaptureFixture
+) -> None:
+    size = 16 * 1024 * 1024
+    tensor = {**BINARY_INPUT, "shape": [size // 4], "parameters": {"binary_data_size": size}}
+    text = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    head = f"POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nInference-Header-Content-Length: {len(text)}\r\n"
+    for read in (1, 100_000, 5_000_000):
+        async with wire(box) as peer:
+            await peer.send(f"{head}Content-Length: {len(text) + size}\r\n\r\n".encode() + text + bytes(size))
+            await peer.reader.readexactly(read)
+            peer.writer.transport.abort()
+    await until(lambda: "appliance_http_requests_in_progress 0.0" in box.metrics.render().decode())
+    assert (await infer(box, {"inputs": [TENSOR]})).status == 200
+    assert [each.getMessage() for each in caplog.records if each.levelname in ("ERROR", "CRITICAL")] == []

@@ -168,7 +168,7 @@ def _piece(text: bytes, dtype: np.dtype[Any]) -> NDArray[Any] | None:
         numbers = simdjson.Parser().parse(text)
         assert isinstance(numbers, simdjson.Array)
         wide: NDArray[Any] = np.frombuffer(numbers.as_buffer(of_type=kind), widest)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RuntimeError):  # the last for whole numbers of more than 64 bits
         return None
     if dtype.itemsize == 8 or wide.size == 0:
         return wide
