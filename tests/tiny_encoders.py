@@ -181,6 +181,19 @@ def read_safetensors(path: Path) -> dict[str, npt.NDArray[Any]]:
     return tensors
 
 
+def write_safetensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write a file of tensors, with the header that PyTorch's have."""
+    names = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(np.int64): "I64"}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    body = b""
+    for name, values in tensors.items():
+        offsets = [len(body), len(body) + values.nbytes]
+        header[name] = {"dtype": names[values.dtype], "shape": list(values.shape), "data_offsets": offsets}
+        body += values.tobytes()
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
+
+
 # The graph
 
 

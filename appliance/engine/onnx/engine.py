@@ -186,7 +186,7 @@ class OnnxEngine:
         """Return each item's result. Leaving cancels what has not run, and nobody else notices.
 
         Args:
-            items: One or more.
+            items: In any number; of none nothing is evaluated.
             collation: How they become arrays; the same object for all that may share batches.
             priority: Who comes first.
             deadline_s: Seconds from now after which the work is given up.
@@ -198,6 +198,8 @@ class OnnxEngine:
             InvalidRequestError: An item's values cannot be given to the model.
             EngineError: The model failed on an item, or the thread has ended.
         """
+        if not items:
+            return []
         now = time.monotonic()
         trial = self._admit(now)
         answer: asyncio.Future[list[Any]] = self._loop.create_future()
