@@ -114,8 +114,7 @@ def import_file(
     """
     from appliance.cli.progress import ProgressReport
     from appliance.registry.install import import_adapter, import_model
-    from appliance.registry.install_onnx import import_onnx
-    from appliance.registry.onnx_folder import is_onnx
+    from appliance.registry.onnx_graph import is_onnx
 
     if base and version:
         raise InvalidRequestError(
@@ -134,6 +133,8 @@ def import_file(
         if base:
             installed = import_adapter(path, registry, base=base, name=name, licence=licence, progress=progress)
         elif takes_onnx:
+            from appliance.registry.install_onnx import import_onnx  # only now: onnx takes 0.2 s
+
             installed = import_onnx(
                 path, registry, file=file, name=name, version=version, licence=licence, task=task, progress=progress
             )

@@ -19,7 +19,8 @@ from appliance.registry.files import Progress, no_progress, sha256_of, storage_e
 from appliance.registry.install import PROGRAM_BYTES, Installed
 from appliance.registry.manifest import Manifest, check_licence
 from appliance.registry.naming import checked_name, licence_of, name_from, version_of
-from appliance.registry.onnx_folder import OnnxModel, find_companions, find_external, find_graph, read_model
+from appliance.registry.onnx_folder import OnnxModel, find_companions, find_external, read_model
+from appliance.registry.onnx_graph import find_graph
 from appliance.registry.onnx_header import read_onnx
 from appliance.registry.roles import MODEL
 from appliance.registry.sources import local

@@ -12,14 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.core.errors import InvalidRequestError, ModelFileError
+from appliance.core.errors import ModelFileError
 from appliance.registry.files import storage_errors
 from appliance.registry.onnx_header import OnnxHeader, check_external, read_onnx
 from appliance.registry.onnx_purpose import COMPANIONS, Purpose, read_purpose
 from appliance.registry.roles import check_path_roles
-
-GRAPH_SUFFIX = ".onnx"
-MAX_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,44 +25,6 @@ class OnnxModel:
 
     header: OnnxHeader
     purpose: Purpose
-
-
-def is_onnx(path: Path) -> bool:
-    """Tell whether a path is an ONNX file, or a folder with one and without GGUF files."""
-    with storage_errors(path):
-        if not path.is_dir():
-            return path.suffix.lower() == GRAPH_SUFFIX
-        return not any(each.suffix.lower() == ".gguf" for each in path.iterdir()) and bool(_graphs(path))
-
-
-def find_graph(path: Path, file: str | None = None) -> Path:
-    """Return the graph: the file itself, the folder's only one, or the one named `file` in the folder.
-
-    Raises:
-        InvalidRequestError: There is none or more than one, or `file` is none of them.
-    """
-    with storage_errors(path):
-        if not path.is_dir():
-            if file is not None:
-                raise InvalidRequestError(
-                    f"{path} is a file, so --file {file!r:.80} has no meaning.", advice="Name the folder.", param="file"
-                )
-            return path
-        found = _graphs(path)
-    names = [str(each.relative_to(path)) for each in found]
-    if file is not None and file in names:
-        return path / file
-    shown = ", ".join(names[:MAX_SHOWN]) + (f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else "")
-    if file is not None:
-        raise InvalidRequestError(
-            f"The folder {path} has no ONNX file {file!r:.80}; it has: {shown or 'none'}.", param="file"
-        )
-    if len(found) != 1:
-        raise InvalidRequestError(
-            f"The folder {path} holds {len(found)} ONNX files ({shown or 'none'}); it must be one.",
-            advice="Choose one: appliance models import FOLDER --file NAME" if found else "Name another folder.",
-        )
-    return found[0]
 
 
 def find_companions(path: Path, graph: Path) -> dict[str, Path]:
@@ -119,8 +78,3 @@ def read_model(graph: Path, files: Mapping[str, Path], task: str | None = None) 
     header = read_onnx(graph)
     check_external(header, files)
     return OnnxModel(header, read_purpose(header.signature, files, task))
-
-
-def _graphs(folder: Path) -> list[Path]:
-    found = [*folder.iterdir(), *((folder / "onnx").iterdir() if (folder / "onnx").is_dir() else ())]
-    return sorted(each for each in found if each.suffix.lower() == GRAPH_SUFFIX and each.is_file())

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import onnxruntime
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, SparseTensorProto, TensorProto, helper, numpy_helper
 
@@ -99,6 +99,7 @@ def test_data_outside_the_folder_is_refused(location: str) -> None:
         check_location(location)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="a./\\*:\0", max_size=10))
 def test_a_location_that_is_taken_stays_in_the_folder(location: str) -> None:
     try:

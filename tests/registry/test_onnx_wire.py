@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.core.errors import ModelFileError
@@ -29,7 +30,8 @@ def graph_of(content: bytes) -> bytes:
 
 
 def test_sound_models_are_taken(tmp_path: Path) -> None:
-    for number, write_model in enumerate((tabular, slow, stateful, write_encoder)):
+    writers: list[Callable[[Path], Path]] = [tabular, slow, stateful, write_encoder]
+    for number, write_model in enumerate(writers):
         check_messages(write_model(tmp_path / f"{number}.onnx").read_bytes())
     check_messages(b"")
 
@@ -83,6 +85,7 @@ def test_fields_of_a_fixed_length_are_skipped() -> None:
     check_messages(b"\xfd\x07" + bytes(4) + b"\xf9\x07" + bytes(8))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_random_bytes_are_taken_or_refused(content: bytes) -> None:
     with suppress(ModelFileError):
