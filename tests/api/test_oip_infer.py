@@ -395,9 +395,9 @@ async def test_a_compressed_request(box: ScriptedBox, encoding: str, pack: Any) 
     ("body", "encoding", "status", "problem"),
     [
         (b"no gzip", "gzip", 400, "cannot be decompressed"),
-        (gzip.compress(b"x" * 100)[:-4], "gzip", 400, "ends before"),
-        (gzip.compress(b"{}") + b"x", "gzip", 400, "something behind"),
-        (gzip.compress(bytes(5000)), "gzip", 413, "more than 4000 bytes"),
+        (gzip.compress(b"x" * 100, mtime=0)[:-4], "gzip", 400, "ends before"),
+        (gzip.compress(b"{}", mtime=0) + b"x", "gzip", 400, "something behind"),
+        (gzip.compress(bytes(5000), mtime=0), "gzip", 413, "more than 4000 bytes"),
         (b"x", "br", 415, "compressed ('br'). Send it as it is, or deflate, or gzip."),
     ],
 )
