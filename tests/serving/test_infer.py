@@ -249,7 +249,7 @@ async def test_a_model_that_fails_is_left_alone_for_a_while_and_the_others_serve
     def index(number: int) -> TensorRequest:
         return TensorRequest("fallible", "", [Tensor("index", Datatype.INT64, np.full((1, 1), number))])
 
-    async with serving(box, circuit_failures=2, circuit_open_s=0.2) as floor:
+    async with serving(box, circuit_failures=2, circuit_open_s=2) as floor:
         for _ in range(2):
             with pytest.raises(EngineError):
                 await floor.tensors.infer(index(99))

@@ -23,6 +23,7 @@ from appliance.observe.resources import memory
 from appliance.serving import embedders, loaded, tensor_models
 from appliance.serving.floor import ServingFloor
 from appliance.serving.readiness import Readiness
+from appliance.serving.room import nothing_to_spare
 from tests import tiny_onnx
 from tests.serving.conftest import DEADLINE_S, Box, serving, text_of
 
@@ -299,7 +300,7 @@ async def test_files_that_cannot_be_tidied_up_hold_up_no_load(
 
 async def test_a_session_that_dies_rests_and_is_loaded_afresh_while_others_go_on(tensor_box: Box) -> None:
     tensor_box.add_tensors("other", seed=1)
-    async with serving(tensor_box, circuit_open_s=0.2) as floor:
+    async with serving(tensor_box) as floor:
         await asyncio.gather(floor.tensors.infer(features()), floor.tensors.infer(features("other")))
         model = floor.tensor_models.find("table:1")
         assert model is not None
@@ -314,9 +315,8 @@ async def test_a_session_that_dies_rests_and_is_loaded_afresh_while_others_go_on
         assert "ended" in floor.tensor_models.state("table:1")[1]
         assert (await floor.tensors.infer(features("other"))).outputs
         assert Readiness(floor.tensor_models).health().ready
-        async with asyncio.timeout(DEADLINE_S):
-            while floor.tensor_models._rest("table:1"):  # noqa: ASYNC110  (time passes)
-                await asyncio.sleep(0.01)
+        rest = floor.tensor_models._rests["table:1"]
+        floor.tensor_models._rests["table:1"] = replace(rest, until=asyncio.get_running_loop().time())
         assert (await floor.tensors.infer(features())).outputs
 
 
@@ -448,10 +448,23 @@ async def test_what_is_loaded_only_after_the_end_is_unloaded_at_the_next(tensor_
 async def test_the_end_does_not_wait_for_an_unloading_that_does(tensor_box: Box) -> None:
     async with serving(tensor_box) as floor:
         registered = tensor_box.registry.resolve("table")
-        async with floor.tensor_models.lease(registered):
+        async with floor.tensor_models.lease(registered) as model:
             unloading = task(floor.tensors.unload("table"))
             async with asyncio.timeout(DEADLINE_S):
-                while floor.tensor_models.state("table:1")[0] != "UNLOADING":  # noqa: ASYNC110  (the same)
+                while not model.ending:  # noqa: ASYNC110  (the same)
                     await asyncio.sleep(0)
+                await asyncio.sleep(0)
             await floor.tensor_models.close()
             await unloading
+        async with asyncio.timeout(DEADLINE_S):
+            while "unload table:1" in [each.get_name() for each in asyncio.all_tasks()]:  # noqa: ASYNC110  (the same)
+                await asyncio.sleep(0)
+        assert floor.tensor_models.names == frozenset()
+
+
+async def test_a_kind_alone_has_nobody_to_ask_for_memory(tensor_box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_models, "memory", lambda: replace(memory(), available=0))
+    async with serving(tensor_box) as floor:
+        floor.tensor_models.ask_others = nothing_to_spare
+        with pytest.raises(UnavailableError, match="needs"):
+            await floor.tensors.infer(features())
