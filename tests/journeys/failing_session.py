@@ -23,7 +23,7 @@ def failing_run(self: OnnxSession, inputs: Any) -> Any:
             case "hang":
                 time.sleep(3600)
             case "die":
-                raise LookupError("planted by a test")
+                raise RuntimeError("planted by a test")
     return run(self, inputs)
 
 
