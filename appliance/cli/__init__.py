@@ -13,7 +13,7 @@ from appliance import __version__
 
 VERBS = {
     "serve": "Run the appliance: load the model and answer on the OpenAI API.",
-    "models": "Find, download, import, check, tune and remove models.",
+    "models": "Find, download, import, check, tune, quantize and remove models.",
     "chat": "Talk to a model in the terminal.",
     "keys": "Create, list and revoke API keys.",
     "config": "Show every setting with its effective value and where it came from.",

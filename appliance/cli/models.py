@@ -1,4 +1,4 @@
-"""`appliance models`: find, download, import, check, tune and remove models."""
+"""`appliance models`: find, download, import, check, tune, quantize and remove models."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import msgspec
 
 from appliance.cli.model_documents import document, entry_document, finding_document, megabytes, print_fields
 from appliance.cli.options import Context, verb_options
+from appliance.cli.quantize import quantize
 from appliance.cli.server import open_client, server_options
 from appliance.cli.tables import print_table
 from appliance.core.errors import InvalidRequestError, NotFoundError, StorageError
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 
 @click.group(epilog="Start with: appliance models pull smollm2-135m-instruct")
 def command() -> None:
-    """Find, download, import, check, tune and remove models."""
+    """Find, download, import, check, tune, quantize and remove models."""
+
+
+command.add_command(quantize)
 
 
 @command.command(epilog="Example: appliance models catalog --json")

@@ -113,7 +113,8 @@ class TensorModelCard:
     Attributes:
         versions: Every registered version of the name, oldest first.
         platform: As in the protocol, for example `onnxruntime_onnx`.
-        properties: What it runs with: execution providers in order, precision, threads; empty while not loaded.
+        properties: What it runs with: execution providers in order, precision, threads; and, each behind `metadata.`,
+            what the publisher wrote into its file. Empty while not loaded.
     """
 
     name: str

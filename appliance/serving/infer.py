@@ -17,6 +17,7 @@ from appliance.core.tensors import (
     TensorResult,
     TensorStatistics,
 )
+from appliance.engine.onnx.engine import OnnxEngine
 from appliance.engine.onnx.work import Arrays
 from appliance.registry.versions import RegisteredModel, Registry
 from appliance.serving.purposes import ONNX
@@ -54,7 +55,7 @@ class TensorInference:
             versions=tuple(each.version for each in versions),
             platform=PLATFORM,
             signature=_signature(registered),
-            properties={} if loaded is None else loaded.engine.properties,
+            properties={} if loaded is None else _properties(loaded.engine),
         )
 
     def is_ready(self, model: str, version: str = "") -> bool:
@@ -177,6 +178,11 @@ def _no_model(registered: Sequence[RegisteredModel], wanted: str) -> NotFoundErr
 def _signature(registered: RegisteredModel) -> ModelSignature:
     assert registered.signature is not None, "every model of the kind onnx is registered with one"
     return registered.signature
+
+
+def _properties(engine: OnnxEngine) -> dict[str, str]:
+    written = {f"metadata.{name}": text for name, text in engine.metadata.items()}
+    return {**written, **engine.properties}
 
 
 def _by_name(tensors: Sequence[Tensor]) -> Arrays:

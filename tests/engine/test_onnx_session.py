@@ -10,13 +10,15 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 from appliance.core.errors import EngineError, InvalidRequestError, ModelFileError, SettingsError
 from appliance.core.tensors import Datatype
 from appliance.engine.onnx.config import SessionConfig
 from appliance.engine.onnx.providers import CPU
-from appliance.engine.onnx.session import MOST_REASON_CHARACTERS, OnnxSession, reason
+from appliance.engine.onnx.session import MOST_METADATA_CHARACTERS, MOST_REASON_CHARACTERS, OnnxSession, reason
 from appliance.engine.onnx.signature import DTYPES, Argument, Inputs
 from tests import tiny_onnx
 from tests.tiny_onnx import BATCH, ELEMENT_TYPES, tensor, write
@@ -101,6 +103,39 @@ def test_the_session_says_what_it_runs_on(path: Path) -> None:
     session = opened(tiny_onnx.tabular(path))
     assert session.providers == (CPU,)
     assert session.on_cpu
+
+
+def test_what_the_publisher_wrote_into_the_file_is_told(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert opened(tiny_onnx.tabular(path)).metadata == {}
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {"character": "a\nb\n水", "": "nameless"})
+    onnx.save(model, path)
+    assert opened(path).metadata == {"character": "a\nb\n水", "": "nameless"}
+    onnx.helper.set_model_props(model, {"character": "a" * (MOST_METADATA_CHARACTERS + 1)})
+    onnx.save(model, path)
+    assert opened(path).metadata == {}
+    assert "left out" in caplog.text
+
+
+def test_metadata_that_is_no_text_is_left_out(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = onnx.load(tiny_onnx.tabular(path))
+    onnx.helper.set_model_props(model, {"character": "@@@@"})
+    path.write_bytes(model.SerializeToString().replace(b"@@@@", b"\xff\xfe@@"))
+    try:
+        assert opened(path).metadata == {}
+        assert "no UTF-8" in caplog.text
+    except ModelFileError:
+        pass  # some versions of onnxruntime refuse such a file
+
+
+def test_dimensions_without_a_name_are_not_the_same(path: Path) -> None:
+    """Paddle's exporter writes `?` for each that it does not know."""
+    shape = (BATCH, "?", "?")
+    node = helper.make_node("Identity", ["x"], ["y"])
+    session = opened(write(path, [node], [tensor("x", "FP32", shape)], [tensor("y", "FP32", shape)]))
+    given = {"x": np.zeros((1, 2, 3), np.float32)}
+    session.inputs.check(given, ())
+    assert session.run(given)["y"].shape == (1, 2, 3)
 
 
 def test_a_closed_session_is_closed_twice(path: Path) -> None:

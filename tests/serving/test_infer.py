@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from appliance.core.errors import (
@@ -154,6 +155,20 @@ async def test_the_card_tells_the_signature_at_once_and_the_providers_when_loade
         loaded = floor.tensors.card("pair")
         assert loaded.signature == card.signature
         assert "CPUExecutionProvider" in " ".join(loaded.properties.values())
+
+
+async def test_what_the_publisher_wrote_into_the_file_is_told_beside_it(box: Box) -> None:
+    path = tiny_onnx.tabular(box.folder / "reader.onnx")
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {"character": "a\n水", "execution_providers": "none"})
+    onnx.save(model, path)
+    box.add_onnx("reader", path)
+    async with serving(box) as floor:
+        await floor.tensors.load("reader")
+        told = floor.tensors.card("reader").properties
+        assert told["metadata.character"] == "a\n水"
+        assert told["metadata.execution_providers"] == "none"
+        assert told["execution_providers"] == "CPUExecutionProvider"
 
 
 async def test_the_index_has_every_version_and_its_state(pair_box: Box) -> None:

@@ -133,6 +133,11 @@ class OnnxEngine:
             properties["precision"] = self.config.precision
         return MappingProxyType(properties)
 
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Return what the file's publisher wrote into it."""
+        return MappingProxyType(self._ready.result().metadata)
+
     # Work
 
     @property

@@ -31,6 +31,8 @@ MOST_REASON_CHARACTERS = 300
 WARM_UP_SIZES = (8, 64, 1)
 """What free dimensions are set to in turn, until the model takes it; the batch is 1."""
 MOST_WARM_UP_ELEMENTS = 2**24
+MOST_METADATA_CHARACTERS = 2**20
+"""Of what a model's publisher wrote into its file; the 18,708 characters of a text recogniser are 37,415."""
 FATAL = 4
 """The log severity at which onnxruntime says nothing: what matters comes as an exception, too."""
 
@@ -42,6 +44,7 @@ class OnnxSession:
         inputs: What it takes, and the check of it.
         providers: What onnxruntime really runs it on, first choice first.
         on_cpu: Whether that is the CPU alone.
+        metadata: What the file's publisher wrote into it, such as the characters that a text recogniser knows.
     """
 
     def __init__(self, path: Path, config: SessionConfig) -> None:
@@ -67,6 +70,7 @@ class OnnxSession:
                     code="provider_failed",
                 )
             LOGGER.warning("onnxruntime could not start %s; models run on the rest", ", ".join(missing))
+        self.metadata = _metadata(self._session)
         self.inputs = Inputs(_arguments(self._session.get_inputs()), _arguments(self._session.get_outputs()))
         specs = (*self.signature.inputs, *self.signature.outputs)
         self._output_names = [each.name for each in self.signature.outputs]
@@ -240,14 +244,29 @@ def _is_automatic(config: SessionConfig) -> bool:
     return config.providers.strip().lower() == "auto"
 
 
+def _metadata(session: Any) -> dict[str, str]:
+    try:
+        entries: dict[str, str] = session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError:
+        LOGGER.warning("the model's metadata is no UTF-8 text, and is left out")
+        return {}
+    if sum(len(key) + len(value) for key, value in entries.items()) > MOST_METADATA_CHARACTERS:
+        LOGGER.warning("the model's metadata has more than %s characters, and is left out", MOST_METADATA_CHARACTERS)
+        return {}
+    return entries
+
+
 def _arguments(found: Sequence[Any]) -> list[Argument]:
     return [Argument(each.name, each.type, tuple(_dimension(size) for size in each.shape)) for each in found]
 
 
 def _dimension(size: Any) -> Dimension:
-    """Return a dimension as a file may write it: a free one has a name, nothing, or a number that is no size."""
+    """Return a dimension as a file may write it: a free one has a name, nothing, or a number that is no size.
+
+    Paddle's exporter writes `?` for each that it does not know, so that is not one name.
+    """
     if isinstance(size, str):
-        return size or None
+        return size if size not in ("", "?") else None
     return size if isinstance(size, int) and size >= 0 else None
 
 
