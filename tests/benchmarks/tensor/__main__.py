@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
@@ -125,7 +126,8 @@ def registered_models(data: Path) -> Models:
         registry = open_registry(settings, database)
         models = _files(registry, data / "derived")
         models.write()
-        missing = [name for name in DERIVED if not any(each.name == name for each in registry.list())]
+        known = {(each.name, file.sha256) for each in registry.list() for file in each.files}
+        missing = [name for name in DERIVED if (name, sha256(models.path(name).read_bytes()).hexdigest()) not in known]
     finally:
         database.close()
     for name in missing:

@@ -122,28 +122,27 @@ class Appliance(ServingPeer):
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """How MLServer batches the requests for encoders.
+    """How MLServer evaluates.
 
     Attributes:
+        lanes: Evaluations at once, which share the threads.
         workers: Processes that evaluate; 0 is the server's own.
         rows: Most requests of a batch; 0 batches nothing.
         wait_s: Longest time that a batch waits for more.
     """
 
+    lanes: int
     workers: int
     rows: int
     wait_s: float
 
     def __str__(self) -> str:
         batches = f"batches of up to {self.rows} within {self.wait_s:g} s" if self.rows else "no batches"
-        return f"parallel_workers {self.workers}, {batches}"
+        return f"parallel_workers {self.workers}, {batches} of encoders, {self.lanes} evaluations at once"
 
 
-TUNINGS = [
-    Tuning(0, 0, 0),
-    *(Tuning(workers, rows, wait_s) for workers in (0, 1) for rows, wait_s in ((8, 0.01), (16, 0.02), (32, 0.05))),
-]
-"""What is tried before MLServer is measured."""
+BATCHINGS = ((0, 0.0), (8, 0.01), (16, 0.02), (32, 0.05))
+"""What is tried before MLServer is measured: most requests of a batch, and how long it waits for them."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ class MLServer(ServingPeer):
     """The package, with a runtime for ONNX files as its manual tells to write one."""
 
     program: Path
-    tuning: Tuning = Tuning(0, 16, 0.02)
+    tuning: Tuning = Tuning(lanes=1, workers=0, rows=8, wait_s=0.01)
 
     @property
     def name(self) -> str:
@@ -159,7 +158,22 @@ class MLServer(ServingPeer):
 
     @property
     def about(self) -> str:
-        return f"mlserver start with {self.tuning}, debug and metrics off, sessions of {self.threads} threads"
+        return f"mlserver start; {self.tuning}, {self.session_threads} threads each; debug and metrics off"
+
+    @property
+    def session_threads(self) -> int:
+        """Return the threads of one evaluation."""
+        return max(1, self.threads // self.tuning.lanes)
+
+    @property
+    def candidates(self) -> list[Tuning]:
+        """Return what is tried before it is measured: one evaluation with all threads, or as many as there are."""
+        return [
+            Tuning(lanes, workers, rows, wait_s)
+            for lanes in sorted({1, self.threads})
+            for workers in (0, 1)
+            for rows, wait_s in BATCHINGS
+        ]
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Server]:
@@ -191,11 +205,12 @@ class MLServer(ServingPeer):
             folder = home / name
             folder.mkdir()
             shutil.copyfile(RUNTIME, folder / RUNTIME.name)
+            extra = {"threads": self.session_threads, "lanes": self.tuning.lanes}
             batching = {"max_batch_size": self.tuning.rows, "max_batch_time": self.tuning.wait_s}
             model = {
                 "name": name,
                 "implementation": f"{RUNTIME.stem}.OnnxModel",
-                "parameters": {"uri": str(self.models.path(name)), "extra": {"threads": self.threads}},
+                "parameters": {"uri": str(self.models.path(name)), "extra": extra},
                 **(batching if name in BATCHED else {}),
             }
             (folder / "model-settings.json").write_bytes(msgspec.json.encode(model))
