@@ -127,7 +127,10 @@ def table_of(result: Result) -> tuple[list[str], list[list[str]]]:
     names = list(dict.fromkeys(name for each in result.comparisons for name in each.values))
     alike = all((each.baseline, each.compared) == (result.baseline, "ratio") for each in result.comparisons)
     headings = ["", "Unit", *names, f"Ratio to {result.baseline}" if alike else "Compared", "Target", "Verdict"]
-    return headings, [_row(each, names, say_what=not alike) for each in result.comparisons]
+    rows = [_row(each, names, say_what=not alike) for each in result.comparisons]
+    if not result.baseline and alike:  # nothing is compared
+        return headings[:-3], [row[:-3] for row in rows]
+    return headings, rows
 
 
 def _row(comparison: Comparison, names: Sequence[str], *, say_what: bool) -> list[str]:

@@ -104,3 +104,8 @@ def test_a_contestant_without_a_quantity_has_an_empty_cell() -> None:
     other = [Sample({})]
     result = compare(FIRST_TOKEN, {OURS: samples(3), "llama-server": other})
     assert table_of(result)[1] == [[ONE, "s", "3", "", "", ""]]
+
+
+def test_without_anything_to_compare_with_there_are_only_values() -> None:
+    result = compare(replace(compared_as(target=None), baseline=""), {OURS: samples(3)})
+    assert table_of(result) == (["", "Unit", OURS], [[ONE, "s", "3"]])

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import cycle
 
 from appliance.bench.client import Connection, ConnectionLostError, Response
+from appliance.bench.server import Server
 from appliance.bench.streams import deadline
 
 TIMEOUT_S = 600.0
@@ -48,10 +49,11 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Steady:
-    """What a load came to: answers a second, and the seconds of each."""
+    """What a load came to: answers a second, the seconds of each, and the CPU seconds of the server for each."""
 
     rate: float
     times: list[float]
+    cpu_s: float
 
 
 @asynccontextmanager
@@ -80,15 +82,16 @@ async def offering(port: int, path: str, bodies: Sequence[bytes], clients: int) 
 
 
 async def offer(
-    port: int, path: str, bodies: Sequence[bytes], *, clients: int, warm_s: float, steady_s: float
+    server: Server, path: str, bodies: Sequence[bytes], *, clients: int, warm_s: float, steady_s: float
 ) -> Steady:
     """Keep clients busy for a while, of which the first `warm_s` seconds do not count. Raises as `offering`."""
-    async with offering(port, path, bodies, clients) as load:
+    async with offering(server.port, path, bodies, clients) as load:
         await asyncio.sleep(warm_s)
-        begin = time.perf_counter()
+        begin, cpu_s = time.perf_counter(), server.cpu_s()
         await asyncio.sleep(steady_s)
-        end = time.perf_counter()
-    return Steady(load.rate(begin, end), load.times(begin, end))
+        end, cpu_s = time.perf_counter(), server.cpu_s() - cpu_s
+    times = load.times(begin, end)
+    return Steady(load.rate(begin, end), times, cpu_s / len(times))
 
 
 async def once(port: int, path: str, body: bytes) -> Response:

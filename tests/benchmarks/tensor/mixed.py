@@ -77,5 +77,6 @@ WORKLOAD = Workload(
         Quantity(EMBEDDED, "1/s", "least", None),
     ],
     measure=measure,
+    baseline="",
     contestants=ours_alone,
 )

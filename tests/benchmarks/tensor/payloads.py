@@ -59,7 +59,7 @@ async def measure_binary(trial: Trial) -> Sample:
         UP: Exchange(*_with_head(binary_head(array, "x", "first"), content), megabytes, 1),
         DOWN: Exchange(infer(RAMP), [ramp_body(array.shape)], "", megabytes, array.nbytes),
     }
-    return Sample(await _measure(trial, exchanges))
+    return await _measure(trial, exchanges)
 
 
 async def measure_json(trial: Trial) -> Sample:
@@ -67,17 +67,20 @@ async def measure_json(trial: Trial) -> Sample:
     array = np.random.default_rng(trial.corpus.run).standard_normal((1, trial.effort.json_elements), np.float32)
     body = tensors({"x": array}, ["y"])
     exchange = Exchange(infer(ECHO), [body], "", 2 * array.nbytes / MEGABYTE, array.size)
-    return Sample(await _measure(trial, {JSON: exchange}))
+    return await _measure(trial, {JSON: exchange})
 
 
-async def _measure(trial: Trial, exchanges: dict[str, Exchange]) -> dict[str, float]:
+async def _measure(trial: Trial, exchanges: dict[str, Exchange]) -> Sample:
     assert isinstance(trial.peer, ServingPeer)
-    values = {}
+    values, cpu_ms = {}, {}
     async with trial.peer.running() as server:
         for name, exchange in exchanges.items():
+            await asyncio.to_thread(_median_s, server.port, exchange, WARMING)
+            cpu_s = server.cpu_s()
             seconds = await asyncio.to_thread(_median_s, server.port, exchange, trial.effort.payloads)
             values[name] = exchange.megabytes / seconds
-    return values
+            cpu_ms[name] = 1e3 * (server.cpu_s() - cpu_s) / trial.effort.payloads
+    return Sample(values, {"server_cpu_ms": cpu_ms})
 
 
 def _with_head(head: bytes, content: memoryview) -> tuple[str, Sequence[bytes | memoryview], str]:
@@ -87,11 +90,11 @@ def _with_head(head: bytes, content: memoryview) -> tuple[str, Sequence[bytes | 
 def _median_s(port: int, exchange: Exchange, count: int) -> float:
     times = []
     with Wire(port, most_bytes=64 * MEGABYTE) as wire:
-        for _ in range(WARMING + count):
+        for _ in range(count):
             seconds, body = wire.post(exchange.path, exchange.parts, exchange.headers)
             times.append(seconds)
             _check(body, exchange)
-    return median(times[WARMING:])
+    return median(times)
 
 
 def _check(body: memoryview, exchange: Exchange) -> None:

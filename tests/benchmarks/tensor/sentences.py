@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from appliance.bench.server import Server
 from appliance.bench.statistics import quantile
 from tests.benchmarks.tensor import raw
-from tests.benchmarks.tensor.load import offer, once
+from tests.benchmarks.tensor.load import Steady, offer, once
 from tests.benchmarks.tensor.models import EMBEDDING, ENCODER, HIDDEN_STATE, POOLED
 from tests.benchmarks.tensor.peers import MLSERVER, RAW, Appliance, MLServer, ServingPeer
 from tests.benchmarks.tensor.requests import (
@@ -75,17 +75,20 @@ async def measure(trial: Trial) -> Sample:
     """Measure one contestant."""
     if not isinstance(trial.peer, ServingPeer):
         return await _measure_raw(trial)
-    values: dict[str, float] = {}
+    doors = (EMBEDDED, HIDDEN, TEXT) if isinstance(trial.peer, Appliance) else (EMBEDDED, HIDDEN)
     async with trial.peer.running() as server:
-        for door in (EMBEDDED, HIDDEN, TEXT) if isinstance(trial.peer, Appliance) else (EMBEDDED, HIDDEN):
-            values |= await _measure_door(server, door, trial.corpus)
-    return Sample({TEXT.name: values[EMBEDDED.name], TEXT.tail: values[EMBEDDED.tail], **values})
+        loads = {door: await _measure_door(server, door, trial.corpus) for door in doors}
+    loads.setdefault(TEXT, loads[EMBEDDED])
+    rates = {door.name: load.rate for door, load in loads.items()}
+    tails = {door.tail: 1e3 * quantile(load.times, 0.99) for door, load in loads.items()}
+    details = {"server_cpu_ms": {door.name: 1e3 * load.cpu_s for door, load in loads.items()}}
+    return Sample({**rates, **tails}, details)
 
 
 async def throughput(peer: MLServer, corpus: Corpus) -> float:
     """Return the embeddings a second that MLServer reaches with a tuning."""
     async with peer.running() as server:
-        return (await _measure_door(server, EMBEDDED, corpus))[EMBEDDED.name]
+        return (await _measure_door(server, EMBEDDED, corpus)).rate
 
 
 async def _measure_raw(trial: Trial) -> Sample:
@@ -105,15 +108,14 @@ async def _measure_raw(trial: Trial) -> Sample:
     return Sample(values, details)
 
 
-async def _measure_door(server: Server, door: Door, corpus: Corpus) -> dict[str, float]:
+async def _measure_door(server: Server, door: Door, corpus: Corpus) -> Steady:
     bodies, effort = door.bodies(corpus), corpus.effort
     answer = (await once(server.port, door.path, bodies[0])).body
     if door is not HIDDEN:
         check_embedding(vector_of_tensors(answer) if door.output else vector_of_embeddings(answer))
-    load = await offer(
-        server.port, door.path, bodies, clients=effort.clients, warm_s=effort.warm_s, steady_s=effort.steady_s
+    return await offer(
+        server, door.path, bodies, clients=effort.clients, warm_s=effort.warm_s, steady_s=effort.steady_s
     )
-    return {door.name: load.rate, door.tail: 1e3 * quantile(load.times, 0.99)}
 
 
 def _beside_mlserver(door: Door) -> list[Quantity]:

@@ -30,8 +30,11 @@ async def measure(trial: Trial) -> Sample:
     features = [0.25 * number for number in range(TABULAR_FEATURES)]
     if isinstance(trial.peer, ServingPeer):
         async with trial.peer.running() as server:
+            await asyncio.to_thread(_times, server.port, features, WARMING)
+            cpu_s = server.cpu_s()
             times = await asyncio.to_thread(_times, server.port, features, trial.effort.singles)
-        return Sample({MEDIAN: 1e3 * median(times), TAIL: 1e3 * quantile(times, 0.99)})
+            details = {"server_cpu_ms": 1e3 * (server.cpu_s() - cpu_s) / len(times)}
+        return Sample({MEDIAN: 1e3 * median(times), TAIL: 1e3 * quantile(times, 0.99)}, details)
     job = raw.SingleJob(
         model=str(trial.peer.models.path(TABULAR)),
         threads=trial.peer.threads,
@@ -44,8 +47,7 @@ async def measure(trial: Trial) -> Sample:
 def _times(port: int, features: list[float], count: int) -> list[float]:
     body = tensors({"features": np.array([features], np.float32)}, ["probabilities"])
     with Wire(port) as wire:
-        times = [wire.post(infer(TABULAR), [body])[0] for _ in range(WARMING + count)]
-    return times[WARMING:]
+        return [wire.post(infer(TABULAR), [body])[0] for _ in range(count)]
 
 
 WORKLOAD = Workload(

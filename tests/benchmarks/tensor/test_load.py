@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import cast
 
 import pytest
 
 from appliance.bench.client import ConnectionLostError
+from appliance.bench.server import Server
 from appliance.bench.suite import ungrouped
 from tests.benchmarks.tensor.load import Load, offer, once
 from tests.benchmarks.tensor.wire import HEAD_BYTES, Wire
@@ -40,17 +43,27 @@ async def server(answer: Answer = echoed) -> AsyncIterator[int]:
         listener.close()
 
 
+def this_process(port: int) -> Server:
+    """Return a server whose CPU time is that of this process."""
+
+    class Process:
+        pid = os.getpid()
+
+    return Server(cast("asyncio.subprocess.Process", Process()), port)
+
+
 async def test_clients_are_kept_busy_and_what_they_saw_is_counted() -> None:
     async with server() as port:
-        load = await offer(port, "/", [b"[1]", b"[2]"], clients=3, warm_s=0.01, steady_s=0.05)
+        load = await offer(this_process(port), "/", [b"[1]", b"[2]"], clients=3, warm_s=0.01, steady_s=0.05)
     assert load.rate > 0
+    assert load.cpu_s >= 0
     assert all(0 < each < 5 for each in load.times)
 
 
 async def test_an_answer_that_is_an_error_ends_the_measurement() -> None:
     async with server(lambda body: echoed(b"broken", "500 Oops")) as port:
         with pytest.raises(ConnectionLostError, match="500: broken"), ungrouped():
-            await offer(port, "/", [b"{}"], clients=2, warm_s=0.01, steady_s=5.0)
+            await offer(this_process(port), "/", [b"{}"], clients=2, warm_s=0.01, steady_s=5.0)
         with pytest.raises(ConnectionLostError, match="500: broken"):
             await once(port, "/", b"{}")
 
