@@ -158,7 +158,7 @@ class MLServer(ServingPeer):
 
     @property
     def about(self) -> str:
-        return f"mlserver start; {self.tuning}, {self.session_threads} threads each; debug and metrics off"
+        return f"mlserver start; {self.tuning}, {self.session_threads} threads each; debug off"
 
     @property
     def session_threads(self) -> int:
@@ -194,7 +194,6 @@ class MLServer(ServingPeer):
             "http_port": http,
             "grpc_port": grpc,
             "metrics_port": metrics,
-            "metrics_endpoint": None,
             "metrics_dir": str(home / "metrics"),
             "environments_dir": str(home / "environments"),
             "parallel_workers": self.tuning.workers,
