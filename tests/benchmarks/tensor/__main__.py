@@ -70,7 +70,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    options.data = Path(os.environ["APPLIANCE_BENCHMARK_DATA"]).absolute()
+    options.data = Path(os.environ["BENCHMARK_DATA"]).absolute()
     return options
 
 
