@@ -27,3 +27,10 @@ def encoder_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [tensor(HIDDEN_STATE, "FP32", (*shape, WIDTH))],
         {"table": TABLE},
     )
+
+
+@pytest.fixture(autouse=True)
+def work_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let servers work in a folder of the test instead of the cache, where the peers stay."""
+    monkeypatch.setattr("tests.benchmarks.peers.cache_folder", lambda: tmp_path)
+    return tmp_path

@@ -10,6 +10,7 @@ from appliance.bench.requests import chat, check_complete, text_times
 from appliance.bench.server import Server
 from appliance.bench.statistics import quantile
 from appliance.bench.streams import stream_together
+from appliance.core.errors import UnavailableError
 from appliance.core.settings import Settings
 from tests.benchmarks.tensor.load import offering, once
 from tests.benchmarks.tensor.payloads import ours_alone
@@ -58,6 +59,8 @@ async def _stream(server: Server, number: int, tokens: int) -> Response:
 
 def _gaps(name: str, response: Response) -> dict[str, float]:
     gaps = [1e3 * (later - earlier) for earlier, later in pairwise(text_times(response))]
+    if not gaps:
+        raise UnavailableError("The tokens of a stream came all at once, so there is no time between them.")
     return {
         f"{name}, median": quantile(gaps, 0.5),
         f"{name}, 99th percentile": quantile(gaps, 0.99),
