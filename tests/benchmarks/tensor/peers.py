@@ -141,8 +141,8 @@ class Tuning:
         return f"parallel_workers {self.workers}, {batches} of encoders, {self.lanes} evaluations at once"
 
 
-BATCHINGS = ((0, 0.0), (8, 0.01), (16, 0.02), (32, 0.05))
-"""What is tried before MLServer is measured: most requests of a batch, and how long it waits for them."""
+BATCHINGS = {0: ((0, 0.0), (8, 0.01), (16, 0.02), (32, 0.05)), 1: ((0, 0.0), (16, 0.02))}
+"""What is tried before MLServer is measured, by workers: most requests of a batch, and how long it waits for them."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,8 @@ class MLServer(ServingPeer):
         return [
             Tuning(lanes, workers, rows, wait_s)
             for lanes in sorted({1, self.threads})
-            for workers in (0, 1)
-            for rows, wait_s in BATCHINGS
+            for workers, batchings in BATCHINGS.items()
+            for rows, wait_s in batchings
         ]
 
     @asynccontextmanager

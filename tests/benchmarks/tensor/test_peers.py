@@ -101,7 +101,7 @@ def test_mlserver_is_tried_with_all_threads_in_one_evaluation_and_with_one_in_ea
     subject = MLServer(Models(Path(), Path(), Path()), 2, Path("mlserver"))
     found = {dataclasses.replace(subject, tuning=each).session_threads * each.lanes for each in subject.candidates}
     assert found == {2}
-    assert len(set(subject.candidates)) == 16
+    assert len(set(subject.candidates)) == 12
     assert str(subject.candidates[0]) == "parallel_workers 0, no batches of encoders, 1 evaluations at once"
 
 
