@@ -25,6 +25,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from appliance.api.answer_writer import AnswerWriter
 from appliance.api.body_buffer import BODY_BUFFER, BodyBuffer
 from appliance.api.errors import error_response, kind_of
 from appliance.core.errors import ApplianceError, InvalidRequestError, TooLargeError, UnavailableError
@@ -135,7 +136,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             refusal = self._head_too_large(size)
         if refusal is not None:
             cast("dict[str, object]", self.scope["state"])[REFUSAL] = refusal
+        before = self.cycle
         super().on_headers_complete()
+        if self.cycle is not before:
+            self.cycle.transport = cast("asyncio.Transport", AnswerWriter(self.transport, self.loop))
 
     def on_body(self, body: bytes) -> None:
         """Keep a part of the body, or write it where the application wants it."""

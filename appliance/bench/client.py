@@ -123,17 +123,19 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def send(self, method: str, path: str, document: Mapping[str, Any] | None = None) -> Response:
+    def send(self, method: str, path: str, document: Mapping[str, Any] | bytes | None = None) -> Response:
         """Write a request and return its answer, which grows from now on; `wait` for its end.
 
         Args:
             method: GET or POST.
             path: With leading slash.
-            document: Sent as JSON.
+            document: Sent as JSON; bytes are JSON already.
         """
         assert self._transport is not None, "the connection is open"
         assert self._answered is None or self._answered.done(), "one request after another"
-        body = b"" if document is None else msgspec.json.encode(document)
+        body = (
+            document if isinstance(document, bytes) else msgspec.json.encode(document) if document is not None else b""
+        )
         head = f"{method} {path} HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
         head += f"Content-Length: {len(body)}\r\n\r\n"
         self._parser = httptools.HttpResponseParser(self)
@@ -173,7 +175,7 @@ class Connection(asyncio.Protocol):
         assert self._answered is not None, "a request was sent"
         await self._answered
 
-    async def request(self, method: str, path: str, document: Mapping[str, Any] | None = None) -> Response:
+    async def request(self, method: str, path: str, document: Mapping[str, Any] | bytes | None = None) -> Response:
         """Send a request and return its whole answer.
 
         Raises:

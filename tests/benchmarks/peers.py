@@ -81,10 +81,8 @@ class Peer(ABC):
     @contextmanager
     def new_home(self) -> Iterator[Path]:
         """Make a folder for one server and its successors."""
-        cache = cache_folder()
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="home.", dir=cache) as folder:
-            yield Path(folder)
+        with new_home() as home:
+            yield home
 
     @asynccontextmanager
     async def fresh(self) -> AsyncIterator[Server]:
@@ -155,14 +153,7 @@ class Appliance(Peer):
 
     @contextmanager
     def new_home(self) -> Iterator[Path]:
-        with super().new_home() as home:
-            source, target = sqlite3.connect(self.model.data / "appliance.db"), sqlite3.connect(home / "appliance.db")
-            try:
-                source.backup(target)
-            finally:
-                source.close()
-                target.close()
-            (home / "models").symlink_to((self.model.data / "models").resolve())
+        with home_like(self.model.data) as home:
             yield home
 
     def running(self, home: Path) -> AbstractAsyncContextManager[Server]:
@@ -274,11 +265,34 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "appliance" / "peers"
 
 
+@contextmanager
+def new_home() -> Iterator[Path]:
+    """Make a folder for a server to work in."""
+    cache = cache_folder()
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="home.", dir=cache) as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def home_like(data: Path) -> Iterator[Path]:
+    """Make a data folder for an appliance that has the models of another, which is only read."""
+    with new_home() as home:
+        source, target = sqlite3.connect(data / "appliance.db"), sqlite3.connect(home / "appliance.db")
+        try:
+            source.backup(target)
+        finally:
+            source.close()
+            target.close()
+        (home / "models").symlink_to((data / "models").resolve())
+        yield home
+
+
 def program_of(name: str, *, build: bool) -> Path:
     """Return the path of a peer's program.
 
     Args:
-        name: One of `PEERS`.
+        name: One that `build_peer` knows.
         build: Build it if it is not there, which takes minutes; its progress goes to standard error.
 
     Raises:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.benchmarks.__main__ import NAMES
 from tests.benchmarks.peers import HERE, PEERS, THREADS
+from tests.benchmarks.tensor.peers import MLSERVER
 from tests.benchmarks.workload import Effort
 
 
@@ -31,7 +32,7 @@ def test_help_names_every_workload_and_peer_and_the_defaults() -> None:
 def test_help_names_every_peer_that_can_be_built() -> None:
     result = run("build_peer", "--help")
     assert result.returncode == 0
-    assert all(f"\n  {name} " in result.stdout for name in PEERS)
+    assert all(f"\n  {name} " in result.stdout for name in (*PEERS, MLSERVER))
 
 
 @pytest.mark.parametrize("script", ["engine", "build_peer"])
@@ -51,4 +52,6 @@ def test_an_unknown_peer_is_refused() -> None:
 def test_readme_explains_every_workload() -> None:
     readme = (HERE / "../../README.md").read_text(encoding="utf-8")
     _, _, section = readme.partition("Against its peers")
-    assert re.findall(r"^\| `([a-z-]+)` \|", section.partition("\n## ")[0], re.MULTILINE) == list(NAMES)
+    assert re.findall(r"^\| `([a-z-]+)` \|", section.partition("tests/benchmarks/tensors")[0], re.MULTILINE) == list(
+        NAMES
+    )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -8,7 +9,7 @@ from tests.benchmarks.decode import WORKLOAD as DECODE
 from tests.benchmarks.first_token import FIRST_TOKEN, ONE
 from tests.benchmarks.peers import OURS
 from tests.benchmarks.results import compare, number, table_of
-from tests.benchmarks.workload import Sample
+from tests.benchmarks.workload import Sample, WorkloadOf
 
 
 def samples(*values: float) -> list[Sample]:
@@ -63,3 +64,48 @@ def test_a_table_has_the_ratio_with_its_range_and_the_verdict() -> None:
 )
 def test_a_number_has_the_digits_that_matter(value: float, shown: str) -> None:
     assert number(value) == shown
+
+
+def compared_as(**changes: Any) -> WorkloadOf[Any, Any]:
+    return replace(FIRST_TOKEN, quantities=[replace(FIRST_TOKEN.quantities[0], **changes)])
+
+
+def test_a_quantity_may_have_a_baseline_of_its_own_and_the_values_of_another() -> None:
+    quantities = [
+        replace(FIRST_TOKEN.quantities[0], target=0.5),
+        replace(FIRST_TOKEN.quantities[0], name="again", values_of=ONE, baseline="other", target=0.5),
+    ]
+    workload = replace(FIRST_TOKEN, quantities=quantities)
+    result = compare(workload, {OURS: samples(1), "llama-server": samples(4), "other": samples(1)})
+    headings, rows = table_of(result)
+    assert headings == ["", "Unit", OURS, "llama-server", "other", "Compared", "Target", "Verdict"]
+    assert rows == [
+        [ONE, "s", "1", "4", "1", "0.25, ratio to llama-server", "≤ 0.5", "met"],
+        ["again", "s", "1", "4", "1", "1, ratio to other", "≤ 0.5", "missed"],
+    ]
+
+
+def test_a_difference_is_bounded_in_the_quantitys_unit() -> None:
+    result = compare(compared_as(compared="difference", target=1.0), {OURS: samples(3), "llama-server": samples(2.5)})
+    assert table_of(result)[1] == [[ONE, "s", "3", "2.5", "0.5 more than llama-server", "≤ 1", "met"]]
+
+
+def test_a_value_is_bounded_without_any_baseline() -> None:
+    result = compare(compared_as(compared="value", target=2.0), {OURS: samples(3)})
+    assert table_of(result)[1] == [[ONE, "s", "3", "3", "≤ 2", "missed"]]
+
+
+def test_without_a_target_there_is_no_verdict() -> None:
+    result = compare(compared_as(target=None), {OURS: samples(3), "llama-server": samples(2)})
+    assert table_of(result)[1] == [[ONE, "s", "3", "2", "", "", ""]]
+
+
+def test_a_contestant_without_a_quantity_has_an_empty_cell() -> None:
+    other = [Sample({})]
+    result = compare(FIRST_TOKEN, {OURS: samples(3), "llama-server": other})
+    assert table_of(result)[1] == [[ONE, "s", "3", "", "", ""]]
+
+
+def test_without_anything_to_compare_with_there_are_only_values() -> None:
+    result = compare(replace(compared_as(target=None), baseline=""), {OURS: samples(3)})
+    assert table_of(result) == (["", "Unit", OURS], [[ONE, "s", "3"]])

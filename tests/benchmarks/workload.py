@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from tests.benchmarks import texts
 from tests.benchmarks.peers import Appliance, Messages, Peer, user
+
+
+class Contestant(Protocol):
+    """Whoever is taken through a workload."""
+
+    @property
+    def name(self) -> str:
+        """Return what the tables call it."""
+        ...
+
+
+ContestantT = TypeVar("ContestantT", bound=Contestant)
+TrialT = TypeVar("TrialT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +111,28 @@ class Quantity:
 
     Attributes:
         bound: Whether the ratio must be at `least` or at the `greatest` the target.
+        target: Without one there is no verdict.
+        baseline: The name of the one that ours is compared with, if it is not the workload's.
+        compared: What is bounded: the ratio, the difference of ours and the baseline's, or our value alone.
+        values_of: The quantity that is compared here once more, with another baseline; the default is this one.
     """
 
     name: str
     unit: str
     bound: Literal["least", "greatest"]
-    target: float
+    target: float | None
+    baseline: str = ""
+    compared: Literal["ratio", "difference", "value"] = "ratio"
+    values_of: str = ""
+
+    @property
+    def measured(self) -> str:
+        """Return the name that its values have in a sample."""
+        return self.values_of or self.name
 
 
-@dataclass(frozen=True, slots=True)
-class Workload:
+@dataclass(frozen=True)
+class WorkloadOf(Generic[ContestantT, TrialT]):
     """A named measurement.
 
     Attributes:
@@ -121,10 +146,14 @@ class Workload:
     name: str
     counted: str
     quantities: Sequence[Quantity]
-    measure: Callable[[Trial], Awaitable[Sample]]
+    measure: Callable[[TrialT], Awaitable[Sample]]
     baseline: str = "llama-server"
-    contestants: Callable[[Sequence[Peer]], list[Peer]] = list
+    contestants: Callable[[Sequence[ContestantT]], list[ContestantT]] = list
     obstacle: Callable[[], str] = str
+
+
+Workload = WorkloadOf[Peer, Trial]
+"""One of the engine."""
 
 
 def without_speculation(peers: Sequence[Peer]) -> list[Peer]:
