@@ -24,11 +24,11 @@ from tests.benchmarks.workload import QUICK, Trial
 TINY = replace(
     QUICK,
     clients=(1, 9),
-    answer=24,
+    answer=200,
     prompt=40,
     system_prompt=60,
     sharers=3,
-    streamed=400,
+    streamed=3000,
     long_prompt=600,
     history=60,
     idle_s=0.1,
