@@ -100,8 +100,7 @@ class Inference:
             memory = await _uncompressed(request, json_given)
         length = header_length(json_given, len(memory))
         if length > IN_THREAD_BYTES:
-            body = await anyio.to_thread.run_sync(read_body, memory, length)
-            return body, await anyio.to_thread.run_sync(input_tensors, body)
+            return await anyio.to_thread.run_sync(_body_and_tensors, memory, length)
         body = read_body(memory, length)
         if body.slow_bytes > IN_THREAD_BYTES:
             return body, await anyio.to_thread.run_sync(input_tensors, body)
@@ -168,6 +167,11 @@ def _body_bytes(headers: Headers, limit: int) -> int:
     length = headers.get("content-length", "")
     compressed = headers.get("content-encoding", "identity").lower() != "identity"
     return min(int(length), limit) if length.isdecimal() and not compressed else limit
+
+
+def _body_and_tensors(memory: memoryview, length: int) -> tuple[InferBody, list[Tensor]]:
+    body = read_body(memory, length)
+    return body, input_tensors(body)
 
 
 async def _uncompressed(request: Request, json_given: str | None) -> memoryview:

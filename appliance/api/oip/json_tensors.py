@@ -149,11 +149,15 @@ def _numbers(text: bytes, datatype: Datatype, count: int, shape: Sequence[int], 
         numbers = _piece(b"[" + flat[position:end] + b"]", array.dtype)
         if numbers is None:
             numbers = _checked_piece(flat[position:end], datatype, filled, place)
+        if not len(numbers):
+            raise invalid(f"{place}: data ends in a comma.")
         if filled + len(numbers) > count:
             raise invalid(f"{place}: a shape of {shown(shape)} has {count} elements, and data has more.")
         array[filled : filled + len(numbers)] = numbers
         filled += len(numbers)
         position = end + 1
+    if position == stop and filled:  # behind the last element it is one further
+        raise invalid(f"{place}: data ends in a comma.")
     if filled < count:
         raise invalid(f"{place}: a shape of {shown(shape)} has {count} elements, and data has {filled}.")
     return array.reshape(tuple(shape))

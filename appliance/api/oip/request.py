@@ -5,7 +5,7 @@ A body is JSON, or JSON followed by the binary data of the inputs that have a `b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -14,6 +14,7 @@ from msgspec import Raw
 from appliance.api.oip.binary_tensors import array_from_bytes
 from appliance.api.oip.datatypes import BINARY_ONLY, invalid
 from appliance.api.oip.json_tensors import array_from_json, no_json
+from appliance.api.oip.long_lists import LEAST_BYTES, cut_lists
 from appliance.api.oip.wire import InferRequest, InputTensor, OutputParameters
 from appliance.api.wire import decode_as
 from appliance.core.tensors import Datatype, Tensor, TensorModelCard, TensorSpec
@@ -30,10 +31,12 @@ class InferBody:
 
     Attributes:
         binary: The binary data of each input, None where there is none.
+        lists: Long lists that were taken out of the JSON, by what stands there instead.
     """
 
     document: InferRequest
     binary: tuple[memoryview | None, ...]
+    lists: Mapping[bytes, bytes]
 
     @property
     def slow_bytes(self) -> int:
@@ -84,10 +87,10 @@ def read_body(body: memoryview, json_length: int) -> InferBody:
     Raises:
         InvalidRequestError: The JSON will not do, a name stands twice, or the binary data is less or more than said.
     """
-    document = decode_as(body[:json_length], _DECODER, InferRequest)
+    document, lists = _decoded(body[:json_length])
     _check_names("inputs", [each.name for each in document.inputs])
     _check_names("outputs", [each.name for each in document.outputs or ()])
-    return InferBody(document, tuple(_split(document.inputs, body[json_length:])))
+    return InferBody(document, tuple(_split(document.inputs, body[json_length:])), lists)
 
 
 def input_tensors(body: InferBody) -> list[Tensor]:
@@ -97,7 +100,7 @@ def input_tensors(body: InferBody) -> list[Tensor]:
         InvalidRequestError: The elements of one are of the wrong kind or number.
     """
     pairs = zip(body.document.inputs, body.binary, strict=True)
-    return [_tensor(index, each, data) for index, (each, data) in enumerate(pairs)]
+    return [_tensor(index, each, data, body.lists) for index, (each, data) in enumerate(pairs)]
 
 
 def wanted_outputs(document: InferRequest, card: TensorModelCard) -> list[WantedOutput]:
@@ -133,6 +136,18 @@ def deadline_of(document: InferRequest, longest_s: float) -> float:
     return min(given / 1e6, longest_s) if given else longest_s
 
 
+def _decoded(text: memoryview) -> tuple[InferRequest, Mapping[bytes, bytes]]:
+    """Decode the JSON without its long lists, or with them where it will not do, so that the error's place is true."""
+    if len(text) >= LEAST_BYTES:
+        short, lists = cut_lists(bytes(text))
+        if lists:
+            try:
+                return _DECODER.decode(short), lists
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                pass  # the same again, for the message
+    return decode_as(text, _DECODER, InferRequest), {}
+
+
 def _place(kind: str, index: int, name: str) -> str:
     return f"{kind}[{index}] ({name[:100]!r})"
 
@@ -159,12 +174,13 @@ def _split(inputs: list[InputTensor], rest: memoryview) -> Iterator[memoryview |
         at += size or 0
 
 
-def _tensor(index: int, given: InputTensor, data: memoryview | None) -> Tensor:
+def _tensor(index: int, given: InputTensor, data: memoryview | None, lists: Mapping[bytes, bytes]) -> Tensor:
     place = _place("inputs", index, given.name)
     if isinstance(given.data, Raw):
         if data is not None:
             raise invalid(f"{place}: it has both data and binary_data_size.", "Send it one way.")
-        array = array_from_json(bytes(given.data), given.datatype, given.shape, place)
+        text = bytes(given.data)
+        array = array_from_json(lists.get(text, text), given.datatype, given.shape, place)
     elif data is None:
         raise invalid(f"{place}: it has neither data nor the parameter binary_data_size.")
     else:
