@@ -28,6 +28,7 @@ from appliance.core.clock import SystemClock
 from appliance.core.errors import ApplianceError
 from appliance.core.settings import Settings
 from appliance.engine.cpu_budget import CpuBudget
+from appliance.observe.allocator import keep_freed_memory
 from appliance.observe.logs import configure_logging
 from appliance.observe.metrics import Metrics
 from appliance.observe.resources import physical_cores
@@ -184,6 +185,7 @@ def serve(settings: Settings) -> int:
     """
     configure_logging(settings.log_level, settings.log_format)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    keep_freed_memory()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(settings))

@@ -29,7 +29,8 @@ def float32_text(numbers: NDArray[np.float32]) -> bytes:
     zero = size == 0
     size[zero] = 1
     exponent = np.floor(np.log10(size)).astype(np.int32) - _LEAST_EXPONENT
-    digits = np.rint(size * _POWERS[exponent]).astype(np.uint32)  # nine of them
+    # All indices are within their tables; `clip` only tells NumPy not to check them, which takes half the time.
+    digits = np.rint(size * _POWERS.take(exponent, mode="clip")).astype(np.uint32)  # nine of them
     digits[zero] = 0
     rounded_up = digits >= 10**9
     exponent += rounded_up
@@ -42,8 +43,8 @@ def float32_text(numbers: NDArray[np.float32]) -> bytes:
     text["f0"] = np.signbit(numbers) * np.uint8(ord("-") - ord(" ")) + np.uint8(ord(" "))
     text["f1"] = first + ord("0")
     text["f2"] = ord(".")
-    text["f3"] = _FOUR_DIGITS[high]
-    text["f4"] = _FOUR_DIGITS[digits]
-    text["f5"] = _EXPONENTS[exponent]
+    text["f3"] = _FOUR_DIGITS.take(high, mode="clip")
+    text["f4"] = _FOUR_DIGITS.take(digits, mode="clip")
+    text["f5"] = _EXPONENTS.take(exponent, mode="clip")
     text["f6"] = ord(",")
     return text.tobytes()[:-1]

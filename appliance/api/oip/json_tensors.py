@@ -90,8 +90,8 @@ def array_from_json(text: bytes, datatype: Datatype, shape: Sequence[int], place
     return _numbers(text, datatype, count, shape, place)
 
 
-def array_to_json(array: NDArray[Any], datatype: Datatype, place: str) -> bytes:
-    """Return the flat list that stands for an array.
+def array_to_json(array: NDArray[Any], datatype: Datatype, place: str) -> list[bytes]:
+    """Return the flat list that stands for an array, in pieces that are to be joined.
 
     Args:
         array: Of the datatype, in any shape.
@@ -109,8 +109,11 @@ def array_to_json(array: NDArray[Any], datatype: Datatype, place: str) -> bytes:
     write = _string_piece if datatype is Datatype.BYTES else _number_piece
     if datatype is Datatype.FP32 and flat.size > READABLE_ELEMENTS:
         write = _float32_piece
-    pieces = (write(flat[at : at + PIECE_ELEMENTS], place) for at in range(0, flat.size, PIECE_ELEMENTS))
-    return b"[" + b",".join(pieces) + b"]"
+    pieces = [b"["]
+    for at in range(0, flat.size, PIECE_ELEMENTS):
+        pieces += (write(flat[at : at + PIECE_ELEMENTS], place), b",")
+    pieces[max(1, len(pieces) - 1) :] = [b"]"]
+    return pieces
 
 
 def no_json(place: str, why: str) -> InvalidRequestError:

@@ -15,6 +15,10 @@ from appliance.api.oip.request import WantedOutput
 from appliance.api.oip.wire import InferResponse, OutputSize, OutputTensor
 from appliance.core.tensors import Datatype, Tensor, TensorResult
 
+_MARK = b'"data":"list"'
+_DATA = Raw(b'"list"')
+"""What stands for a list until the rest is encoded."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InferAnswer:
@@ -45,6 +49,7 @@ def infer_answer(
     """
     outputs: list[OutputTensor] = []
     binary: list[memoryview] = []
+    lists: list[list[bytes]] = []
     for index, (tensor, how) in enumerate(zip(result.outputs, wanted, strict=True)):
         shaped = classified(tensor, how.classes, batched=batched) if how.classes else tensor
         data: Raw | UnsetType = UNSET
@@ -53,10 +58,11 @@ def infer_answer(
             binary.append(array_to_bytes(shaped.array, shaped.datatype))
             parameters = OutputSize(len(binary[-1]))
         else:
-            data = Raw(array_to_json(shaped.array, shaped.datatype, f"outputs[{index}] ({shaped.name[:100]!r})"))
+            lists.append(array_to_json(shaped.array, shaped.datatype, f"outputs[{index}] ({shaped.name[:100]!r})"))
+            data = _DATA
         outputs.append(OutputTensor(shaped.name, shaped.datatype, list(shaped.array.shape), parameters, data))
     document = InferResponse(result.model, result.version, outputs, UNSET if request_id is None else request_id)
-    return InferAnswer(msgspec.json.encode(document), tuple(binary))
+    return InferAnswer(_with_lists(msgspec.json.encode(document), lists), tuple(binary))
 
 
 def slow_elements(outputs: Sequence[Tensor], wanted: Sequence[WantedOutput]) -> int:
@@ -66,3 +72,15 @@ def slow_elements(outputs: Sequence[Tensor], wanted: Sequence[WantedOutput]) -> 
         for tensor, how in zip(outputs, wanted, strict=True)
         if how.classes or not how.binary or tensor.datatype is Datatype.BYTES
     )
+
+
+def _with_lists(text: bytes, lists: Sequence[list[bytes]]) -> bytes:
+    """Return the JSON with the lists where it has `_DATA`; each byte of them is copied once."""
+    if not lists:
+        return text
+    parts = text.split(_MARK)
+    assert len(parts) == len(lists) + 1, "a quote within a string is escaped, so only a field's value is the mark"
+    pieces = [parts[0]]
+    for numbers, rest in zip(lists, parts[1:], strict=True):
+        pieces += (b'"data":', *numbers, rest)
+    return b"".join(pieces)
