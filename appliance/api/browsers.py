@@ -8,6 +8,7 @@ never sent.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -65,6 +66,7 @@ def refuse_foreign_page(headers: Headers, *, check_host: bool) -> None:
             )
 
 
+@lru_cache(maxsize=64)  # nearly every request has the same
 def _is_local(hostname: str) -> bool:
     if hostname == "localhost" or hostname.endswith(".localhost"):  # RFC 6761 section 6.3: never resolved elsewhere
         return True

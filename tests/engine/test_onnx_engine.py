@@ -117,6 +117,13 @@ async def test_a_request_is_answered_as_onnxruntime_answers(path: Path) -> None:
     np.testing.assert_array_equal(answer["probabilities"], raw[0])
 
 
+async def test_an_engine_at_rest_gives_memory_back(path: Path) -> None:
+    async with running(tiny_onnx.identity(path, "FP32")) as subject:
+        await subject.ask([[1.0, 2.0, 3.0]])
+        await subject.until(lambda: not subject.engine._worker.session.can_shrink)
+        assert await subject.ask([[1.0, 2.0, 3.0]]) == [[1.0, 2.0, 3.0]]
+
+
 async def test_outputs_come_as_they_are_wanted(path: Path) -> None:
     async with running(tiny_onnx.two_inputs(path)) as subject:
         inputs = {"a": np.full((1, 2), 3, np.float32), "b": np.full((1, 2), 1, np.float32)}

@@ -18,7 +18,13 @@ from appliance.core.errors import EngineError, InvalidRequestError, ModelFileErr
 from appliance.core.tensors import Datatype
 from appliance.engine.onnx.config import SessionConfig
 from appliance.engine.onnx.providers import CPU
-from appliance.engine.onnx.session import MOST_METADATA_CHARACTERS, MOST_REASON_CHARACTERS, OnnxSession, reason
+from appliance.engine.onnx.session import (
+    MOST_METADATA_CHARACTERS,
+    MOST_REASON_CHARACTERS,
+    RUNS_UNTIL_SHRUNK,
+    OnnxSession,
+    reason,
+)
 from appliance.engine.onnx.signature import DTYPES, Argument, Inputs
 from tests import tiny_onnx
 from tests.tiny_onnx import BATCH, ELEMENT_TYPES, tensor, write
@@ -383,3 +389,24 @@ def test_a_list_of_names_ends() -> None:
     with pytest.raises(InvalidRequestError, match="…") as caught:
         takes(**{f"i{number}": ("b",) for number in range(100)}).check({}, ())
     assert len(caught.value.message) < 400
+
+
+def test_memory_is_given_back_at_a_rest_and_now_and_then(path: Path) -> None:
+    session = opened(tiny_onnx.identity(path, "FP32"))
+    session.warm_up()
+    assert session.can_shrink
+    session.shrink()
+    assert not session.can_shrink
+    given = of(Datatype.FP32)
+    for _ in range(RUNS_UNTIL_SHRUNK - 1):
+        session.run({"x": given})
+        assert session.can_shrink
+    session.run({"x": given})
+    assert not session.can_shrink
+
+
+def test_a_model_that_cannot_be_warmed_up_gives_memory_back_after_every_run(path: Path) -> None:
+    session = opened(tiny_onnx.particular(path))
+    session.warm_up()
+    assert not session.can_shrink
+    session.shrink()

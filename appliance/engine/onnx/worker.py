@@ -191,11 +191,22 @@ class Worker:
                 command = self._inbox.get(timeout=IDLE_BEAT_S) if idle else self._inbox.get_nowait()
             except queue.Empty:
                 if idle:
+                    self._rest()
                     continue
                 return True
             if command is None:
                 return False
             self._carry_out(command)
+
+    def _rest(self) -> None:
+        """Give memory back, once nobody has asked for anything for a while."""
+        if not self.session.can_shrink:
+            return
+        try:
+            with self._share.turn():
+                self.session.shrink()
+        except EngineError as error:
+            LOGGER.warning("%s keeps its memory: %s", self._name, error)
 
     def _beat(self) -> None:
         self.beat_at = time.monotonic()

@@ -96,6 +96,7 @@ class Appliance(ServingPeer):
             "threads": self.threads,
             "onnx_threads": self.threads,
             "embedding_cache_bytes": 0,
+            "log_level": "warning",  # as the peers: they log no requests
             "model": "",
             **self.changes,
         }
