@@ -65,9 +65,7 @@ class Settings:
     max_loaded_models: Count = _setting(1, "Models held in memory at once; the idle one longest unused makes room")
     max_loaded_embedders: Count = _setting(1, "Models held for embeddings at once, beside those for text")
     max_loaded_tensor_models: Count = _setting(8, "ONNX models held in memory at once, encoders included")
-    embedding_model: str = _setting(
-        "all-minilm-l6-v2", "Model that embeds or reranks where a request does not name one"
-    )
+    embedding_model: str = _setting("all-minilm-l6-v2", "Model whose embeddings rerank where a request names no model")
     max_loaded_adapters: Count = _setting(
         4, "LoRA adapters held in memory beside each model; the idle one longest unused makes room"
     )
