@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from appliance.bench.report import Progress
 from appliance.bench.suite import ungrouped
-from tests.benchmarks import conversations, decode, first_token, long_prompt, lookup, restart
+from tests.benchmarks import conversations, decode, first_token, long_prompt, lookup, neighbour, restart
 from tests.benchmarks.peers import Peer
 from tests.benchmarks.results import Result, compare
 from tests.benchmarks.texts import CountTokens
@@ -20,6 +20,7 @@ WORKLOADS: dict[str, Workload] = {
         first_token.SHARED_PROMPT,
         conversations.WORKLOAD,
         long_prompt.WORKLOAD,
+        neighbour.WORKLOAD,
         restart.WORKLOAD,
         lookup.WORKLOAD,
     )

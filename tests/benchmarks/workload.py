@@ -32,11 +32,13 @@ class Effort:
         clients: At once, one case each.
         answer: Of each client where decoding is measured.
         idle_s: Between the last answer and SIGKILL.
+        neighbour_answer: Of each client beside a busy program; short, since there may be little left for the servers.
     """
 
     runs: int = 3
     clients: tuple[int, ...] = (1, 4, 8, 16)
     answer: int = 128
+    neighbour_answer: int = 48
     prompt: int = 900
     system_prompt: int = 850
     sharers: int = 8
@@ -58,6 +60,7 @@ QUICK = Effort(
     runs=1,
     clients=(1, 4, 8, 16),
     answer=12,
+    neighbour_answer=4,
     prompt=100,
     system_prompt=150,
     conversations=3,
