@@ -66,6 +66,14 @@ class Server:
         process = psutil.Process(self.process.pid)
         return ResidentMemory(process.memory_info().rss, sum(_resident(each) for each in process.children(True)))
 
+    def proportional_memory(self) -> int:
+        """Return the bytes that server and children occupy now; a page that several processes share counts once.
+
+        This is Linux's PSS: unlike the sum of what each of them has resident, it is what the machine is short of.
+        """
+        process = psutil.Process(self.process.pid)
+        return sum(int(each.memory_full_info().pss) for each in (process, *process.children(True)))
+
     def cpu_s(self) -> float:
         """Return the CPU seconds that the server and its children have used."""
         process = psutil.Process(self.process.pid)

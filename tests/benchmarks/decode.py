@@ -14,7 +14,8 @@ _COUNTED = (
     "fresh server for each number of clients. While all are decoding: after the answer that began last has begun and "
     "before the first one ends. Where they never all decode at once, because clients wait for a sequence: all tokens "
     "after each answer's first, from the first token of all to the last. The client reads 20 times a second. Memory: "
-    "resident bytes of the server's process and its children after the answers of 8 clients. Our prompt lookup is off."
+    "what the server's process and its children have resident after the answers of 8 clients, pages that they share "
+    "counted once (PSS). Our prompt lookup is off."
 )
 
 
@@ -29,13 +30,13 @@ async def measure(trial: Trial) -> Sample:
         ]
         async with trial.peer.fresh() as server:
             responses = await stream_together(server.port, requests)
-            memory = server.memory()
+            memory = server.proportional_memory()
         for response in responses:
             trial.peer.check(response, tokens)
         values[_rate(clients)] = tokens_per_second(responses, tokens)
         details[f"prompt_tokens_{clients}_clients"] = [usage(each).get("prompt_tokens") for each in responses]
         if clients == SEQUENCES:
-            values[MEMORY] = (memory.server + memory.children) / 1e6
+            values[MEMORY] = memory / 1e6
     return Sample(values, details)
 
 

@@ -192,7 +192,7 @@ class LlamaServer(Peer):
             "0",
             *self.arguments,
         ]
-        return running_program(command, _environment("LLAMA_"))
+        return running_program(command, _environment("LLAMA_", *OPENMP))
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ class PackagedServer(Peer):
         ]
         return running_program(
             [*command, "--port", "0", *self.arguments],
-            _environment("PYTHON", "HOST", "PORT", "CONFIG_FILE"),
+            _environment("PYTHON", "HOST", "PORT", "CONFIG_FILE", *OPENMP),
             listening=r"running on http://127\.0\.0\.1:(\d+)",
             ready="/v1/models",
         )
@@ -316,6 +316,10 @@ def peers(model: Model, names: Sequence[str], *, build: bool) -> list[Peer]:
         program = program_of(name, build=build)
         found.append(LlamaServer(model, program) if name == "llama-server" else PackagedServer(model, program))
     return found
+
+
+OPENMP = ("GOMP_", "OMP_")
+"""Our engine sets these as it is loaded, here too; the peers come as they are."""
 
 
 def _environment(*without: str) -> dict[str, str]:
