@@ -25,6 +25,7 @@ TINY = replace(
     QUICK,
     clients=(1, 9),
     answer=200,
+    neighbour_answer=200,
     prompt=40,
     system_prompt=60,
     sharers=3,
