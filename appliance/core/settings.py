@@ -117,7 +117,7 @@ class Settings:
     )
     onnx_lanes: Annotated[int, Meta(ge=0, le=1024)] = _setting(
         0,
-        "Evaluations at once of an ONNX model on a CPU, which share its threads; 0 is one a thread where tokens go in",
+        "Evaluations at once of an ONNX model on a CPU, which share its threads; 0 is one each where tokens go in",
     )
     max_batch_rows: Annotated[int, Meta(ge=1, le=4096)] = _setting(64, "Most rows of one batch of an ONNX model")
     max_batch_tokens: Annotated[int, Meta(ge=16, le=2**24)] = _setting(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -81,7 +80,10 @@ class OnnxSession:
         self._texts = [each.name for each in self.signature.inputs if each.datatype is Datatype.BYTES]
         self._has_text = any(each.datatype is Datatype.BYTES for each in self.signature.outputs)
         self._has_bfloat16 = any(each.datatype is Datatype.BF16 for each in specs)
-        self._options = {way: self._run_options(*way) for way in product((False, True), repeat=2)}
+        self._plainly, self._shrinking = ort.RunOptions(), ort.RunOptions()
+        self._plainly.log_severity_level = self._shrinking.log_severity_level = FATAL
+        arenas = "cpu:0;gpu:0" if CUDA in self.providers else "cpu:0"
+        self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", arenas)
         self._zeros: dict[str, NDArray[Any]] | None = None
         self._runs = 0
 
@@ -99,7 +101,7 @@ class OnnxSession:
 
         Args:
             inputs: All of the model's.
-            outputs: Names; none is all. What only the others need is not computed.
+            outputs: Names; none is all. The others are not fetched, though onnxruntime computes them all the same.
 
         Raises:
             InvalidRequestError: A string is no UTF-8.
@@ -108,7 +110,7 @@ class OnnxSession:
         self._runs += 1
         often = self._zeros is not None and self._runs % RUNS_UNTIL_SHRUNK
         names = [each for each in self._output_names if each in outputs] if outputs else self._output_names
-        options = self._options[not often, len(names) < len(self._output_names)]
+        options = self._plainly if often else self._shrinking
         given: Mapping[str, NDArray[Any]] = inputs
         if self._texts:
             given = {name: _decoded(name, array) if name in self._texts else array for name, array in inputs.items()}
@@ -170,15 +172,6 @@ class OnnxSession:
             text = spec.datatype is Datatype.BYTES
             arrays[spec.name] = np.full(shape, b"", np.object_) if text else np.zeros(shape, DTYPES[spec.datatype])
         return arrays
-
-    def _run_options(self, shrinking: bool, partly: bool) -> Any:
-        found = self._ort.RunOptions()
-        found.log_severity_level = FATAL
-        found.only_execute_path_to_fetches = partly
-        if shrinking:
-            arenas = "cpu:0;gpu:0" if CUDA in self.providers else "cpu:0"
-            found.add_run_config_entry("memory.enable_memory_arena_shrinkage", arenas)
-        return found
 
     def _run(self, names: list[str], inputs: Mapping[str, NDArray[Any]], options: Any) -> list[NDArray[Any]]:
         fitting = {name: _aligned(array) for name, array in inputs.items()}
