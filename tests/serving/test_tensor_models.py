@@ -489,7 +489,7 @@ async def test_models_that_read_tokens_are_evaluated_with_a_thread_each_unless_t
     tensor_box.add_tensors("tokens", tiny_onnx.fallible)
     tensor_box.add_tensors("single", tiny_onnx.fixed)
     async with serving(tensor_box, **settings) as floor:
-        await floor.tensor_models.load(name)
-        model = floor.tensor_models.find(f"{name}:1")
-        assert model is not None
+        model = await floor.tensor_models._loader.load(tensor_box.registry.resolve(name))
+        await model.engine.close()
+        model.hold.close()
         assert (model.engine.config.threads, model.engine.config.lanes) == (3, lanes)
