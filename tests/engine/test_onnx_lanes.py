@@ -223,9 +223,9 @@ def test_a_lane_at_rest_keeps_nothing_of_its_last_batch() -> None:
 
     done: queue.SimpleQueue[Any] = queue.SimpleQueue()
     lane = Lane("tiny", Evaluator(), done.put)  # type: ignore[arg-type]
-    lane.put(Batch())  # type: ignore[arg-type]
+    lane.put(Batch())
     (batch,) = done.get(timeout=10).evaluated
-    lane.put(Batch())  # type: ignore[arg-type]
+    lane.put(Batch())
     done.get(timeout=10)  # so it is through with the first
     gc.collect()
     assert batch() is None
@@ -261,7 +261,7 @@ async def test_outputs_that_nobody_wants_are_not_fetched(path: Path) -> None:
             seen.append(list(outputs := run(*given)))
             return outputs
 
-        session.run = watching  # type: ignore[method-assign]
+        session.run = watching  # type: ignore[assignment]
         given = {"a": np.full((1, 2), 3, np.float32), "b": np.full((1, 2), 1, np.float32)}
         await subject.engine.infer(given, ("difference",))
         await subject.engine.infer(given)
