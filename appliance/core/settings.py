@@ -115,6 +115,10 @@ class Settings:
     onnx_threads: Annotated[int, Meta(ge=0, le=1024)] = _setting(
         0, "CPU threads of an ONNX model; 0 is one per physical core, in turns with the models for text"
     )
+    onnx_lanes: Annotated[int, Meta(ge=0, le=1024)] = _setting(
+        0,
+        "Evaluations at once of an ONNX model on a CPU, which share its threads; 0 is one each where tokens go in",
+    )
     max_batch_rows: Annotated[int, Meta(ge=1, le=4096)] = _setting(64, "Most rows of one batch of an ONNX model")
     max_batch_tokens: Annotated[int, Meta(ge=16, le=2**24)] = _setting(
         4096,

@@ -8,9 +8,14 @@ gives it back after.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
+from weakref import WeakKeyDictionary
+
+LATELY_S = 0.5
+"""So long after its last turn an engine is taken to want another: it is longer than the longest turn of most."""
 
 
 class CpuBudget:
@@ -26,6 +31,7 @@ class CpuBudget:
         self._cores = self._free = cores
         self._lock = threading.Lock()
         self._queue: deque[_Turn] = deque()
+        self._asked: WeakKeyDictionary[CpuShare, float] = WeakKeyDictionary()
 
     def turn(self, threads: int) -> _Turn:
         """Return a context in which the calling thread may compute with so many threads; entering it may block.
@@ -43,6 +49,17 @@ class CpuBudget:
     def waiting(self) -> int:
         """Return how many engines wait for their turn."""
         return len(self._queue)
+
+    def note(self, share: CpuShare) -> None:
+        """Take note that somebody is about to ask."""
+        with self._lock:
+            self._asked[share] = time.monotonic()
+
+    def is_shared(self, share: CpuShare) -> bool:
+        """Return True if somebody else than that one asked of late."""
+        since = time.monotonic() - LATELY_S
+        with self._lock:
+            return any(at > since for each, at in self._asked.items() if each is not share)
 
     def _take(self, turn: _Turn) -> None:
         with self._lock:
@@ -78,7 +95,15 @@ class CpuShare:
 
     def turn(self) -> AbstractContextManager[None]:
         """Return a context to compute in; entering it may block."""
-        return nullcontext() if self._budget is None else self._budget.turn(self.threads)
+        if self._budget is None:
+            return nullcontext()
+        self._budget.note(self)
+        return self._budget.turn(self.threads)
+
+    @property
+    def is_contested(self) -> bool:
+        """Return True if other engines computed of late: then long turns make them wait."""
+        return self._budget is not None and self._budget.is_shared(self)
 
 
 class _Turn:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from appliance.core.errors import ApplianceError
 from appliance.core.settings import Settings
+from appliance.core.tensors import Datatype
 from appliance.engine.cpu_budget import CpuBudget
 from appliance.engine.onnx.config import SessionConfig
 from appliance.engine.onnx.encoder import OnnxEncoder
@@ -118,11 +119,13 @@ class TensorModelLoader:
 
     def _config(self, registered: RegisteredModel) -> SessionConfig:
         settings = self._settings
+        threads = settings.onnx_threads or physical_cores()
         return SessionConfig(
             providers=settings.execution_providers,
             precision=settings.tensorrt_precision,
             engine_cache_dir=settings.onnx_engines_dir / layout_name(registered),
-            threads=settings.onnx_threads or physical_cores(),
+            threads=threads,
+            lanes=min(threads, settings.onnx_lanes or (threads if _reads_tokens(registered) else 1)),
             queue_size=settings.queue_size,
             batch_rows=settings.max_batch_rows,
             batch_tokens=settings.max_batch_tokens,
@@ -138,3 +141,11 @@ class TensorModelLoader:
                 await asyncio.to_thread(remove_stale_layouts, folder, models)
             except ApplianceError as error:  # it costs the room on disk and nothing else
                 LOGGER.warning("files of removed models stay: %s", error)
+
+
+def _reads_tokens(registered: RegisteredModel) -> bool:
+    """Return True if rows of whole numbers go in: they are short and many, so a thread of its own is best for each."""
+    signature = registered.signature
+    if signature is None or not signature.batched:
+        return False
+    return all(each.datatype in (Datatype.INT32, Datatype.INT64) for each in signature.inputs)

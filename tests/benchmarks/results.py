@@ -19,8 +19,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         values: By server, over the runs; those for which it was not measured are not there.
-        ratio: Ours divided by the baseline's, or what else is compared: the median over the runs. None without a
-            target, or without one of them.
+        ratio: Ours divided by the baseline's, or what else is compared: the median over the runs. None without one
+            of them, or without a target and a baseline of its own.
         baseline: With whose value ours is compared.
     """
 
@@ -113,9 +113,10 @@ def _compared(quantity: Quantity, ours: Sequence[float], others: Sequence[float]
 
 
 def _figure(quantity: Quantity, compared: Sequence[float]) -> Figure | None:
-    if quantity.target is None:
-        return None
     all_runs = spread(compared)
+    if quantity.target is None:
+        name, value = quantity.name, all_runs.median
+        return Figure(name=name, value=value, unit="", spread=all_runs) if quantity.baseline else None
     bounded = at_least if quantity.bound == "least" else at_most
     return bounded(quantity.name, all_runs.median, "", quantity.target, all_runs)
 
@@ -136,7 +137,7 @@ def table_of(result: Result) -> tuple[list[str], list[list[str]]]:
 def _row(comparison: Comparison, names: Sequence[str], *, say_what: bool) -> list[str]:
     values = [number(comparison.values[name].median) if name in comparison.values else "" for name in names]
     ratio = comparison.ratio
-    if ratio is None or ratio.spread is None or ratio.target is None:
+    if ratio is None or ratio.spread is None:
         return [comparison.name, comparison.unit, *values, "", "", ""]
     shown = number(ratio.value)
     if ratio.spread.count > 1:
@@ -147,6 +148,8 @@ def _row(comparison: Comparison, names: Sequence[str], *, say_what: bool) -> lis
             "difference": f" more than {comparison.baseline}",
             "value": "",
         }[comparison.compared]
+    if ratio.target is None:
+        return [comparison.name, comparison.unit, *values, shown, "", ""]
     target = f"{'≥' if ratio.bound == 'least' else '≤'} {ratio.target:g}"
     return [comparison.name, comparison.unit, *values, shown, target, "met" if ratio.met else "missed"]
 

@@ -114,7 +114,7 @@ class Quantity:
 
     Attributes:
         bound: Whether the ratio must be at `least` or at the `greatest` the target.
-        target: Without one there is no verdict.
+        target: Without one there is no verdict, and a ratio only where there is a `baseline`.
         baseline: The name of the one that ours is compared with, if it is not the workload's.
         compared: What is bounded: the ratio, the difference of ours and the baseline's, or our value alone.
         values_of: The quantity that is compared here once more, with another baseline; the default is this one.

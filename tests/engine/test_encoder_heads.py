@@ -139,7 +139,7 @@ def test_logits_of_any_size_become_probabilities(exclusive: bool) -> None:
 def collation(*names: str, shape: tuple[int, int] = (-1, -1), spec: TensorSpec = STATES) -> TokenCollation:
     inputs = tuple(TensorSpec(name, Datatype.INT64, shape) for name in names)
     signature = ModelSignature(inputs, (spec,), batched=shape[0] < 0)
-    return TokenCollation(token_inputs(signature), answer(spec).head, padding_id=9)
+    return TokenCollation(token_inputs(signature), answer(spec), padding_id=9)
 
 
 def row(*tokens: int, types: tuple[int, ...] | None = None) -> Row:

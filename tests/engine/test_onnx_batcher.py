@@ -73,6 +73,12 @@ class Batching(RuleBasedStateMachine):
     def take_a_batch(self) -> None:
         self._take()
 
+    @rule(rows=st.integers(1, ROWS))
+    def take_a_small_batch(self, rows: int) -> None:
+        before = self.batcher.rows
+        self._take(rows)
+        assert before - self.batcher.rows <= max(rows, 4)  # an item has up to 4 rows, and is never split
+
     @rule()
     def after_a_while_nobody_waits_for_more_batches_than_there_are_others(self) -> None:
         """Once waiting has made all alike, whatever their priority was."""
@@ -83,8 +89,8 @@ class Batching(RuleBasedStateMachine):
             unserved -= self._take()
         assert not unserved
 
-    def _take(self) -> set[int]:
-        batch = self.batcher.next_batch(self.now)
+    def _take(self, most_rows: float = math.inf) -> set[int]:
+        batch = self.batcher.next_batch(self.now, most_rows)
         assert bool(batch) == bool(self.waiting)
         taken = [self.waiting[each.job].pop(each.index) for each in batch]  # of others there is nothing
         if len(batch) > 1:
@@ -104,6 +110,7 @@ class Batching(RuleBasedStateMachine):
     @invariant()
     def it_is_idle_when_nothing_waits(self) -> None:
         assert self.batcher.idle == (not self.waiting)
+        assert self.batcher.rows == sum(item.rows for items in self.waiting.values() for item in items.values())
 
 
 TestBatching = Batching.TestCase
@@ -241,3 +248,29 @@ def test_mixed_passages_are_padded_by_a_tenth_at_most_where_order_of_arrival_pad
     arrival = padded([lengths[start : start + 32] for start in range(0, len(lengths), 32)])
     assert packed <= 1.1 * sum(lengths)
     assert arrival >= 1.6 * packed
+
+
+def test_a_batch_closes_at_the_rows_that_are_asked_for_and_the_rest_is_told() -> None:
+    batcher = Batcher(rows=4, tokens=100)
+    batcher.submit(1, items(*[1] * 7))
+    batcher.submit(2, items(1, 1, rows=2))
+    assert batcher.rows == 11
+    assert len(batcher.next_batch(most_rows=3)) <= 3
+    left = batcher.rows
+    assert 8 <= left < 11
+    batcher.cancel(2)
+    assert batcher.rows == sum(len(each) for each in batches(batcher))
+    assert batcher.rows == 0
+
+
+def test_an_item_with_more_rows_than_are_asked_for_runs_alone() -> None:
+    batcher = Batcher(rows=8, tokens=100)
+    batcher.submit(1, items(1, 1, rows=4))
+    assert len(batcher.next_batch(most_rows=2)) == 1
+    assert batcher.rows == 4
+
+
+def test_a_batch_closes_at_the_tokens_that_are_asked_for() -> None:
+    batcher = Batcher(rows=8, tokens=100)
+    batcher.submit(1, items(*[10] * 8))
+    assert [len(batcher.next_batch(most_tokens=tokens)) for tokens in (30, 1000)] == [3, 5]

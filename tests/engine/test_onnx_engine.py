@@ -9,7 +9,7 @@ import asyncio
 import gc
 import math
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -34,8 +34,9 @@ from appliance.engine.llama.engine import LlamaEngine
 from appliance.engine.onnx import engine as engine_module
 from appliance.engine.onnx.config import SessionConfig
 from appliance.engine.onnx.engine import OnnxEngine
+from appliance.engine.onnx.evaluation import Job
 from appliance.engine.onnx.work import Arrays, Item
-from appliance.engine.onnx.worker import Job, Submit
+from appliance.engine.onnx.worker import Submit
 from appliance.observe.metrics import Metrics
 from tests import tiny_onnx
 from tests.engine.conftest import CONFIG as LLAMA_CONFIG
@@ -196,8 +197,8 @@ async def test_a_single_request_is_not_copied_and_one_of_many_does_not_hold_the_
         session = subject.engine._worker.session
         run = session.run
 
-        def watching(inputs: Arrays) -> Mapping[str, Any]:
-            outputs = {name: array.view(Watched) for name, array in run(inputs).items()}
+        def watching(inputs: Arrays, wanted: Collection[str]) -> Mapping[str, Any]:
+            outputs = {name: array.view(Watched) for name, array in run(inputs, wanted).items()}
             seen.append((inputs["x"], weakref.ref(outputs["y"])))
             return outputs
 
@@ -229,7 +230,8 @@ async def test_it_says_what_it_is(path: Path) -> None:
         engine = subject.engine
         assert engine.signature.batched
         assert engine.providers == ("CPUExecutionProvider",)
-        assert dict(engine.properties) == {"execution_providers": "CPUExecutionProvider", "threads": "2"}
+        expected = {"execution_providers": "CPUExecutionProvider", "threads": "2", "lanes": "1"}
+        assert dict(engine.properties) == expected
         assert (engine.statistics.name, engine.statistics.version) == ("tiny", "1")
         assert 0 <= engine.heartbeat_age_s < DEADLINE_S
         assert (engine.open_requests, engine.queue_full, engine.circuit_open) == (0, False, False)
@@ -248,6 +250,9 @@ class Doubling:
             raise MemoryError
         longest = max(each.length for each in items)
         return {"x": np.array([[each.payload] * longest for each in items], np.float32)}
+
+    def outputs(self, _: Sequence[Item], /) -> Collection[str]:
+        return ()
 
     def split(self, outputs: Arrays, items: Sequence[Item]) -> Sequence[float]:
         return [float(row[0]) for row in outputs["y"]]
@@ -474,7 +479,7 @@ async def test_a_bad_file_does_not_load(path: Path, make: Callable[[Path], Path]
 async def test_a_thread_that_dies_ends_every_request_with_an_error(path: Path, caplog: Any) -> None:
     async with running(tiny_onnx.identity(path)) as subject, asyncio.TaskGroup() as tasks:
 
-        def break_down(_: Arrays) -> Any:
+        def break_down(*_: object) -> Any:
             raise ZeroDivisionError("a mistake of ours")
 
         subject.engine._worker.session.run = break_down  # type: ignore[assignment]

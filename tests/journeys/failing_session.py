@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from collections.abc import Collection
 from typing import Any
 
 from appliance.__main__ import main
@@ -17,14 +18,14 @@ run = OnnxSession.run
 runs = itertools.count()
 
 
-def failing_run(self: OnnxSession, inputs: Any) -> Any:
+def failing_run(self: OnnxSession, inputs: Any, outputs: Collection[str] = ()) -> Any:
     if "features" in inputs and next(runs) == int(os.environ["AFTER"]):
         match os.environ["FAILURE"]:
             case "hang":
                 time.sleep(3600)
             case "die":
                 raise RuntimeError("planted by a test")
-    return run(self, inputs)
+    return run(self, inputs, outputs)
 
 
 if __name__ == "__main__":

@@ -470,3 +470,26 @@ async def test_a_kind_alone_has_nobody_to_ask_for_memory(tensor_box: Box, monkey
         floor.tensor_models.ask_others = nothing_to_spare
         with pytest.raises(UnavailableError, match="needs"):
             await floor.tensors.infer(features())
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "lanes"),
+    [
+        ("table", {"onnx_threads": 3}, 1),
+        ("table", {"onnx_threads": 3, "onnx_lanes": 2}, 2),
+        ("tokens", {"onnx_threads": 3}, 3),
+        ("tokens", {"onnx_threads": 3, "onnx_lanes": 1}, 1),
+        ("tokens", {"onnx_threads": 3, "onnx_lanes": 9}, 3),
+        ("single", {"onnx_threads": 3}, 1),
+    ],
+)
+async def test_models_that_read_tokens_are_evaluated_with_a_thread_each_unless_the_settings_say_otherwise(
+    tensor_box: Box, name: str, settings: dict[str, int], lanes: int
+) -> None:
+    tensor_box.add_tensors("tokens", tiny_onnx.fallible)
+    tensor_box.add_tensors("single", tiny_onnx.fixed)
+    async with serving(tensor_box, **settings) as floor:
+        model = await floor.tensor_models._loader.load(tensor_box.registry.resolve(name))
+        await model.engine.close()
+        model.hold.close()
+        assert (model.engine.config.threads, model.engine.config.lanes) == (3, lanes)

@@ -1,1 +1,1 @@
-"""ONNX models over onnxruntime: one thread a session, batches cut by rows or by padded tokens."""
+"""ONNX models over onnxruntime: one worker a session with its lanes, batches cut by rows or by padded tokens."""

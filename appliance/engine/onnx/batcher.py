@@ -42,6 +42,7 @@ class _Job:
     Attributes:
         turn: Of two jobs of one priority the one with the lower number comes first.
         since: When it came, or got something into a batch.
+        rows: How many still wait.
         groups: What still waits: lengths with indices, in order, by what may share a batch.
     """
 
@@ -50,6 +51,7 @@ class _Job:
     deadline: float
     turn: int
     since: float
+    rows: int
     groups: dict[Hashable, list[tuple[int, int]]]
 
     def tier(self, now: float) -> int:
@@ -60,7 +62,7 @@ class _Job:
 class _Frame:
     """The batch as it grows."""
 
-    def __init__(self, rows: int, tokens: int) -> None:
+    def __init__(self, rows: float, tokens: float) -> None:
         self._most_rows, self._most_tokens = rows, tokens
         self.rows = self.longest = self.shortest = 0
 
@@ -92,6 +94,11 @@ class Batcher:
         """Return True when nothing waits."""
         return not self._jobs
 
+    @property
+    def rows(self) -> int:
+        """Return how many rows wait."""
+        return sum(job.rows for job in self._jobs.values())
+
     def submit(
         self,
         job: int,
@@ -119,7 +126,8 @@ class Batcher:
             groups.setdefault(None if item.key is None else (kind, item.key), []).append((item.length, index))
         for group in groups.values():
             group.sort()
-        self._jobs[job] = _Job(items, priority, deadline, self._next_turn(), now, groups)
+        rows = sum(each.rows for each in items)
+        self._jobs[job] = _Job(items, priority, deadline, self._next_turn(), now, rows, groups)
 
     def cancel(self, job: int) -> None:
         """Forget what waits of a job. Idempotent."""
@@ -132,13 +140,19 @@ class Batcher:
             del self._jobs[number]
         return expired
 
-    def next_batch(self, now: float = 0.0) -> list[Place]:
-        """Take the next items to evaluate together; empty only when nothing waits."""
+    def next_batch(self, now: float = 0.0, most_rows: float = math.inf, most_tokens: float = math.inf) -> list[Place]:
+        """Take the next items to evaluate together; empty only when nothing waits.
+
+        Args:
+            now: The time, in seconds.
+            most_rows: Close the batch at so many rows, if it would not close before.
+            most_tokens: The same for tokens with padding.
+        """
         if not self._jobs:
             return []
         turns = sorted(self._jobs, key=lambda number: (self._jobs[number].tier(now), self._jobs[number].turn))
         key = next(iter(self._jobs[turns[0]].groups))
-        frame = _Frame(self._rows, self._tokens)
+        frame = _Frame(min(self._rows, most_rows), min(self._tokens, most_tokens))
         batch = [self._lead(turns[0], key, frame)]
         if key is not None:
             turns = [*turns[1:], turns[0]]
@@ -170,6 +184,7 @@ class Batcher:
         if not group:
             del job.groups[key]
         frame.add(job.items[index])
+        job.rows -= job.items[index].rows
         return Place(number, index)
 
     def _note_served(self, number: int, now: float) -> None:

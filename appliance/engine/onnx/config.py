@@ -16,7 +16,9 @@ class SessionConfig:
         precision: The setting `tensorrt_precision`.
         engine_cache_dir: Where TensorRT keeps what it has built, which takes it minutes; None keeps nothing.
         gpu_memory_bytes: Most memory of the GPU that the session may take; 0 is no limit.
-        threads: CPU threads.
+        threads: CPU threads, of all evaluations together.
+        lanes: Evaluations at once on a CPU, which share the threads. More than one is worth it where inputs are small
+            and many: a thread alone wastes nothing on waiting for another, but a lone input is evaluated by it alone.
         queue_size: Requests that may wait beside those that are worked on.
         batch_rows: Most rows of a batch.
         batch_tokens: Most tokens of a batch, padding included.
@@ -29,8 +31,14 @@ class SessionConfig:
     engine_cache_dir: Path | None = None
     gpu_memory_bytes: int = 0
     threads: int = 1
+    lanes: int = 1
     queue_size: int = 64
     batch_rows: int = 64
     batch_tokens: int = 4096
     circuit_failures: int = 5
     circuit_open_s: float = 30.0
+
+    @property
+    def lane_threads(self) -> int:
+        """Return the threads of one evaluation on a CPU."""
+        return max(1, self.threads // self.lanes)

@@ -286,7 +286,7 @@ def _prepared(signature: ModelSignature, folder: Path, most_tokens: int) -> _Pre
     return _Prepared(
         answer=answer,
         tokenizer=tokenizer,
-        collation=TokenCollation(inputs, answer.head, padding_id=files.padding_id),
+        collation=TokenCollation(inputs, answer, padding_id=files.padding_id),
         longest_input=longest,
         matryoshka=files.matryoshka,
     )

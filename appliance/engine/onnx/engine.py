@@ -29,11 +29,12 @@ from appliance.core.types import Priority
 from appliance.engine.cpu_budget import CpuBudget
 from appliance.engine.onnx.circuit import Circuit
 from appliance.engine.onnx.config import SessionConfig
+from appliance.engine.onnx.evaluation import NEVER, Execution, Job
 from appliance.engine.onnx.providers import TENSORRT
 from appliance.engine.onnx.session import OnnxSession
 from appliance.engine.onnx.tensor_collation import TensorCollation
 from appliance.engine.onnx.work import Collation, Item
-from appliance.engine.onnx.worker import NEVER, Cancel, Execution, Job, Report, Submit, Worker
+from appliance.engine.onnx.worker import Cancel, Report, Submit, Worker
 from appliance.observe.metrics import TensorMetrics
 
 LOGGER = logging.getLogger("appliance.engine")
@@ -129,6 +130,8 @@ class OnnxEngine:
     def properties(self) -> Mapping[str, str]:
         """Return what the model runs with."""
         properties = {"execution_providers": ",".join(self.providers), "threads": str(self.config.threads)}
+        if self._ready.result().on_cpu:
+            properties["lanes"] = str(self.config.lanes)
         if TENSORRT in self.providers:
             properties["precision"] = self.config.precision
         return MappingProxyType(properties)

@@ -29,6 +29,7 @@ class Answer:
     """What a model gives for a text.
 
     Attributes:
+        output: The one output that is read.
         dimensions: Numbers of its vector, or 0 if it gives logits.
         pooling: How states become the vector; `graph` is in the graph, "" not at all.
         labels: What its logits stand for; none of a vector.
@@ -36,6 +37,7 @@ class Answer:
     """
 
     head: Head
+    output: str
     dimensions: int = 0
     pooling: str = ""
     labels: tuple[str, ...] = ()
@@ -69,7 +71,7 @@ def answer_of(signature: ModelSignature, files: EncoderFiles) -> Answer:
 def _vectors(spec: TensorSpec, files: EncoderFiles) -> Answer:
     after = len(files.dense[-1].bias) if files.dense else files.hidden_size
     dimensions = _known(spec, after)
-    return Answer(vectors_head(spec.name, dimensions), dimensions, "graph")
+    return Answer(vectors_head(spec.name, dimensions), spec.name, dimensions, "graph")
 
 
 def _states(spec: TensorSpec, files: EncoderFiles) -> Answer:
@@ -80,7 +82,8 @@ def _states(spec: TensorSpec, files: EncoderFiles) -> Answer:
         if inputs != dimensions:
             raise ModelFileError(f"The model's dense layer takes {inputs} numbers and gets {dimensions}.")
         dimensions = outputs
-    return Answer(states_head(spec.name, hidden, files.poolings, files.dense), dimensions, "+".join(files.poolings))
+    head = states_head(spec.name, hidden, files.poolings, files.dense)
+    return Answer(head, spec.name, dimensions, "+".join(files.poolings))
 
 
 def _logits(spec: TensorSpec, files: EncoderFiles) -> Answer:
@@ -89,7 +92,8 @@ def _logits(spec: TensorSpec, files: EncoderFiles) -> Answer:
     if len(labels) != count:
         raise ModelFileError(f"The model gives {count} logits, and its files name {len(labels)} labels.")
     exclusive = files.exclusive and count > 1
-    return Answer(probabilities_head(spec.name, count, exclusive=exclusive), labels=labels, exclusive=exclusive)
+    head = probabilities_head(spec.name, count, exclusive=exclusive)
+    return Answer(head, spec.name, labels=labels, exclusive=exclusive)
 
 
 def _known(spec: TensorSpec, said: int | None) -> int:

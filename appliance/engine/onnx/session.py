@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,7 +41,7 @@ FATAL = 4
 
 
 class OnnxSession:
-    """A model that is ready to run, for one thread at a time.
+    """A model that is ready to run, for several threads at a time; warm up and shrink it while it does not run.
 
     Attributes:
         inputs: What it takes, and the check of it.
@@ -84,7 +84,6 @@ class OnnxSession:
         self._plainly.log_severity_level = self._shrinking.log_severity_level = FATAL
         arenas = "cpu:0;gpu:0" if CUDA in self.providers else "cpu:0"
         self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", arenas)
-        self._run_options = self._shrinking
         self._zeros: dict[str, NDArray[Any]] | None = None
         self._runs = 0
 
@@ -97,8 +96,12 @@ class OnnxSession:
         """Free the model. Idempotent."""
         self._session = None
 
-    def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
-        """Evaluate arrays that fit the signature, and return every output.
+    def run(self, inputs: Arrays, outputs: Collection[str] = ()) -> dict[str, NDArray[Any]]:
+        """Evaluate arrays that fit the signature, and return the outputs that are wanted, in the signature's order.
+
+        Args:
+            inputs: All of the model's.
+            outputs: Names; none is all. The others are not fetched, though onnxruntime computes them all the same.
 
         Raises:
             InvalidRequestError: A string is no UTF-8.
@@ -106,12 +109,13 @@ class OnnxSession:
         """
         self._runs += 1
         often = self._zeros is not None and self._runs % RUNS_UNTIL_SHRUNK
-        self._run_options = self._plainly if often else self._shrinking
+        names = [each for each in self._output_names if each in outputs] if outputs else self._output_names
+        options = self._plainly if often else self._shrinking
         given: Mapping[str, NDArray[Any]] = inputs
         if self._texts:
             given = {name: _decoded(name, array) if name in self._texts else array for name, array in inputs.items()}
         try:
-            outputs = self._run_bfloat16(given) if self._has_bfloat16 else self._run(given)
+            arrays = (self._run_bfloat16 if self._has_bfloat16 else self._run)(names, given, options)
         except Exception as error:
             raise EngineError(
                 f"The model failed at run time: {reason(error)}",
@@ -119,8 +123,8 @@ class OnnxSession:
                 code="model_failed",
             ) from error
         if self._has_text:
-            outputs = [_encoded(each) if each.dtype == np.object_ else each for each in outputs]
-        return dict(zip(self._output_names, outputs, strict=True))
+            arrays = [_encoded(each) if each.dtype == np.object_ else each for each in arrays]
+        return dict(zip(names, arrays, strict=True))
 
     def warm_up(self) -> None:
         """Run on made-up zeros, so that the first request does not pay for what is done once.
@@ -169,14 +173,14 @@ class OnnxSession:
             arrays[spec.name] = np.full(shape, b"", np.object_) if text else np.zeros(shape, DTYPES[spec.datatype])
         return arrays
 
-    def _run(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    def _run(self, names: list[str], inputs: Mapping[str, NDArray[Any]], options: Any) -> list[NDArray[Any]]:
         fitting = {name: _aligned(array) for name, array in inputs.items()}
-        return cast("list[NDArray[Any]]", self._session.run(self._output_names, fitting, self._run_options))
+        return cast("list[NDArray[Any]]", self._session.run(names, fitting, options))
 
-    def _run_bfloat16(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    def _run_bfloat16(self, names: list[str], inputs: Mapping[str, NDArray[Any]], options: Any) -> list[NDArray[Any]]:
         """Run with arrays of a type that NumPy and so onnxruntime's own conversion do not know."""
         values = {name: self._value(array) for name, array in inputs.items()}
-        outputs = self._session.run_with_ort_values(self._output_names, values, self._run_options)
+        outputs = self._session.run_with_ort_values(names, values, options)
         return [_array(each) for each in outputs]
 
     def _value(self, array: NDArray[Any]) -> Any:
@@ -240,7 +244,6 @@ def _onnxruntime() -> Any:
 def _open(ort: Any, path: Path, config: SessionConfig, providers: Sequence[str]) -> Any:
     chosen = ort.SessionOptions()
     chosen.log_severity_level = FATAL
-    chosen.intra_op_num_threads = config.threads
     chosen.inter_op_num_threads = 1
     chosen.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     chosen.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -248,6 +251,7 @@ def _open(ort: Any, path: Path, config: SessionConfig, providers: Sequence[str])
     chosen.add_session_config_entry("session.intra_op.allow_spinning", "0")
     chosen.add_session_config_entry("session.inter_op.allow_spinning", "0")
     while True:
+        chosen.intra_op_num_threads = config.lane_threads if list(providers) == [CPU] else config.threads
         try:
             return ort.InferenceSession(
                 str(path),

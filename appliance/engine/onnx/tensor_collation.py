@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,15 @@ class TensorCollation:
             for each in self._signature.inputs
         }
 
+    def outputs(self, items: Sequence[Item]) -> Collection[str]:
+        """Return what any of the requests wants; none is all."""
+        wanted: set[str] = set()
+        for each in items:
+            if not each.payload.outputs:
+                return ()
+            wanted.update(each.payload.outputs)
+        return wanted
+
     def split(self, outputs: Arrays, items: Sequence[Item]) -> Sequence[dict[str, NDArray[Any]]]:
         """Return each item's rows of the outputs it wants, copied unless it is the only one.
 
@@ -63,10 +72,10 @@ class TensorCollation:
         if len(items) == 1:
             return [{name: outputs[name] for name in items[0].payload.outputs or self._names}]
         rows = sum(each.rows for each in items)
-        for name in self._names:
-            if outputs[name].shape[:1] != (rows,):
+        for output in outputs.values():
+            if output.shape[:1] != (rows,):
                 raise EngineError(
-                    f"The model answered {rows} rows with an output of the shape {list(outputs[name].shape)}.",
+                    f"The model answered {rows} rows with an output of the shape {list(output.shape)}.",
                     code="bad_output",
                 )
         results = []

@@ -6,7 +6,7 @@ Everything here runs on the session's thread beside each evaluation, so it is Nu
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from appliance.core.errors import EngineError, ModelFileError
 from appliance.core.tensors import Datatype, ModelSignature
-from appliance.engine.onnx.heads import Head
+from appliance.engine.onnx.heads import Answer
 from appliance.engine.onnx.tokenizer import Row
 from appliance.engine.onnx.work import Arrays, Item
 
@@ -78,9 +78,10 @@ def token_inputs(signature: ModelSignature) -> TokenInputs:
 class TokenCollation:
     """Rows of tokens in, one row of 32-bit floats out for each."""
 
-    def __init__(self, inputs: TokenInputs, head: Head, *, padding_id: int) -> None:
+    def __init__(self, inputs: TokenInputs, answer: Answer, *, padding_id: int) -> None:
         self._inputs = inputs
-        self._head = head
+        self._head = answer.head
+        self._outputs = (answer.output,)
         self._padding_id = padding_id
 
     def item(self, row: Row) -> Item:
@@ -113,6 +114,10 @@ class TokenCollation:
             types = [array("i", bytes(4 * len(each.tokens))) if each.types is None else each.types for each in rows]
             result[inside] = np.frombuffer(b"".join(types), np.int32)
         return result
+
+    def outputs(self, _: Sequence[Item], /) -> Collection[str]:
+        """Return the one that the answer is made of."""
+        return self._outputs
 
     def split(self, outputs: Arrays, items: Sequence[Item]) -> Sequence[array[float]]:
         """Return each row's numbers.

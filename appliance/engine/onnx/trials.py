@@ -147,7 +147,7 @@ class _Texts:
         self._tokenizer = TextTokenizer(
             folder / "tokenizer.json", vocabulary_size=files.vocabulary_size, lower_case=files.lower_case
         )
-        self._collation = TokenCollation(inputs, answer.head, padding_id=files.padding_id)
+        self._collation = TokenCollation(inputs, answer, padding_id=files.padding_id)
         self._longest = min(MOST_TOKENS, *files.lengths.values(), inputs.fixed_length or MOST_TOKENS)
         self._name = "embedding" if answer.dimensions else "probability"
         self._is_pairs = is_pairs

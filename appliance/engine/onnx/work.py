@@ -7,7 +7,7 @@ input arrays of them, and takes the outputs apart again; both run on the session
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -43,6 +43,10 @@ class Collation(Protocol):
         Raises:
             EngineError: It cannot be done; the batch is evaluated again item by item, so that only the bad ones fail.
         """
+        ...
+
+    def outputs(self, items: Sequence[Item], /) -> Collection[str]:
+        """Return the names of the outputs that `split` needs of these; none is all."""
         ...
 
     def split(self, outputs: Arrays, items: Sequence[Item]) -> Sequence[Any]:

@@ -104,7 +104,7 @@ async def _measure(options: argparse.Namespace) -> Results:
         python=sys.version.split()[0],
         model=ENCODER,
         threads=options.threads,
-        peers={each.name: each.about for each in found},
+        peers={each.name: each.about for name in options.workload for each in WORKLOADS[name].contestants(found)},
         runs=effort.runs,
         quick=options.quick,
         workloads=results,

@@ -20,7 +20,7 @@ from tests.benchmarks.peers import OURS, home_like, new_home, program_of
 from tests.benchmarks.tensor.models import ECHO, ENCODER, POOLED, TABULAR, Models
 
 THREADS = 2
-RAW, MLSERVER = "onnxruntime", "mlserver"
+RAW, MLSERVER, STOCK = "onnxruntime", "mlserver", "mlserver as it comes"
 PEERS = (RAW, MLSERVER)
 RUNTIME = Path(__file__).with_name("mlserver_runtime.py")
 BATCHED = (POOLED, ENCODER)
@@ -56,7 +56,8 @@ class RawSession(Peer):
     @property
     def about(self) -> str:
         return (
-            f"a session in a process of its own, {self.threads} threads, at its best batch size, the rest its defaults"
+            f"sessions in a process of its own, {self.threads} threads, at the best batch size and number of "
+            "evaluations at once, the rest its defaults"
         )
 
 
@@ -146,16 +147,25 @@ BATCHINGS = {0: ((0, 0.0), (8, 0.01), (16, 0.02), (32, 0.05)), 1: ((0, 0.0), (16
 """What is tried before MLServer is measured, by workers: most requests of a batch, and how long it waits for them."""
 
 
+AS_IT_COMES = Tuning(lanes=1, workers=1, rows=0, wait_s=0.0)
+"""MLServer's defaults: one process that evaluates, no batches; a session has all threads, as onnxruntime's defaults."""
+
+
 @dataclass(frozen=True)
 class MLServer(ServingPeer):
     """The package, with a runtime for ONNX files as its manual tells to write one."""
 
     program: Path
     tuning: Tuning = Tuning(lanes=1, workers=0, rows=8, wait_s=0.01)
+    is_stock: bool = False
 
     @property
     def name(self) -> str:
-        return MLSERVER
+        return STOCK if self.is_stock else MLSERVER
+
+    def as_it_comes(self) -> MLServer:
+        """Return it with its defaults, as a contestant of its own."""
+        return replace(self, tuning=AS_IT_COMES, is_stock=True)
 
     @property
     def about(self) -> str:

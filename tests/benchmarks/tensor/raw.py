@@ -9,6 +9,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 from typing import Any
 
@@ -25,11 +26,13 @@ Feeds = list[dict[str, Any]]
 
 
 class TextsJob(msgspec.Struct, frozen=True, kw_only=True, tag="texts"):
-    """Evaluate texts in batches, in the order they are in, at each batch size.
+    """Evaluate texts in batches, in the order they are in, at each batch size and with each number of lanes.
 
     Attributes:
         model: Path of the graph.
+        threads: Of all evaluations together.
         rows: Token ids of each text.
+        lanes: Evaluations at once, which share the threads.
         padded_to: Tokens of each row of a batch; 0 is the longest of the batch.
         seconds: The least time for a batch size; all texts are evaluated once in any case, and always all.
     """
@@ -38,6 +41,7 @@ class TextsJob(msgspec.Struct, frozen=True, kw_only=True, tag="texts"):
     threads: int
     rows: list[list[int]]
     batch_sizes: list[int]
+    lanes: list[int]
     padded_to: int = 0
     seconds: float = 0.0
 
@@ -55,22 +59,22 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     """What a job found.
 
     Attributes:
-        rates: Rows a second by batch size.
+        rates: Rows a second by the way they were evaluated.
         median_s: Of one evaluation, for a single row.
     """
 
-    rates: dict[int, float] = {}
+    rates: dict[str, float] = {}
     median_s: float = 0.0
 
     @property
-    def best_size(self) -> int:
-        """Return the batch size that is fastest."""
-        return max(self.rates, key=lambda size: self.rates[size])
+    def best_way(self) -> str:
+        """Return the way that is fastest."""
+        return max(self.rates, key=lambda way: self.rates[way])
 
     @property
     def best_rate(self) -> float:
-        """Return the rows a second at that size."""
-        return self.rates[self.best_size]
+        """Return the rows a second of that way."""
+        return self.rates[self.best_way]
 
 
 Job = TextsJob | SingleJob
@@ -103,15 +107,30 @@ async def measure(job: Job) -> Measured:
 
 def evaluate(job: Job) -> Measured:
     """Do a job here and now."""
+    if isinstance(job, SingleJob):
+        return Measured(median_s=_median_s(_session(job.model, job.threads), job))
+    rates = {}
+    for lanes in job.lanes:
+        threads = max(1, job.threads // lanes)
+        session = _session(job.model, threads)
+        names = [each.name for each in session.get_inputs()]
+        for size in job.batch_sizes:
+            way = f"{size} rows, {lanes} at once, {threads} threads each"
+            rates[way] = _rate(session, batches(job, size, names), job, lanes)
+    return Measured(rates=rates)
+
+
+def _session(model: str, threads: int) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = job.threads
-    session = onnxruntime.InferenceSession(job.model, options, providers=["CPUExecutionProvider"])
-    if isinstance(job, SingleJob):
-        return Measured(median_s=_median_s(session, job))
-    names = [each.name for each in session.get_inputs()]
-    return Measured(rates={size: _rate(session, batches(job, size, names), job) for size in job.batch_sizes})
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def lanes(threads: int) -> list[int]:
+    """Return what is tried: one evaluation with all threads, and as many at once as there are."""
+    return sorted({1, threads})
 
 
 def batches(job: TextsJob, size: int, names: Sequence[str]) -> Feeds:
@@ -129,16 +148,20 @@ def batches(job: TextsJob, size: int, names: Sequence[str]) -> Feeds:
     return feeds
 
 
-def _rate(session: Any, feeds: Feeds, job: TextsJob) -> float:
-    for feed in feeds[:WARMING_RUNS]:
+def _rate(session: Any, feeds: Feeds, job: TextsJob, lanes: int) -> float:
+    def run(feed: dict[str, Any]) -> None:
         session.run(None, feed)
-    rows = 0
-    began = time.perf_counter()
-    while rows == 0 or time.perf_counter() - began < job.seconds:
-        for feed in feeds:
-            session.run(None, feed)
-        rows += len(job.rows)
-    return rows / (time.perf_counter() - began)
+
+    with ThreadPoolExecutor(lanes) as threads:
+        for feed in feeds[:WARMING_RUNS]:
+            run(feed)
+        rows = 0
+        began = time.perf_counter()
+        while rows == 0 or time.perf_counter() - began < job.seconds:
+            for _ in threads.map(run, feeds):
+                pass
+            rows += len(job.rows)
+        return rows / (time.perf_counter() - began)
 
 
 def _median_s(session: Any, job: SingleJob) -> float:

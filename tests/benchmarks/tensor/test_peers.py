@@ -17,7 +17,7 @@ from tests.benchmarks.peers import program_of
 from tests.benchmarks.results import compare, table_of
 from tests.benchmarks.tensor.__main__ import registered_models
 from tests.benchmarks.tensor.models import DERIVED, ENCODER, Models, Tokens
-from tests.benchmarks.tensor.peers import MLSERVER, PEERS, Appliance, MLServer, Peer, RawSession, peers
+from tests.benchmarks.tensor.peers import MLSERVER, PEERS, RAW, STOCK, Appliance, MLServer, Peer, RawSession, peers
 from tests.benchmarks.tensor.suite import WORKLOADS
 from tests.benchmarks.tensor.workload import QUICK, Corpus, Trial
 from tests.tiny_encoders import write_tiny_encoder
@@ -103,6 +103,20 @@ def test_mlserver_is_tried_with_all_threads_in_one_evaluation_and_with_one_in_ea
     assert found == {2}
     assert len(set(subject.candidates)) == 12
     assert str(subject.candidates[0]) == "parallel_workers 0, no batches of encoders, 1 evaluations at once"
+
+
+def test_mlserver_as_it_comes_is_measured_beside_the_one_that_is_tuned_where_sentences_are() -> None:
+    files = Models(Path(), Path(), Path())
+    found = peers(files, Path(), [RAW], 2, build=False)
+    tuned = MLServer(files, 2, Path("mlserver"))
+    names = [each.name for each in WORKLOADS["sentences"].contestants([*found, tuned])]
+    assert names == ["appliance", RAW, MLSERVER, STOCK]
+    assert tuned.as_it_comes().about == (
+        "mlserver start; parallel_workers 1, no batches of encoders, 1 evaluations at once, 2 threads each; debug off"
+    )
+    assert STOCK not in [each.name for each in WORKLOADS["json"].contestants([*found, tuned])]
+    promised = {(each.baseline, each.target) for each in WORKLOADS["sentences"].quantities if "/v1" in each.name}
+    assert promised == {("", 0.85), (STOCK, 2.0), (MLSERVER, None), (STOCK, 1.0), (MLSERVER, 1.0)}
 
 
 def test_everyone_says_how_it_is_run() -> None:
