@@ -27,16 +27,13 @@ from appliance.api.server import HttpServer
 from appliance.core.clock import SystemClock
 from appliance.core.errors import ApplianceError
 from appliance.core.settings import Settings
+from appliance.engine.cpu_budget import CpuBudget
 from appliance.observe.logs import configure_logging
 from appliance.observe.metrics import Metrics
+from appliance.observe.resources import physical_cores
 from appliance.registry.versions import open_registry
 from appliance.security.keys import KeyStore
-from appliance.serving.embed import TextEmbedding
-from appliance.serving.embedders import LoadedEmbedders
-from appliance.serving.generate import TextGeneration
-from appliance.serving.loaded import LoadedModels
-from appliance.serving.readiness import Readiness
-from appliance.serving.tuning import ModelTuning
+from appliance.serving.floor import ServingFloor
 from appliance.store.database import Database
 
 LOGGER = logging.getLogger("appliance")
@@ -58,9 +55,7 @@ class Appliance:
     """
 
     settings: Settings
-    models: LoadedModels
-    embedders: LoadedEmbedders
-    readiness: Readiness
+    floor: ServingFloor
     server: HttpServer
     systemd: sdnotify.SystemdNotifier
     port: int = 0
@@ -80,21 +75,20 @@ class Appliance:
         """
         async with asyncio.TaskGroup() as tasks:
             http = tasks.create_task(self.server.serve(self._on_listening), name="http")
-            models = tasks.create_task(self._run_models(http, self.models.run), name="models")
-            embedders = tasks.create_task(self._run_models(http, self.embedders.run), name="embedders")
-            systemd = tasks.create_task(self._tell_systemd(), name="systemd")
+            running = [
+                tasks.create_task(self._run_models(http, run), name=name) for name, run in self.floor.runs.items()
+            ]
+            running.append(tasks.create_task(self._tell_systemd(), name="systemd"))
             await self._stop.wait()
             LOGGER.info("stopping: open requests have %g s to end", self.settings.shutdown_grace_s)
             self.systemd.notify("STOPPING=1\nSTATUS=Stopping: open requests are finishing.")
             self._drain()
             await self._end_requests(http)
-            models.cancel()
-            embedders.cancel()
-            systemd.cancel()
+            for each in running:
+                each.cancel()
 
     def _drain(self) -> None:
-        self.models.drain()
-        self.embedders.drain()
+        self.floor.drain()
         self.server.stop()
 
     async def _run_models(self, http: asyncio.Task[None], run: Callable[[], Awaitable[None]]) -> None:
@@ -120,8 +114,7 @@ class Appliance:
             hurry.cancel()
         if not http.done():
             LOGGER.warning("open requests are cut off")
-            await self.embedders.close()
-            await self.models.close()
+            await self.floor.close()
             await asyncio.wait({http}, timeout=BEAT_S)
             self.server.abort()
             await http
@@ -133,13 +126,13 @@ class Appliance:
         ready, status = False, ""
         await self.listening.wait()
         while True:
-            health = self.readiness.health()
-            if not ready and self.models.attempted:
+            health = self.floor.readiness.health()
+            if not ready and self.floor.models.attempted:
                 ready = True
                 self.systemd.notify("READY=1")
             elif not ready:
                 self.systemd.notify(f"EXTEND_TIMEOUT_USEC={int(1e6 * (every_s + 30))}")
-            if not self.readiness.stalled:
+            if not self.floor.readiness.stalled:
                 self.systemd.notify("WATCHDOG=1")
             now = "Ready." if health.ready else health.reason
             if now != status:
@@ -164,25 +157,23 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
         check_exposure(settings, keys.has_keys())
         metrics = Metrics()
         registry = open_registry(settings, database)
-        models = LoadedModels(settings, registry, metrics)
-        stack.push_async_callback(models.close)
-        embedders = LoadedEmbedders(settings, registry, metrics, models)
-        stack.push_async_callback(embedders.close)
-        models.spare = embedders.spare
-        readiness = Readiness(models, embedders)
+        floor = ServingFloor(settings, registry, metrics, CpuBudget(physical_cores()))
+        stack.push_async_callback(floor.close)
         app = create_app(
             settings=settings,
-            text_models=TextGeneration(registry, models),
-            embedding_models=TextEmbedding(embedders),
-            tunable_models=ModelTuning(models),
+            text_models=floor.text,
+            embedding_models=floor.embedding,
+            classifiers=floor.classifiers,
+            tensor_models=floor.tensors,
+            tunable_models=floor.tuning,
             keys=keys,
             metrics=metrics,
-            health=readiness,
+            health=floor.readiness,
         )
         systemd = sdnotify.SystemdNotifier()
         if systemd.socket is not None:
             stack.callback(systemd.socket.close)
-        yield Appliance(settings, models, embedders, readiness, HttpServer(app, settings), systemd)
+        yield Appliance(settings, floor, HttpServer(app, settings), systemd)
 
 
 def serve(settings: Settings) -> int:

@@ -84,6 +84,8 @@ def all_operations() -> list[Operation]:
         settings=Settings(),
         text_models=nothing,
         embedding_models=nothing,
+        classifiers=nothing,
+        tensor_models=nothing,
         tunable_models=nothing,
         keys=nothing,
         metrics=Metrics(),

@@ -21,10 +21,13 @@ from appliance.api.boundary import RequestBoundary
 from appliance.api.browsers import BrowserGuard
 from appliance.api.health import HealthResponse, Observation
 from appliance.api.limits import BodyLimits
+from appliance.api.oip.operations import inference_operations
 from appliance.api.openai.chat import ChatChunk, ChatCompletion, ChatCompletionRequest, ChatCompletions
+from appliance.api.openai.classify import ClassificationList, ClassifyRequest, ClassifyResource
 from appliance.api.openai.completions import Completion, CompletionRequest, Completions
 from appliance.api.openai.embeddings import EmbeddingList, EmbeddingResource, EmbeddingsRequest
 from appliance.api.openai.models import ModelList, ModelResponse, Models
+from appliance.api.openai.rerank import RerankingRequest, RerankResource, RerankResponse
 from appliance.api.openai.tokenize import Tokenize, TokenizeChatRequest, TokenizeResponse, TokenizeTextRequest
 from appliance.api.openapi import openapi_document
 from appliance.api.routes import Operation, starlette_routes
@@ -34,7 +37,9 @@ from appliance.observe.metrics import Metrics
 
 if TYPE_CHECKING:
     from appliance.api.auth import Keys
+    from appliance.core.encoders import TextClassifiers
     from appliance.core.settings import Settings
+    from appliance.core.tensors import TensorModels
     from appliance.core.types import EmbeddingModels, HealthSource, TextModels, TunableModels
 
 GENERATION_ERRORS = (404, 429)
@@ -45,6 +50,8 @@ def create_app(
     settings: Settings,
     text_models: TextModels,
     embedding_models: EmbeddingModels,
+    classifiers: TextClassifiers,
+    tensor_models: TensorModels,
     tunable_models: TunableModels,
     keys: Keys,
     metrics: Metrics,
@@ -59,6 +66,8 @@ def create_app(
         settings: Limits, and whether API keys are required.
         text_models: What answers completions.
         embedding_models: What embeds.
+        classifiers: What reranks and classifies.
+        tensor_models: What turns tensors into tensors.
         tunable_models: What can be changed while it runs.
         keys: The API keys.
         metrics: Counts requests and is read by `/metrics`.
@@ -68,7 +77,8 @@ def create_app(
     document = _Document(lambda: openapi_document(operations, settings, keys_required=authenticator.required))
     operations = (
         *openai_operations(settings, text_models),
-        *embedding_operations(settings, embedding_models),
+        *encoder_operations(settings, embedding_models, classifiers),
+        *inference_operations(settings, tensor_models, health),
         *admin_operations(tunable_models),
         *box_operations(Observation(health, metrics), document),
     )
@@ -168,8 +178,11 @@ def openai_operations(settings: Settings, text_models: TextModels) -> Sequence[O
     )
 
 
-def embedding_operations(settings: Settings, embedding_models: EmbeddingModels) -> Sequence[Operation]:
-    """Return the routes of the OpenAI API that make vectors."""
+def encoder_operations(
+    settings: Settings, embedding_models: EmbeddingModels, classifiers: TextClassifiers
+) -> Sequence[Operation]:
+    """Return the routes of models that read texts and write none."""
+    query = {"query": "What moves heat?", "documents": ["A heat pump moves heat.", "用一句话解释热泵。"]}
     model = settings.model or "smollm2-135m-instruct"
     return (
         Operation(
@@ -185,6 +198,33 @@ def embedding_operations(settings: Settings, embedding_models: EmbeddingModels) 
                 "texts": {"model": model, "input": ["A heat pump", "用一句话解释热泵。"], "encoding_format": "base64"},
             },
             response=EmbeddingList,
+            errors=GENERATION_ERRORS,
+        ),
+        Operation(
+            method="POST",
+            path="/v1/rerank",
+            operation_id="rerank",
+            summary="Order documents by how well they answer a query",
+            handler=RerankResource(classifiers, settings).create,
+            access="inference",
+            request=(RerankingRequest,),
+            examples={"all": query, "best": {"model": model, **query, "top_n": 1, "return_documents": True}},
+            response=RerankResponse,
+            errors=GENERATION_ERRORS,
+        ),
+        Operation(
+            method="POST",
+            path="/v1/classify",
+            operation_id="classify",
+            summary="Find the labels of texts",
+            handler=ClassifyResource(classifiers, settings).create,
+            access="inference",
+            request=(ClassifyRequest,),
+            examples={
+                "text": {"model": "sentiment", "input": "I like it."},
+                "texts": {"model": "sentiment", "input": ["I like it.", "It broke."], "truncate": True},
+            },
+            response=ClassificationList,
             errors=GENERATION_ERRORS,
         ),
     )

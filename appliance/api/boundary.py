@@ -11,12 +11,11 @@ import secrets
 import time
 from collections.abc import Awaitable
 
-import msgspec
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from appliance.api.disconnect import ClientGoneError
-from appliance.api.errors import error_headers, error_response, internal_error, kind_of
+from appliance.api.errors import error_body, error_headers, internal_error, kind_of
 from appliance.api.protocol import REFUSAL
 from appliance.core.errors import ApplianceError
 from appliance.observe.logs import request_id as logged_request_id
@@ -30,7 +29,7 @@ CLIENT_GONE = 499
 UNMATCHED = "unmatched"
 """The route that is logged and counted when there is none."""
 
-PROBES = ("/health", "/health/live", "/metrics")
+PROBES = ("/health", "/health/live", "/v2/health/live", "/v2/health/ready", "/metrics")
 """Routes that monitors ask every few seconds; their answers, "not ready" included, would fill the log."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -61,23 +60,23 @@ class RequestBoundary:
         except ApplianceError as error:
             if kind_of(error).status == 500:
                 logger.exception("A request failed.")
-            await self._refuse(error, answer)
+            await self._refuse(error, answer, scope["path"])
         except Exception:
             logger.exception("A request failed on a mistake of ours.")
-            await self._refuse(internal_error(), answer)
+            await self._refuse(internal_error(), answer, scope["path"])
         finally:
             route = state.get("route", UNMATCHED)
             self._metrics.http_finished(route, answer.status)
             _log(scope["method"], route, answer, time.monotonic() - started, state)
             logged_request_id.reset(in_log)
 
-    async def _refuse(self, error: ApplianceError, answer: _Answer) -> None:
+    async def _refuse(self, error: ApplianceError, answer: _Answer, path: str) -> None:
         kind = kind_of(error)
         answer.code = error.code
         if answer.started:
             logger.error("An answer broke off: %s", error)
             return  # the server closes the connection, which tells the client that the answer is not whole
-        body = msgspec.json.encode(error_response(error, answer.request_id))
+        body = error_body(error, answer.request_id, path)
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),

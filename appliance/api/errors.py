@@ -1,4 +1,4 @@
-"""The one place where an error of ours becomes an HTTP status and OpenAI's JSON.
+"""The one place where an error of ours becomes an HTTP status and JSON: OpenAI's, or the Open Inference Protocol's.
 
 The official clients retry 408, 409, 429 and 5xx by themselves, so none of these stands for the client's own fault:
 a request that arrives too slowly is a 400, for instance. A 500 says nothing of our insides; the log does, under the
@@ -96,14 +96,33 @@ class ErrorResponse(msgspec.Struct, frozen=True):
     error: ErrorDetail
 
 
+class InferenceError(msgspec.Struct, frozen=True):
+    """The body of every answer under /v2 that is not a success, as the Open Inference Protocol has it."""
+
+    error: str
+
+
 def kind_of(error: ApplianceError) -> ErrorKind:
     """Return the status and type of an error."""
     kind = next(KINDS[each] for each in type(error).__mro__ if each in KINDS)
     return ErrorKind(STATUS_OF_CODE.get(error.code, kind.status), kind.type)
 
 
+def is_inference_path(path: str) -> bool:
+    """Return True if answers of a path have the Open Inference Protocol's shape."""
+    return path == "/v2" or path.startswith("/v2/")
+
+
+def error_body(error: ApplianceError, request_id: str, path: str) -> bytes:
+    """Return the JSON body for an error, in the shape that clients of the path know."""
+    response = error_response(error, request_id)
+    if is_inference_path(path):
+        return msgspec.json.encode(InferenceError(response.error.message))
+    return msgspec.json.encode(response)
+
+
 def error_response(error: ApplianceError, request_id: str) -> ErrorResponse:
-    """Return the JSON body for an error."""
+    """Return OpenAI's JSON for an error."""
     kind = kind_of(error)
     if kind.status == 500:
         message = f"The appliance failed to answer; its log says why under request id {request_id}."

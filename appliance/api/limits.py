@@ -13,6 +13,7 @@ from collections.abc import Awaitable
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from appliance.api.body_buffer import BODY_BUFFER, BodyBuffer
 from appliance.core.errors import InvalidRequestError, TooLargeError
 from appliance.core.settings import Settings
 
@@ -21,7 +22,10 @@ LINGER_S = 5.0
 
 
 class BodyLimits:
-    """ASGI middleware that holds each request body to `max_body_bytes` and `body_timeout_s`."""
+    """ASGI middleware that holds each request body to a size and to `body_timeout_s`.
+
+    The size is `max_tensor_body_bytes` for inference by the Open Inference Protocol, and `max_body_bytes` for the rest.
+    """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
@@ -31,22 +35,31 @@ class BodyLimits:
         """Pass the request on with a `receive` that raises and a `send` that ends the connection when it must."""
         if scope["type"] != "http":
             return  # neither WebSocket nor lifespan events are switched on
-        body = _Body(Headers(scope=scope), receive, self._settings)
+        body = _Body(scope, receive, self._settings)
         await self._app(scope, body.receive, _Sender(body, send).send)
 
 
 class _Body:
     """One request body on its way in."""
 
-    def __init__(self, headers: Headers, receive: Receive, settings: Settings) -> None:
+    def __init__(self, scope: Scope, receive: Receive, settings: Settings) -> None:
+        headers = Headers(scope=scope)
         length = headers.get("content-length", "")
         self.declared = int(length) if length.isdecimal() else 0
         self.complete = self.declared == 0 and "transfer-encoding" not in headers
         self.awaits_continue = headers.get("expect", "").lower() == "100-continue"
-        self.received = 0
         self.deadline: float | None = None
+        self._handed_over = 0
+        self._limit_name, self._limit = _limit(scope["path"], settings)
+        self._limit_s = settings.body_timeout_s
+        self._state = scope.setdefault("state", {})
         self._receive = receive
-        self._settings = settings
+
+    @property
+    def received(self) -> int:
+        """Bytes that have come."""
+        buffer: BodyBuffer | None = self._state.get(BODY_BUFFER)
+        return self._handed_over if buffer is None else buffer.received
 
     async def receive(self) -> Message:
         """Return the next message.
@@ -55,11 +68,11 @@ class _Body:
             TooLargeError: The body is over the limit, or says that it will be.
             InvalidRequestError: The body took too long.
         """
-        limit, limit_s = self._settings.max_body_bytes, self._settings.body_timeout_s
+        limit_s = self._limit_s
         if self.complete:
             return await self.next()
-        if self.declared > limit:
-            raise _too_large(self.declared, limit)
+        if self.declared > self._limit:
+            raise self._too_large(self.declared)
         if self.deadline is None:
             self.deadline = asyncio.get_running_loop().time() + limit_s
         try:
@@ -71,14 +84,14 @@ class _Body:
                 advice="Send it faster, or raise body_timeout_s.",
                 code="body_timeout",
             ) from error
-        if self.received > limit:
-            raise _too_large(self.received, limit)
+        if self.received > self._limit:
+            raise self._too_large(self.received)
         return message
 
     async def next(self) -> Message:
         """Return the next message without any limit."""
         message = await self._receive()
-        self.received += len(message.get("body", b""))
+        self._handed_over += len(message.get("body", b""))
         if message["type"] != "http.request" or not message.get("more_body", False):
             self.complete = True
         return message
@@ -87,13 +100,19 @@ class _Body:
         """Read and forget what still comes, for a while and up to the size that a body may have."""
         if self.awaits_continue and self.received == 0:
             return  # the client has not begun and, with its answer in hand, never will
-        enough = self.received + self._settings.max_body_bytes
+        enough = self.received + self._limit
         try:
             async with asyncio.timeout(LINGER_S):
                 while not self.complete and self.received < enough:
                     await self.next()
         except TimeoutError:
             pass  # the client had its chance to read the answer; the connection is closed now
+
+    def _too_large(self, size: int) -> TooLargeError:
+        return TooLargeError(
+            f"The request body has {size} bytes or more; {self._limit} are allowed.",
+            advice=f"Send less, or raise {self._limit_name}.",
+        )
 
 
 class _Sender:
@@ -117,8 +136,8 @@ class _Sender:
         await self._send(message)
 
 
-def _too_large(size: int, limit: int) -> TooLargeError:
-    return TooLargeError(
-        f"The request body has {size} bytes or more; {limit} are allowed.",
-        advice="Send less, or raise max_body_bytes.",
-    )
+def _limit(path: str, settings: Settings) -> tuple[str, int]:
+    """Return the name and the bytes of the limit that holds for a path."""
+    if path.startswith("/v2/models/") and path.endswith("/infer"):
+        return "max_tensor_body_bytes", settings.max_tensor_body_bytes
+    return "max_body_bytes", settings.max_body_bytes

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from appliance import __version__
-from appliance.api.errors import ErrorResponse
+from appliance.api.errors import ErrorResponse, InferenceError, is_inference_path
 from appliance.api.routes import Operation
 from appliance.core.settings import Settings
 
@@ -54,7 +54,7 @@ def openapi_document(operations: Sequence[Operation], settings: Settings, *, key
         keys_required: Whether requests need an API key.
     """
     types = [each for operation in operations for each in _types(operation)]
-    _, schemas = msgspec.json.schema_components([ErrorResponse, *types], ref_template=REF)
+    _, schemas = msgspec.json.schema_components([ErrorResponse, InferenceError, *types], ref_template=REF)
     for wire_type in types:
         _sharpen(schemas[wire_type.__name__], wire_type, settings)
     for schema in schemas.values():
@@ -68,13 +68,17 @@ def openapi_document(operations: Sequence[Operation], settings: Settings, *, key
         "info": {
             "title": "appliance",
             "version": __version__,
-            "description": "Chat models on this box behind the OpenAI API. Fields that OpenAI defines are acted on, "
+            "description": "Models on this box behind the OpenAI API, and under /v2 behind the Open Inference "
+            "Protocol. Fields that they define are acted on, "
             "ignored where they change nothing, or refused where ignoring them would change the answer.",
         },
         "paths": paths,
         "components": {
             "schemas": schemas,
-            "responses": {str(status): _error(status) for status in _MEANINGS},
+            "responses": {
+                **{str(status): _error(status, ErrorResponse) for status in _MEANINGS},
+                **{f"inference-{status}": _error(status, InferenceError) for status in _MEANINGS},
+            },
             "securitySchemes": {
                 "apiKey": {"type": "http", "scheme": "bearer", "description": "`appliance keys create` makes one."}
             },
@@ -108,11 +112,12 @@ def _operation(operation: Operation, keys_required: bool) -> dict[str, Any]:
     statuses = sorted(
         {*ALWAYS, *operation.errors, *(WITH_BODY if operation.request else ()), *(WITH_KEY if protected else ())}
     )
+    style = "inference-" if is_inference_path(operation.path) else ""
     document: dict[str, Any] = {
         "operationId": operation.operation_id,
         "summary": operation.summary,
         "responses": {"200": _success(operation)}
-        | {str(status): {"$ref": f"#/components/responses/{status}"} for status in statuses}
+        | {str(status): {"$ref": f"#/components/responses/{style}{status}"} for status in statuses}
         | {str(status): _answer(wire_type) for status, wire_type in operation.other_responses.items()},
     }
     if operation.access is not None:
@@ -125,7 +130,8 @@ def _operation(operation: Operation, keys_required: bool) -> dict[str, Any]:
             for name, words in operation.parameters.items()
         ]
     if operation.request:
-        document["requestBody"] = {"required": True, "content": {"application/json": _request(operation)}}
+        required = not operation.request_optional
+        document["requestBody"] = {"required": required, "content": {"application/json": _request(operation)}}
     return document
 
 
@@ -139,7 +145,9 @@ def _request(operation: Operation) -> dict[str, Any]:
 
 def _success(operation: Operation) -> dict[str, Any]:
     untyped = {"type": "object" if operation.media_type == "application/json" else "string"}
-    schema = untyped if operation.response is None else _reference(operation.response)
+    schema: dict[str, Any] = untyped if operation.response is None else _reference(operation.response)
+    if operation.response_is_list:
+        schema = {"type": "array", "items": schema}
     content: dict[str, Any] = {operation.media_type: {"schema": schema}}
     if operation.stream is not None:
         content["text/event-stream"] = {"schema": _event(operation.stream)}
@@ -170,7 +178,7 @@ def _answer(wire_type: type[msgspec.Struct]) -> dict[str, Any]:
     return {"description": "Not now.", "headers": {"X-Request-Id": _REQUEST_ID}, "content": content}
 
 
-def _error(status: int) -> dict[str, Any]:
+def _error(status: int, wire_type: type[msgspec.Struct]) -> dict[str, Any]:
     headers: dict[str, Any] = {"X-Request-Id": _REQUEST_ID}
     if status in (429, 503):
         headers["Retry-After"] = _RETRY_AFTER
@@ -179,7 +187,7 @@ def _error(status: int) -> dict[str, Any]:
     return {
         "description": f"{HTTPStatus(status).phrase}. {_MEANINGS[status]}",
         "headers": headers,
-        "content": {"application/json": {"schema": _reference(ErrorResponse)}},
+        "content": {"application/json": {"schema": _reference(wire_type)}},
     }
 
 

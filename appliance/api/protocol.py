@@ -25,6 +25,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from appliance.api.body_buffer import BODY_BUFFER, BodyBuffer
 from appliance.api.errors import error_response, kind_of
 from appliance.core.errors import ApplianceError, InvalidRequestError, TooLargeError, UnavailableError
 
@@ -135,6 +136,14 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if refusal is not None:
             cast("dict[str, object]", self.scope["state"])[REFUSAL] = refusal
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Keep a part of the body, or write it where the application wants it."""
+        buffer = cast("dict[str, BodyBuffer]", self.scope["state"]).get(BODY_BUFFER)
+        if buffer is None or self.cycle.response_complete:
+            super().on_body(body)
+        else:
+            buffer.append(body)
 
     def on_response_complete(self) -> None:
         """Go on to the next request of the connection, or give the peer time to read the last answer."""

@@ -29,8 +29,10 @@ class Operation:
         access: The scope that an API key needs, or None for a public operation.
         parameters: Meaning of each path parameter.
         request: Wire types of the body; more than one are alternatives; none means no body.
+        request_optional: No body at all stands for an empty object.
         examples: Bodies that work on a box as it is set up, by name.
         response: Wire type of the answer, or None when it is not JSON of ours.
+        response_is_list: The answer is a list of them.
         media_type: Of the answer.
         stream: Wire type of the chunks when the client asks for a stream.
         errors: Statuses that this operation may answer beside those that every one may.
@@ -45,8 +47,10 @@ class Operation:
     access: str | None
     parameters: Mapping[str, str] = field(default_factory=dict)
     request: tuple[type[msgspec.Struct], ...] = ()
+    request_optional: bool = False
     examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     response: type[msgspec.Struct] | None = None
+    response_is_list: bool = False
     media_type: str = "application/json"
     stream: type[msgspec.Struct] | None = None
     errors: tuple[int, ...] = ()

@@ -85,6 +85,29 @@ def convert(value: Any, request_type: type[RequestT]) -> RequestT:
         raise _invalid(str(error), request_type) from error
 
 
+def decode_as(
+    body: bytes | memoryview, decoder: msgspec.json.Decoder[RequestT], request_type: type[RequestT]
+) -> RequestT:
+    """Decode a JSON document into a request type, without a document of Python objects in between.
+
+    Args:
+        body: Of any size; what is wrong with it is found in one pass.
+        decoder: Of the request type.
+        request_type: As for `convert`.
+
+    Raises:
+        InvalidRequestError: As by `decode_json` and `convert`; the message has the byte where JSON ends.
+    """
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error), request_type) from error
+    except RecursionError as error:
+        raise _bad_json("is nested too deeply") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _bad_json(f"is not valid JSON: {error}" if len(body) else "is empty; it must be a JSON object") from error
+
+
 def refused_fields(request_type: type[msgspec.Struct]) -> Mapping[str, str]:
     """Return why each refused field of a request type is refused."""
     return {name: extra["why"] for name, extra in _treatments(request_type).items() if extra["treatment"] == "refused"}
@@ -146,6 +169,21 @@ _EXPLANATIONS: tuple[tuple[re.Pattern[str], str, str], ...] = (
         "tool calls are not supported",
     ),
     (re.compile(r"messages\[\d+\]\.audio"), "unsupported_parameter", "audio is not supported"),
+    (
+        re.compile(r"inputs\[\d+\]\.datatype"),
+        "invalid_value",
+        "the datatypes are BOOL, UINT8 to UINT64, INT8 to INT64, FP16, BF16, FP32, FP64 and BYTES",
+    ),
+    (
+        re.compile(r"(inputs|outputs)\[\d+\]\.parameters\.shared_memory_\w+"),
+        "unsupported_parameter",
+        "shared memory is not supported; send the tensor in the request",
+    ),
+    (
+        re.compile(r"parameters\.sequence_\w+"),
+        "unsupported_parameter",
+        "sequences are not supported: models here keep no state from one request to the next",
+    ),
     (
         re.compile(r"messages\[\d+\]\.role"),
         "invalid_value",

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from appliance.cli.model_documents import document, entry_document, finding_document, megabytes, print_fields
 from appliance.cli.options import Context, verb_options
 from appliance.cli.server import open_client, server_options
 from appliance.cli.tables import print_table
 from appliance.core.errors import InvalidRequestError, NotFoundError, StorageError
 
 if TYPE_CHECKING:
-    from appliance.registry.catalog import CatalogEntry
     from appliance.registry.install import Installed
-    from appliance.registry.verify import Finding
     from appliance.registry.versions import RegisteredModel, Registry
 
 
@@ -37,15 +36,15 @@ def catalog(context: Context) -> None:
     entries = open_catalog(context.settings).entries
     installed = {each.full_name for each in _models(context)}
     if context.json:
-        context.print_json([_entry_document(each, each.manifest.full_name in installed) for each in entries])
+        context.print_json([entry_document(each, each.manifest.full_name in installed) for each in entries])
         return
     print_table(
         ["Model", "Size", "Memory", "Licence", "Here", "Description"],
         [
             [
                 each.manifest.full_name,
-                _size(each.manifest.size),
-                _size(each.manifest.minimum_memory),
+                megabytes(each.manifest.size),
+                megabytes(each.manifest.minimum_memory),
                 each.manifest.licence,
                 "yes" if each.manifest.full_name in installed else "",
                 each.manifest.description,
@@ -83,20 +82,40 @@ def pull(context: Context, *, name: str, only_source: str | None) -> None:
 @command.command(
     "import",
     epilog="Examples: `appliance models import ~/Qwen3-4B-Q4_K_M.gguf --name qwen3-4b --licence Apache-2.0`; a LoRA "
-    "adapter: `appliance models import ~/legal-lora.gguf --name legal --base qwen3-4b`.",
+    "adapter: `appliance models import ~/legal-lora.gguf --name legal --base qwen3-4b`; an encoder in ONNX with its "
+    "tokenizer: `appliance models import ~/bge-small-en-v1.5 --file onnx/model.onnx --licence MIT`.",
 )
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--name", help="What to call it; made from the file's name if not given.")
 @click.option("--version", help="Its version; a number is counted up if not given.")
 @click.option("--licence", "--license", help="SPDX licence expression; what the file says if not given.")
 @click.option("--base", help="The model here that the file is a LoRA adapter of, with or without its version.")
+@click.option("--file", help="The ONNX file in the folder PATH, where there are several.")
+@click.option(
+    "--task",
+    type=click.Choice(["embedding", "rerank", "classification", "tensor"]),
+    help="What an ONNX model is for; what its files say if not given.",
+)
 @verb_options
 def import_file(
-    context: Context, *, path: Path, name: str | None, version: str | None, licence: str | None, base: str | None
+    context: Context,
+    *,
+    path: Path,
+    name: str | None,
+    version: str | None,
+    licence: str | None,
+    base: str | None,
+    file: str | None,
+    task: str | None,
 ) -> None:
-    """Copy the GGUF file PATH, or the one in the folder PATH, into the registry."""
+    """Copy the GGUF or ONNX model PATH, a file or a folder, into the registry.
+
+    A folder with an ONNX model is taken with its tokenizer, configuration and data files.
+    """
     from appliance.cli.progress import ProgressReport
     from appliance.registry.install import import_adapter, import_model
+    from appliance.registry.install_onnx import import_onnx
+    from appliance.registry.onnx_folder import is_onnx
 
     if base and version:
         raise InvalidRequestError(
@@ -104,9 +123,20 @@ def import_file(
             advice="Give another edition of it another --name, or its base's version as --base NAME:VERSION.",
             param="version",
         )
+    takes_onnx = not base and is_onnx(path)
+    if not takes_onnx and (file or task):
+        raise InvalidRequestError(
+            "--file and --task are for ONNX models, and there is none.",
+            advice=f"Check what is in {path}.",
+            param="file" if file else "task",
+        )
     with _registry(context) as registry, ProgressReport(silent=context.json) as progress:
         if base:
             installed = import_adapter(path, registry, base=base, name=name, licence=licence, progress=progress)
+        elif takes_onnx:
+            installed = import_onnx(
+                path, registry, file=file, name=name, version=version, licence=licence, task=task, progress=progress
+            )
         else:
             installed = import_model(path, registry, name=name, version=version, licence=licence, progress=progress)
     _print_installed(context, installed)
@@ -118,7 +148,7 @@ def list_models(context: Context) -> None:
     """List the models on this box."""
     models = _models(context)
     if context.json:
-        context.print_json([_document(each) for each in models])
+        context.print_json([document(each) for each in models])
     elif not models:
         click.echo("There is no model yet. Get one with: appliance models pull smollm2-135m-instruct")
     else:
@@ -130,9 +160,9 @@ def list_models(context: Context) -> None:
                     "adapter" if each.adapter else each.task,
                     each.architecture,
                     each.quantisation,
-                    f"{each.context_length:,}",
-                    _size(each.size),
-                    _size(each.minimum_memory),
+                    f"{each.context_length:,}" if each.context_length else "",
+                    megabytes(each.size),
+                    megabytes(each.minimum_memory),
                     each.licence,
                 ]
                 for each in models
@@ -149,16 +179,16 @@ def show(context: Context, *, name: str) -> None:
     from appliance.registry.versions import find_model
 
     try:
-        document = _document(find_model(_models(context), name))
+        found = document(find_model(_models(context), name))
     except NotFoundError as not_here:
         try:
-            document = _entry_document(open_catalog(context.settings).find(name), installed=False)
+            found = entry_document(open_catalog(context.settings).find(name), installed=False)
         except NotFoundError:
             raise not_here from None
     if context.json:
-        context.print_json(document)
+        context.print_json(found)
     else:
-        _print_fields(document)
+        print_fields(found)
 
 
 @command.command(epilog="Example: appliance models verify && echo all sound")
@@ -176,12 +206,18 @@ def verify(context: Context, *, name: str | None) -> None:
     with ProgressReport(silent=context.json) as progress:
         findings = verify_models(models, progress)
     if context.json:
-        context.print_json([_finding_document(each) for each in findings])
+        context.print_json([finding_document(each) for each in findings])
     else:
         print_table(
-            ["Model", "File", "Size", "State"],
+            ["Model", "Role", "File", "Size", "State"],
             [
-                [each.model.full_name, each.file.path.name[:19], _size(each.file.size), each.problem or "sound"]
+                [
+                    each.model.full_name,
+                    each.file.role,
+                    each.file.path.name[:19],
+                    megabytes(each.file.size),
+                    each.problem or "sound",
+                ]
                 for each in findings
             ],
             {"sound": "green"},
@@ -201,17 +237,19 @@ def verify(context: Context, *, name: str | None) -> None:
 @verb_options
 def remove(context: Context, *, name: str, yes: bool) -> None:
     """Remove the model or adapter NAME and its files, unless a process uses it."""
+    from appliance.registry.layout import remove_stale_layouts
     from appliance.registry.versions import find_model
 
     model = find_model(_models(context), name)
     if not yes:
-        _ask(f"Remove {model.full_name} ({_size(model.size)})?")
+        _ask(f"Remove {model.full_name} ({megabytes(model.size)})?")
     with _registry(context) as registry:
         removed, freed = registry.remove(model.full_name)
+        remove_stale_layouts(context.settings.onnx_dir, registry.list())
     if context.json:
         context.print_json({"removed": removed.full_name, "freed_bytes": freed})
     else:
-        click.echo(f"Removed {removed.full_name}; {_size(freed)} are free again.")
+        click.echo(f"Removed {removed.full_name}; {megabytes(freed)} are free again.")
 
 
 @command.command(
@@ -241,11 +279,11 @@ def tune(
     }
     with open_client(context.settings, **server) as client:
         runtime = client.tune(name, {field: value for field, value in wanted.items() if value is not None})
-    document = msgspec.structs.asdict(runtime)
+    tuned = msgspec.structs.asdict(runtime)
     if context.json:
-        context.print_json(document)
+        context.print_json(tuned)
     else:
-        _print_fields(document)
+        print_fields(tuned)
 
 
 @contextmanager
@@ -274,93 +312,20 @@ def _ask(question: str) -> None:
 def _print_installed(context: Context, installed: Installed) -> None:
     model = installed.model
     if context.json:
-        context.print_json(_document(model) | {"was_present": installed.was_present})
+        context.print_json(document(model) | {"was_present": installed.was_present})
     elif installed.was_present:
         click.echo(f"{model.full_name} is here already; nothing to do.")
     else:
         click.secho(f"{model.full_name} is ready: ", fg="green", nl=False)
         if model.adapter:
             click.echo(
-                f"an adapter of {model.base_name}, {model.quantisation}, rank {model.rank}, {_size(model.size)}, "
+                f"an adapter of {model.base_name}, {model.quantisation}, rank {model.rank}, {megabytes(model.size)}, "
                 f"licence {model.licence}."
             )
             return
-        click.echo(
-            f"{model.architecture} {model.quantisation}, {model.context_length:,} tokens of context, "
-            f"{_size(model.size)}, licence {model.licence}."
-        )
-
-
-def _document(model: RegisteredModel) -> dict[str, Any]:
-    return {
-        "name": model.name,
-        "version": model.version,
-        "installed": True,
-        "kind": model.kind,
-        "adapter": model.adapter or None,
-        "rank": model.rank or None,
-        "task": model.task,
-        "licence": model.licence,
-        "created": model.created,
-        "architecture": model.architecture,
-        "quantisation": model.quantisation,
-        "context_length": model.context_length,
-        "default_context": model.default_context,
-        "minimum_memory": model.minimum_memory,
-        "size": model.size,
-        "stop": model.stop,
-        "chat_template": model.chat_template,
-        "files": [
-            {"role": each.role, "path": each.path, "sha256": each.sha256, "size": each.size} for each in model.files
-        ],
-    }
-
-
-def _entry_document(entry: CatalogEntry, installed: bool) -> dict[str, Any]:
-    manifest = entry.manifest
-    return {
-        "name": manifest.name,
-        "version": manifest.version,
-        "installed": installed,
-        "description": manifest.description,
-        "kind": manifest.kind,
-        "adapter": manifest.adapter,
-        "task": manifest.task,
-        "licence": manifest.licence,
-        "minimum_memory": manifest.minimum_memory,
-        "size": manifest.size,
-        "files": [
-            {"role": each.role, "name": each.name, "sha256": each.sha256, "size": each.size, "sources": each.sources}
-            for each in manifest.files
-        ],
-    }
-
-
-def _finding_document(finding: Finding) -> dict[str, Any]:
-    return {
-        "model": finding.model.full_name,
-        "path": finding.file.path,
-        "sha256": finding.file.sha256,
-        "sound": not finding.problem,
-        "problem": finding.problem,
-    }
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB"
-
-
-def _print_fields(document: dict[str, Any]) -> None:
-    rows = []
-    for name, value in document.items():
-        if name == "files":
-            rows += [
-                [f"file {each['role']}", f"{each.get('path', each.get('name'))} ({_size(each['size'])})"]
-                for each in value
-            ]
-        elif value not in (None, "", ()):
-            shown = _size(value) if name in ("size", "minimum_memory") else value
-            rows.append(
-                [name.replace("_", " "), ", ".join(map(repr, shown)) if isinstance(shown, tuple) else str(shown)]
-            )
-    print_table(["Field", "Value"], rows)
+        what = [f"{model.architecture} {model.quantisation}".rstrip()]
+        if model.kind == "onnx":
+            what.append(f"for the task {model.task}")
+        if model.context_length:
+            what.append(f"{model.context_length:,} tokens of context")
+        click.echo(f"{', '.join(what)}, {megabytes(model.size)}, licence {model.licence}.")

@@ -115,6 +115,10 @@ class StorageError(ApplianceError):
     default_code = "storage_failed"
 
 
+class UnreadableDatabaseError(StorageError):
+    """A database file is damaged, or another version of this program wrote it: it stays so however often one tries."""
+
+
 class SettingsError(ApplianceError):
     """A setting is unknown, of the wrong type or out of range; `param` names it."""
 

@@ -119,7 +119,9 @@ class Settings:
     )
     max_batch_rows: Annotated[int, Meta(ge=1, le=4096)] = _setting(64, "Most rows of one batch of an ONNX model")
     max_batch_tokens: Annotated[int, Meta(ge=16, le=2**24)] = _setting(
-        4096, "Most tokens of one batch of an ONNX encoder, padding included"
+        4096,
+        "Most tokens of one batch of an ONNX model, padding included; on a CPU 512 suffice. "
+        "4 KiB of other tensors count as one",
     )
     circuit_failures: Count = _setting(5, "Failures in a row after which an ONNX model answers 503 for a while")
     circuit_open_s: Seconds = _setting(30.0, "Time until such a model is tried again")
@@ -140,7 +142,7 @@ class Settings:
         2048, "Most inputs in one /v1/embeddings request"
     )
     max_rerank_documents: Annotated[int, Meta(ge=1, le=65_536)] = _setting(
-        1000, "Most documents in one /v1/rerank request"
+        1000, "Most documents in one /v1/rerank request, or inputs in one to /v1/classify"
     )
     max_embedding_tokens: Annotated[int, Meta(ge=16, le=2**20)] = _setting(
         2048, "Longest input of an embedding in tokens, where the model was not trained on less"
@@ -181,6 +183,11 @@ class Settings:
     def onnx_dir(self) -> Path:
         """Return the folder where the files of loaded ONNX models stand under the names they have for each other."""
         return self.data_dir / "onnx"
+
+    @property
+    def onnx_engines_dir(self) -> Path:
+        """Return the folder of what TensorRT made of ONNX models, which takes it minutes."""
+        return self.data_dir / "onnx-engines"
 
     @property
     def parking_dir(self) -> Path:

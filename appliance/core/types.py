@@ -310,11 +310,13 @@ class Embeddings:
         model: The full `name:version` that answers.
         vectors: One for each input, in order.
         token_counts: Tokens of each input as they were evaluated.
+        truncated: Indices of the inputs that were cut.
     """
 
     model: str
     vectors: Sequence[Vector]
     token_counts: Sequence[int]
+    truncated: Sequence[int] = ()
 
 
 class EmbeddingModels(Protocol):

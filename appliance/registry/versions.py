@@ -15,7 +15,7 @@ line added or removed. What a process has loaded it holds (`Registry.hold`), and
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ import msgspec
 
 from appliance.core.errors import ConflictError, NotFoundError
 from appliance.core.settings import Settings
+from appliance.core.tensors import ModelSignature
 from appliance.registry.blobs import Blobs
 from appliance.registry.rows import (
     delete_adapter,
@@ -45,7 +46,8 @@ class ModelFile:
     """One file of a model: what it is for, where it is, and what its bytes are.
 
     Attributes:
-        role: `model` is the one that the engine loads.
+        role: `model` is the one that the engine loads, `adapter` an adapter; any other file of a model has its relative
+            path in the model's folder as its role, for example `1_Pooling/config.json`.
         path: A read-only file named after its hash.
         size: Bytes.
     """
@@ -61,20 +63,22 @@ class RegisteredModel:
     """A model on this box, or an adapter; of an adapter everything that is not said to be its own is its base's.
 
     Attributes:
-        kind: `gguf` is a model, `lora` an adapter in the same file format.
-        task: What it is for: `chat`, `completion` or `embedding`.
+        kind: `gguf` is a model for text, `lora` an adapter in the same file format, `onnx` a model of tensors.
+        task: What it is for: `chat`, `completion` or `embedding`; of the kind `onnx` `embedding`, `rerank`,
+            `classification` or, where only tensors are known, `tensor`.
         licence: SPDX licence expression; an adapter's own.
         created: Unix seconds of registration; an adapter's own.
         files: An adapter's own.
-        architecture: As its file says, for example `llama`.
-        quantisation: For example `Q4_1`; an adapter's own.
-        context_length: Tokens it was trained for.
+        architecture: As its files say, for example `llama`.
+        quantisation: For example `Q4_1` or `int8`; an adapter's own.
+        context_length: Tokens it was trained for, 0 for a model of the kind `onnx` that does not say.
         minimum_memory: Bytes the process needs with it loaded; an adapter's come on top of its base's.
         chat_template: Replaces the one in the file; None keeps that.
         stop: Strings that end an answer.
         default_context: Tokens of a conversation, or None for `context_length`.
         adapter: The adapter's name, or "" for a model.
         rank: The adapter's rank, or 0 for a model.
+        signature: What a model of the kind `onnx` takes and gives; None for the others.
     """
 
     name: str
@@ -93,6 +97,7 @@ class RegisteredModel:
     default_context: int | None
     adapter: str = ""
     rank: int = 0
+    signature: ModelSignature | None = None
 
     @property
     def full_name(self) -> str:
@@ -113,6 +118,15 @@ class RegisteredModel:
     def size(self) -> int:
         """Return the bytes of all files together."""
         return sum(each.size for each in self.files)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Return the hash of each file by its role."""
+        return {each.role: each.sha256 for each in self.files}
+
+    def file(self, role: str) -> ModelFile | None:
+        """Return the file of that role, or None."""
+        return next((each for each in self.files if each.role == role), None)
 
 
 class Registry:
@@ -141,9 +155,15 @@ class Registry:
         return find_model(self.list(), name)
 
     def registered(
-        self, name: str, version: str, digests: Collection[str], *, adapter: str = ""
+        self, name: str, version: str, digests: Mapping[str, str], *, adapter: str = ""
     ) -> RegisteredModel | None:
         """Return the model or adapter of just these files that has the name, or None if nothing has.
+
+        Args:
+            name: Of the model.
+            version: Of the model.
+            digests: The hash of each file by its role.
+            adapter: The adapter's own name, or "".
 
         Raises:
             ConflictError: Other files have that name, or an adapter has the version's name, or a version the adapter's.
@@ -154,7 +174,7 @@ class Registry:
             if model.name == name and not adapter and model.adapter == version:
                 raise _version_and_adapter(name, version)
             if (model.name, model.version, model.adapter) == (name, version, adapter):
-                if {each.sha256 for each in model.files} != set(digests):
+                if model.digests != digests:
                     raise _other_files(model.full_name)
                 return model
         return None
@@ -205,8 +225,7 @@ class Registry:
             if is_name_taken(connection, model):
                 raise _version_and_adapter(model.name, model.adapter or model.version)
             (insert_adapter if model.adapter else insert_model)(connection, model)
-            digests = {each.role: each.sha256 for each in model.files}
-            record(connection, actor, "model.register", model.full_name, {"origin": origin, "files": digests})
+            record(connection, actor, "model.register", model.full_name, {"origin": origin, "files": model.digests})
             return True
 
         return model if self._database.write_blocking(insert) else self.resolve(model.full_name)
@@ -266,6 +285,7 @@ class Registry:
             chat_template=row["chat_template"],
             stop=tuple(msgspec.json.decode(row["stop"], type=list[str])),
             default_context=row["default_context"],
+            signature=msgspec.json.decode(row["signature"], type=ModelSignature) if row["signature"] else None,
         )
 
     def _adapter(self, row: Row, base: RegisteredModel) -> RegisteredModel:

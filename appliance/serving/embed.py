@@ -1,4 +1,4 @@
-"""A request for embeddings becomes engine work: route → tokens → queue → vectors."""
+"""A request for embeddings becomes engine work: route → tokens → cache, or queue → vectors."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from collections.abc import Sequence
 
 from appliance.core.errors import DeadlineExceededError, InvalidRequestError
 from appliance.core.types import EmbeddingRequest, Embeddings, Vector
-from appliance.engine.llama_embedding.engine import LlamaEmbedder
-from appliance.serving.embedders import LoadedEmbedders
+from appliance.serving.embedder_routes import Embedder, EmbedderRoutes
 
 
 class TextEmbedding:
     """The serving floor's answer to `core.types.EmbeddingModels`."""
 
-    def __init__(self, embedders: LoadedEmbedders) -> None:
-        """Embed with the embedders that are loaded, or with those that a request wants."""
-        self._embedders = embedders
+    def __init__(self, routes: EmbedderRoutes) -> None:
+        """Embed with the models that are loaded, or with those that a request wants, what is not in the cache."""
+        self._routes = routes
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """Return a vector for each input; see `core.types.EmbeddingModels.embed`."""
@@ -32,21 +31,21 @@ class TextEmbedding:
             ) from error
 
     async def _embed(self, request: EmbeddingRequest) -> Embeddings:
-        async with self._embedders.lease(request.model) as model:
-            engine = model.engine
-            _check_dimensions(engine, request.dimensions)
-            tokens = await engine.tokenize(request.inputs, truncate=request.truncate)
-            vectors = await engine.embed(tokens)
-            if request.dimensions not in (None, engine.dimensions):
+        async with self._routes.embedder(self._routes.resolve(request.model), request.tenant) as route:
+            model = route.model
+            _check_dimensions(model, request.dimensions)
+            tokens, truncated = await model.tokenize(request.inputs, truncate=request.truncate)
+            vectors = await route.embed(tokens)
+            if request.dimensions not in (None, model.dimensions):
                 vectors = [_cut(each, request.dimensions or 0) for each in vectors]
-            return Embeddings(engine.name, vectors, [len(each) for each in tokens])
+            return Embeddings(model.name, vectors, [len(each) for each in tokens], truncated)
 
 
-def _check_dimensions(engine: LlamaEmbedder, wanted: int | None) -> None:
-    if wanted is None or wanted == engine.dimensions or (wanted < engine.dimensions and engine.is_matryoshka):
+def _check_dimensions(model: Embedder, wanted: int | None) -> None:
+    if wanted is None or wanted == model.dimensions or (wanted < model.dimensions and model.is_matryoshka):
         return
     raise InvalidRequestError(
-        f"The vectors of {engine.name} have {engine.dimensions} numbers, not {wanted}.",
+        f"The vectors of {model.name} have {model.dimensions} numbers, not {wanted}.",
         advice="Leave `dimensions` out: only models that were trained for it can have their vectors cut.",
         param="dimensions",
         code="invalid_value",

@@ -11,23 +11,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from appliance.core.errors import EngineError, InvalidRequestError, UnavailableError
+from appliance.core.errors import EngineError, UnavailableError
 from appliance.core.settings import Settings
 from appliance.core.types import Health
+from appliance.engine.cpu_budget import CpuBudget
 from appliance.engine.llama_embedding.engine import LlamaEmbedder
 from appliance.engine.llama_embedding.worker import EmbeddingConfig
 from appliance.observe.metrics import Metrics
 from appliance.observe.resources import memory, physical_cores
 from appliance.registry.versions import RegisteredModel, Registry
 from appliance.serving.loaded import RETRY_AFTER_S, LoadedModels
+from appliance.serving.purposes import check_embeds
+from appliance.serving.room import nothing_to_spare
 from appliance.store.locks import Hold
 
 LOGGER = logging.getLogger("appliance.serving")
-TASKS = ("embedding", "chat", "completion")
 
 
 @dataclass(eq=False, slots=True)
@@ -48,16 +50,23 @@ class LoadedEmbedder:
 class LoadedEmbedders:
     """Owns every embedder of the process."""
 
-    def __init__(self, settings: Settings, registry: Registry, metrics: Metrics, models: LoadedModels) -> None:
-        """Nothing is loaded yet; weights are borrowed from `models` where they are."""
+    def __init__(
+        self, settings: Settings, registry: Registry, metrics: Metrics, models: LoadedModels, cpu: CpuBudget
+    ) -> None:
+        """Nothing is loaded yet; weights are borrowed from `models` where they are.
+
+        Whoever else holds memory that can be spared puts a function into `ask_others` that gives some back, if any.
+        """
         self._settings = settings
         self._registry = registry
         self._metrics = metrics
         self._models = models
+        self._cpu = cpu
         self._loaded: dict[str, LoadedEmbedder] = {}
         self._loading = asyncio.Lock()
         self._wake = asyncio.Event()
         self._draining = False
+        self.ask_others: Callable[[], Awaitable[bool]] = nothing_to_spare
 
     @property
     def names(self) -> frozenset[str]:
@@ -75,16 +84,7 @@ class LoadedEmbedders:
             ModelFileError: Its file is damaged, or makes no embeddings.
         """
         registered = self._registry.resolve(name)
-        if registered.adapter:
-            raise InvalidRequestError(
-                f"{registered.full_name} is an adapter, and cannot embed.",
-                advice=f"Send the request to its base, {registered.base_name}.",
-                param="model",
-            )
-        if registered.task not in TASKS:
-            raise InvalidRequestError(
-                f"{registered.full_name} is for {registered.task}, and cannot embed.", param="model"
-            )
+        check_embeds(registered)
         model = self._loaded.get(registered.full_name) or await self._find_or_load(registered)
         model.leases += 1
         model.last_used = asyncio.get_running_loop().time()
@@ -169,6 +169,7 @@ class LoadedEmbedders:
                 self._metrics.for_embedder(name),
                 gpu_layers=settings.gpu_layers,
                 shared=self._models.find(name).engine.share_model() if name in self._models.names else None,
+                cpu=self._cpu,
             )
         except BaseException:
             hold.close()
@@ -187,7 +188,7 @@ class LoadedEmbedders:
             UnavailableError: Those that are loaded are busy, or the memory does not suffice even without them.
         """
         while (full := len(self._loaded) >= self._settings.max_loaded_embedders) or self._lacks_memory(registered):
-            if await self.spare():
+            if await self.spare() or (not full and await self.ask_others()):
                 continue
             if full:
                 raise UnavailableError(

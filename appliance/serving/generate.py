@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from appliance.core.errors import InvalidRequestError
 from appliance.core.types import ChatMessage, Generation, GenerationRequest, ModelCard, Prompt, Tokenization
@@ -13,17 +14,27 @@ from appliance.serving.loaded import LoadedModels
 from appliance.serving.route import LoadedModel
 
 
+class Named(Protocol):
+    """Whatever keeps models in memory."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Return the full names of the models that are loaded."""
+        ...
+
+
 class TextGeneration:
     """The serving floor's answer to `core.types.TextModels`."""
 
-    def __init__(self, registry: Registry, models: LoadedModels) -> None:
-        """Serve the registered models with those that are loaded."""
+    def __init__(self, registry: Registry, models: LoadedModels, *others: Named) -> None:
+        """Serve the registered models with those that are loaded; `others` are loaded for other uses."""
         self._registry = registry
         self._models = models
+        self._others = others
 
     def cards(self) -> Sequence[ModelCard]:
         """Return every registered model, from the registry as it is now."""
-        loaded = self._models.names
+        loaded = self._models.names.union(*(each.names for each in self._others))
         return [_card(each, loaded=each.full_name in loaded) for each in self._registry.list()]
 
     async def generate(self, request: GenerationRequest) -> Generation:

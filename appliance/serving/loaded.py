@@ -26,14 +26,16 @@ from appliance.core.errors import (
 )
 from appliance.core.settings import Settings
 from appliance.core.types import Health
-from appliance.engine.llama.config import EngineConfig
+from appliance.engine.cpu_budget import CpuBudget
 from appliance.engine.llama.engine import LlamaEngine
 from appliance.engine.llama.state_files import remove_foreign
 from appliance.observe.metrics import Metrics
-from appliance.observe.resources import memory, physical_cores
+from appliance.observe.resources import memory
 from appliance.registry.versions import RegisteredModel, Registry
 from appliance.serving.adapters import ModelAdapters
-from appliance.serving.prompts import PromptRenderer
+from appliance.serving.engine_config import engine_config, renderer
+from appliance.serving.purposes import check_writes
+from appliance.serving.room import nothing_to_spare
 from appliance.serving.route import LoadedModel, Route
 
 LOGGER = logging.getLogger("appliance.serving")
@@ -53,21 +55,23 @@ class _Wish:
 class LoadedModels:
     """Owns every engine of the process."""
 
-    def __init__(self, settings: Settings, registry: Registry, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, registry: Registry, metrics: Metrics, cpu: CpuBudget) -> None:
         """Nothing is loaded until `run` runs.
 
-        Whoever holds memory that can be spared puts a function into `spare` that gives some back, if there is any.
+        Whoever else holds memory that can be spared puts a function into `ask_others` that gives some back, if any.
         """
         self._settings = settings
         self._registry = registry
         self._metrics = metrics
+        self._cpu = cpu
         self._loaded: dict[str, LoadedModel] = {}
         self._wishes: dict[str, _Wish] = {}
         self._wake = asyncio.Event()
         self._attempted = False
+        self._working = False
         self._problem = "starting"
         self._draining = False
-        self.spare: Callable[[], Awaitable[bool]] = _nothing_to_spare
+        self.ask_others: Callable[[], Awaitable[bool]] = nothing_to_spare
         self._next_sweep = 0.0
 
     @property
@@ -106,7 +110,7 @@ class LoadedModels:
             ModelFileError: Its file is damaged.
         """
         registered = self._registry.resolve(name)
-        _check_writes(registered)
+        check_writes(registered)
         route = self._route(registered)
         if route is None:
             route = await self._wish(registered)
@@ -132,6 +136,7 @@ class LoadedModels:
             EngineError: An engine died; nothing here can mend that.
         """
         while True:
+            self._working = True  # what is loaded is in use here: nobody else may unload it
             await self._load_default()
             while self._wishes:
                 name, wish = next(iter(self._wishes.items()))
@@ -140,10 +145,20 @@ class LoadedModels:
             self._attempted = True
             self._raise_death()
             await self._sweep()
+            self._working = False
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RETRY_MISSING_S):
                     await self._wake.wait()
             self._wake.clear()
+
+    async def spare(self) -> bool:
+        """Unload the idle model that was unused for longest, but never that of the settings; False if there is none."""
+        others = [each for each in self._loaded.values() if self._settings.model not in each.registered.names]
+        idle = [each for each in others if each.idle]
+        if self._working or not idle:
+            return False
+        await self._unload(min(idle, key=lambda each: each.last_used))
+        return True
 
     @property
     def attempted(self) -> bool:
@@ -206,7 +221,7 @@ class LoadedModels:
             return
         try:
             registered = self._registry.resolve(self._settings.model)
-            _check_writes(registered)
+            check_writes(registered)
         except InvalidRequestError as error:
             self._report(str(error))
             return
@@ -258,15 +273,16 @@ class LoadedModels:
             engine = await LlamaEngine.load(
                 registered.full_name,
                 registered.files[0].path,
-                self._engine_config(registered),
+                engine_config(self._settings, registered),
                 self._metrics.for_model(registered.full_name),
+                self._cpu,
             )
         except BaseException:
             hold.close()
             raise
         engine.ended.add_done_callback(lambda _: self._wake.set())
         adapters = ModelAdapters(engine, self._registry, self._metrics, self._settings.max_loaded_adapters)
-        model = LoadedModel(registered, engine, self._renderer(registered, engine), hold, adapters)
+        model = LoadedModel(registered, engine, renderer(self._settings, registered, engine), hold, adapters)
         if model.renderer is not None:
             try:
                 await model.renderer.start()
@@ -280,46 +296,11 @@ class LoadedModels:
     async def _remove_foreign_states(self) -> None:
         """Delete the parked conversations of models and settings that are no more."""
         models = [each for each in self._registry.list() if each.kind == "gguf"]
-        keep = {self._engine_config(each).origin.fingerprint for each in models}
+        keep = {engine_config(self._settings, each).origin.fingerprint for each in models}
         try:
             await asyncio.to_thread(remove_foreign, self._settings.parking_dir, keep)
         except StorageError as error:  # it costs the room on disk and nothing else
             LOGGER.warning("parked conversations of other models stay: %s", error)
-
-    def _engine_config(self, registered: RegisteredModel) -> EngineConfig:
-        settings = self._settings
-        return EngineConfig(
-            cells=settings.context_cells,
-            sequences=settings.max_sequences,
-            batch_tokens=settings.batch_tokens,
-            threads=settings.threads or physical_cores(),
-            gpu_layers=settings.gpu_layers,
-            flash_attention=settings.flash_attention,
-            kv_cache_type=settings.kv_cache_type,
-            speculation=settings.speculation,
-            target_inter_token_latency_s=settings.target_inter_token_latency_s,
-            stream_interval_s=settings.stream_interval_s,
-            queue_size=settings.queue_size,
-            context_limit=registered.default_context or settings.context_cells,
-            parking_ram_bytes=settings.parking_ram_bytes,
-            parking_disk_bytes=settings.parking_disk_bytes,
-            parking_delay_s=settings.parking_delay_s,
-            parking_dir=settings.parking_dir if settings.parking_disk_bytes and settings.parking_ram_bytes else None,
-            model_sha256=registered.files[0].sha256,
-        )
-
-    def _renderer(self, registered: RegisteredModel, engine: LlamaEngine) -> PromptRenderer | None:
-        template = registered.chat_template or engine.chat_template
-        if template is None:
-            return None
-        return PromptRenderer(
-            template,
-            bos_token=engine.begin_text,
-            eos_token=engine.end_text,
-            timeout_s=self._settings.template_timeout_s,
-            max_bytes=self._settings.max_rendered_bytes,
-            control_texts=engine.control_texts,
-        )
 
     async def _make_room(self, registered: RegisteredModel) -> None:
         """Unload idle models, longest unused first, until the number and the memory allow one more.
@@ -332,7 +313,7 @@ class LoadedModels:
             if idle:
                 await self._unload(min(idle, key=lambda each: each.last_used))
                 continue
-            if self._lacks_memory(registered) and await self.spare():
+            if self._lacks_memory(registered) and await self.ask_others():
                 continue
             if self._loaded:
                 raise UnavailableError(
@@ -379,19 +360,6 @@ class LoadedModels:
             if model.engine.ended.done():
                 error = model.engine.ended.result()
                 raise EngineError(f"The engine of {name} ended: {error}", code="engine_died") from error
-
-
-async def _nothing_to_spare() -> bool:
-    return False
-
-
-def _check_writes(registered: RegisteredModel) -> None:
-    if registered.task == "embedding":
-        raise InvalidRequestError(
-            f"{registered.full_name} is for embeddings, and writes no text.",
-            advice="Send it to /v1/embeddings, or choose a model for chat or completion.",
-            param="model",
-        )
 
 
 def _refuse(wish: _Wish, error: ApplianceError) -> None:

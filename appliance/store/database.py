@@ -3,7 +3,7 @@
 Every write of this process goes through one thread, in the order of arrival, each in its own `BEGIN IMMEDIATE`
 transaction; other processes (the command line beside a running server) are waited for by SQLite's own lock. Readers are
 separate connections, taken from a pool for the time of one call, and see one snapshot during that call. WAL with
-`synchronous=FULL`: what `write` returned from survives power loss.
+`synchronous=FULL`: what `write` returned from survives power loss, unless the database is opened as one that need not.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import queue
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from appliance.core.errors import ConflictError, StorageError
-from appliance.store.migrations import check_history, migrate
+from appliance.core.errors import ConflictError, StorageError, UnreadableDatabaseError
+from appliance.store.migrations import MIGRATIONS, Migration, check_history, migrate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +49,14 @@ class Database:
     or disk a StorageError; any other exception is theirs and reaches the caller as it is.
     """
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        read_only: bool = False,
+        migrations: Sequence[Migration] = MIGRATIONS,
+        durable: bool = True,
+    ) -> None:
         """Open or create the file and bring its schema up to date.
 
         A new file is readable by its owner only, and so is a new folder: they hold the hashes of API keys.
@@ -57,18 +64,22 @@ class Database:
         Args:
             path: The file; SQLite keeps `-wal` and `-shm` beside it.
             read_only: Only look: make nothing, migrate nothing, refuse to write.
+            migrations: The history of its schema, oldest first.
+            durable: False lets the last writes be lost with the power, which spares an fsync each; the file stays
+                sound, and what a killed process had written is there.
 
         Raises:
-            StorageError: The file cannot be opened, is damaged, or was written by a newer version.
+            UnreadableDatabaseError: The file is damaged, or was written by a newer version.
+            StorageError: It cannot be opened.
         """
         self.path = path
         self._read_only = read_only
         if not read_only:
             _create(path)
         with _storage_errors(path):
-            connection = _connect(path, read_only=read_only)
+            connection = _connect(path, read_only=read_only, durable=durable)
             try:
-                (check_history if read_only else migrate)(connection)
+                (check_history if read_only else migrate)(connection, migrations)
             except BaseException:
                 connection.close()
                 raise
@@ -120,6 +131,17 @@ class Database:
             self._refuse_when_closed()
             self._inbox.put((function, future))
         return future
+
+    async def erase_log(self) -> None:
+        """Empty the write-ahead log, so that what was deleted and overwritten is in no file any more.
+
+        Raises:
+            StorageError: A reader or another process still needs the log.
+        """
+        if await self.write(_empty_log):
+            raise StorageError(
+                f"The log of {self.path} is in use; what was deleted may still be in it.", advice="Try again."
+            )
 
     def close(self) -> None:
         """Commit what was accepted, then close every connection. Idempotent.
@@ -220,7 +242,7 @@ def _touch_private(path: Path) -> None:
         os.close(descriptor)
 
 
-def _connect(path: Path, *, read_only: bool = False, query_only: bool = False) -> Connection:
+def _connect(path: Path, *, read_only: bool = False, query_only: bool = False, durable: bool = True) -> Connection:
     """Open a connection: `read_only` needs no right to write to the file, `query_only` makes no use of it."""
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}",
@@ -233,7 +255,7 @@ def _connect(path: Path, *, read_only: bool = False, query_only: bool = False) -
         connection.row_factory = sqlite3.Row
         if not read_only:
             connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
             connection.execute(f"PRAGMA journal_size_limit={_WAL_BYTES_KEPT}")
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute("PRAGMA trusted_schema=OFF")
@@ -243,6 +265,14 @@ def _connect(path: Path, *, read_only: bool = False, query_only: bool = False) -
         connection.close()
         raise
     return connection
+
+
+def _empty_log(connection: Connection) -> bool:
+    """Return True if somebody still needs the log. Ends the transaction: a log is emptied outside of one."""
+    connection.execute("COMMIT")
+    busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+    connection.execute("BEGIN")
+    return bool(busy)
 
 
 def _in_transaction(connection: Connection, function: Callable[[Connection], T]) -> T:
@@ -270,13 +300,16 @@ def _storage_errors(path: Path) -> Iterator[None]:
             advice="Someone else may have made the same change meanwhile: look, then try again.",
         ) from error
     except sqlite3.Error as error:
-        raise StorageError(f"The database {path} failed: {error}.", advice=_advice(error)) from error
+        kind = UnreadableDatabaseError if _primary_code(error) in _DAMAGE else StorageError
+        advice = _ADVICE.get(_primary_code(error), "`appliance doctor` looks at the disk, the rights and the file.")
+        raise kind(f"The database {path} failed: {error}.", advice=advice) from error
 
 
-def _advice(error: sqlite3.Error) -> str:
-    primary_code = (getattr(error, "sqlite_errorcode", None) or sqlite3.SQLITE_ERROR) & 0xFF
-    return _ADVICE.get(primary_code, "`appliance doctor` looks at the disk, the rights and the file.")
+def _primary_code(error: sqlite3.Error) -> int:
+    return (getattr(error, "sqlite_errorcode", None) or sqlite3.SQLITE_ERROR) & 0xFF
 
+
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 _ADVICE = {
     sqlite3.SQLITE_FULL: "The disk is full: free some space, then try again. Nothing was changed.",

@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from appliance.core.errors import StorageError
+from appliance.core.errors import StorageError, UnreadableDatabaseError
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +134,7 @@ MIGRATIONS: tuple[Migration, ...] = (
             "CREATE INDEX adapters_sha256 ON adapters (sha256)",
         ),
     ),
+    Migration(5, "model_signatures", ("ALTER TABLE models ADD COLUMN signature TEXT",)),
 )
 """The history of the schema, oldest first."""
 
@@ -154,7 +155,8 @@ def migrate(connection: sqlite3.Connection, migrations: Sequence[Migration] = MI
         migrations: The wanted history, oldest first.
 
     Raises:
-        StorageError: A newer or a foreign version wrote the database; nothing was changed.
+        UnreadableDatabaseError: A newer or a foreign version wrote the database; nothing was changed.
+        StorageError: It is another program's.
     """
     for migration in migrations[len(check_history(connection, migrations)) :]:
         connection.execute("BEGIN IMMEDIATE")
@@ -173,7 +175,8 @@ def check_history(connection: sqlite3.Connection, migrations: Sequence[Migration
     """Return the names of the applied migrations, oldest first, having checked that they begin `migrations`.
 
     Raises:
-        StorageError: A newer or a foreign version wrote the database.
+        UnreadableDatabaseError: A newer or a foreign version wrote the database.
+        StorageError: It is another program's.
     """
     tables = {str(name) for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     if "schema_migrations" not in tables:
@@ -186,13 +189,13 @@ def check_history(connection: sqlite3.Connection, migrations: Sequence[Migration
     applied = [(int(number), str(name)) for number, name in _records(connection)]
     wanted = [(each.number, each.name) for each in migrations]
     if len(applied) > len(wanted) and applied[: len(wanted)] == wanted:
-        raise StorageError(
+        raise UnreadableDatabaseError(
             f"The database has schema version {applied[-1][0]}; this program knows {len(wanted)}.",
             advice="A newer appliance wrote it. Install that version again, or restore a backup from before it.",
         )
     if applied != wanted[: len(applied)]:
         found = ", ".join(f"{number} {name}" for number, name in applied)
-        raise StorageError(
+        raise UnreadableDatabaseError(
             f"The database's schema history is not this program's: {found}.",
             advice="Another program or an unreleased version wrote it. Restore a backup, or use another data folder.",
         )

@@ -19,17 +19,15 @@ from appliance.api.disconnect import task_group
 from appliance.api.server import HttpServer
 from appliance.core.clock import SystemClock
 from appliance.core.settings import Settings
+from appliance.engine.cpu_budget import CpuBudget
 from appliance.observe.metrics import Metrics
 from appliance.registry.install import import_model
 from appliance.registry.versions import open_registry
 from appliance.security.keys import KeyStore
-from appliance.serving.embed import TextEmbedding
-from appliance.serving.embedders import LoadedEmbedders
-from appliance.serving.generate import TextGeneration
-from appliance.serving.loaded import LoadedModels
-from appliance.serving.tuning import ModelTuning
+from appliance.serving.floor import ServingFloor
 from appliance.store.database import Database
-from tests.api.scripted import ScriptedEmbedding, ScriptedHealth, ScriptedModels, ScriptedTuning
+from tests.api.scripted import ScriptedClassifiers, ScriptedEmbedding, ScriptedHealth, ScriptedModels, ScriptedTuning
+from tests.api.scripted_tensors import ScriptedTensors
 
 DEADLINE_S = 30.0
 
@@ -44,6 +42,15 @@ class Reply:
 
     def json(self) -> Any:
         return json.loads(self.body)
+
+    @property
+    def inference_error(self) -> str:
+        """The text of an error under /v2, which must have the one shape that clients know."""
+        document = self.json()
+        assert set(document) == {"error"}
+        text: str = document["error"]
+        assert text
+        return text
 
     @property
     def error(self) -> dict[str, Any]:
@@ -111,6 +118,8 @@ class ScriptedBox(Box):
 
     models: ScriptedModels = field(default_factory=ScriptedModels)
     embedding: ScriptedEmbedding = field(default_factory=ScriptedEmbedding)
+    classifiers: ScriptedClassifiers = field(default_factory=ScriptedClassifiers)
+    tensors: ScriptedTensors = field(default_factory=ScriptedTensors)
     tuning: ScriptedTuning = field(default_factory=ScriptedTuning)
     health: ScriptedHealth = field(default_factory=ScriptedHealth)
     metrics: Metrics = field(default_factory=Metrics)
@@ -144,10 +153,13 @@ async def scripted_box(folder: Path, deadline_s: float = DEADLINE_S, **changes: 
     try:
         keys = KeyStore(database, SystemClock())
         tuning, embedding = ScriptedTuning(), ScriptedEmbedding()
+        classifiers, tensors = ScriptedClassifiers(), ScriptedTensors()
         app = create_app(
             settings=settings,
             text_models=models,
             embedding_models=embedding,
+            classifiers=classifiers,
+            tensor_models=tensors,
             tunable_models=tuning,
             keys=keys,
             metrics=metrics,
@@ -160,6 +172,8 @@ async def scripted_box(folder: Path, deadline_s: float = DEADLINE_S, **changes: 
                 server,
                 models=models,
                 embedding=embedding,
+                classifiers=classifiers,
+                tensors=tensors,
                 tuning=tuning,
                 health=health,
                 metrics=metrics,
@@ -186,31 +200,31 @@ async def real_box(
         import_model(model, registry, name="tiny", licence="Apache-2.0")
         if encoder is not None:
             import_model(encoder, registry, name="encoder", licence="Apache-2.0")
-        loaded = LoadedModels(settings, registry, metrics)
-        embedders = LoadedEmbedders(settings, registry, metrics, loaded)
-        text_models = TextGeneration(registry, loaded)
+        floor = ServingFloor(settings, registry, metrics, CpuBudget(2))
         keys = KeyStore(database, SystemClock())
         app = create_app(
             settings=settings,
-            text_models=text_models,
-            embedding_models=TextEmbedding(embedders),
-            tunable_models=ModelTuning(loaded),
+            text_models=floor.text,
+            embedding_models=floor.embedding,
+            classifiers=floor.classifiers,
+            tensor_models=floor.tensors,
+            tunable_models=floor.tuning,
             keys=keys,
             metrics=metrics,
-            health=loaded,
+            health=floor.models,
         )
         server = HttpServer(app, settings)
         async with task_group() as tasks:
-            running = tasks.create_task(loaded.run())
+            running = [tasks.create_task(run()) for run in floor.runs.values()]
             try:
                 async with listening(server, deadline_s) as port:
                     box = Box(port, server)
                     yield box
                     box.pool.clear()
             finally:
-                running.cancel()
-                await embedders.close()
-                await loaded.close()
+                for each in running:
+                    each.cancel()
+                await floor.close()
     finally:
         database.close()
 

@@ -6,7 +6,9 @@ import asyncio
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import Literal
 
+from appliance.core.encoders import ClassificationRequest, Classifications, Ranking, RerankRequest
 from appliance.core.errors import ApplianceError, InvalidRequestError, NotFoundError
 from appliance.core.types import (
     ChatMessage,
@@ -26,6 +28,9 @@ from appliance.core.types import (
 )
 
 CONTEXT_LENGTH = 4096
+
+LONGEST_INPUT = 10_000
+"""Tokens that are read of a text to embed or to classify."""
 
 Step = Delta | ApplianceError | Exception | asyncio.Event
 """What a generation does next: deliver a delta, fail, or wait until the test sets the event."""
@@ -228,7 +233,65 @@ class ScriptedEmbedding:
         size = request.dimensions or self._dimensions
         vectors = [array("f", [1 / 3 + index] + [0.1] * (size - 1)) for index in range(len(request.inputs))]
         counts = [len(each.encode() if isinstance(each, str) else each) for each in request.inputs]
-        return Embeddings(self._names[1], vectors, counts)
+        truncated = [index for index, count in enumerate(counts) if request.truncate and count > LONGEST_INPUT]
+        return Embeddings(self._names[1], vectors, [min(each, LONGEST_INPUT) for each in counts], truncated)
+
+
+class ScriptedClassifiers:
+    """A cross-encoder that counts the query's words in a document, and a classifier that looks for good and bad.
+
+    Attributes:
+        rerank_requests: What was to be ordered.
+        classification_requests: What was to be classified.
+        method: How the next documents are ordered.
+        exclusive: Whether the labels are.
+        gate: When set by a test, the work waits for it.
+        cancelled: Set once a request was cancelled.
+    """
+
+    def __init__(self, name: str = "tiny") -> None:
+        self.rerank_requests: list[RerankRequest] = []
+        self.classification_requests: list[ClassificationRequest] = []
+        self.method: Literal["cross-encoder", "embedding"] = "cross-encoder"
+        self.exclusive = True
+        self.gate: asyncio.Event | None = None
+        self.waiting = asyncio.Event()
+        self.cancelled = asyncio.Event()
+        self._names = (name, f"{name}:1")
+
+    async def rerank(self, request: RerankRequest) -> Ranking:
+        await self._begin(request.model or self._names[0])
+        self.rerank_requests.append(request)
+        words = set(request.query.split())
+        scores = [len(words & set(each.split())) / len(words | {""}) for each in request.documents]
+        counts, truncated = _counted(request.documents, request.truncate)
+        return Ranking(self._names[1], self.method, scores, counts, truncated)
+
+    async def classify(self, request: ClassificationRequest) -> Classifications:
+        await self._begin(request.model)
+        self.classification_requests.append(request)
+        found = [[0.1, 0.7 if "good" in each else 0.2, 0.7 if "bad" in each else 0.2] for each in request.inputs]
+        counts, truncated = _counted(request.inputs, request.truncate)
+        labels = ("neutral", "good", "bad")
+        return Classifications(self._names[1], labels, self.exclusive, found, counts, truncated)
+
+    async def _begin(self, model: str) -> None:
+        if model not in self._names:
+            raise NotFoundError(f"There is no model {model!r}; there is {self._names[0]}.", param="model")
+        if self.gate is not None:
+            self.waiting.set()
+            try:
+                await self.gate.wait()
+            except asyncio.CancelledError:
+                self.cancelled.set()
+                raise
+
+
+def _counted(texts: Sequence[str], truncate: bool) -> tuple[list[int], list[int]]:
+    """Return the tokens of each text, which are its bytes, and which of them were cut."""
+    counts = [len(each.encode()) for each in texts]
+    truncated = [index for index, count in enumerate(counts) if truncate and count > LONGEST_INPUT]
+    return [min(each, LONGEST_INPUT) for each in counts], truncated
 
 
 class ScriptedTuning:

@@ -91,6 +91,10 @@ async def test_truncation_and_dimensions_are_asked_for(box: ScriptedBox) -> None
     reply = await embed(box, truncate=True, dimensions=7, user="someone")
     assert len(reply.json()["data"][0]["embedding"]) == 7
     assert (box.embedding.requests[0].truncate, box.embedding.requests[0].dimensions) == (True, 7)
+    assert reply.json()["truncated"] == []
+    reply = await embed(box, ["x", "y" * 20_000], truncate=True)
+    assert reply.json()["truncated"] == [1]
+    assert reply.json()["usage"]["prompt_tokens"] == 10_001
 
 
 @pytest.mark.parametrize("inputs", [2, 6000])  # the larger answer is written in a thread
@@ -171,5 +175,6 @@ async def test_an_encoder_and_a_chat_model_serve_side_by_side(tmp_path: Path, ti
         assert (long.status, long.error["code"]) == (400, "context_length_exceeded")
         cut = await box.ask("POST", PATH, {"model": "encoder", "input": "a " * 300, "truncate": True})
         assert cut.json()["usage"]["prompt_tokens"] == 128
+        assert cut.json()["truncated"] == [0]
         refused = await box.ask("POST", PATH, {"model": "encoder", "input": "x", "dimensions": 16})
         assert (refused.status, refused.error["param"]) == (400, "dimensions")

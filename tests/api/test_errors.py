@@ -28,6 +28,7 @@ STATUS = {
     errors.ModelFileError: 400,
     errors.SourceError: 503,
     errors.StorageError: 500,
+    errors.UnreadableDatabaseError: 500,
     errors.SettingsError: 500,
     errors.EngineError: 500,
 }

@@ -198,6 +198,11 @@ async def test_embeddings_come_as_the_client_asks_for_them(client: openai.AsyncO
     assert told.data[0].embedding != told.data[1].embedding
     assert told.model == "tiny:1"
     assert told.usage.prompt_tokens == told.usage.total_tokens > 0
+    assert told.model_extra is not None
+    assert told.model_extra["truncated"] == []
+    long = await client.embeddings.create(model="tiny", input=["a", "a " * 20_000], extra_body={"truncate": True})
+    assert long.model_extra is not None
+    assert long.model_extra["truncated"] == [1]
     one = await client.embeddings.create(model="tiny", input=[5, 6, 7])
     assert (len(one.data), one.usage.prompt_tokens) == (1, 3)
     assert len((await client.embeddings.create(model="tiny", input=[[5, 6], [7]])).data) == 2

@@ -84,6 +84,7 @@ def test_a_model_goes_from_catalog_to_box_and_away(box: Box, server: FileServer,
     assert box.json("verify") == [
         {
             "model": "tiny:1",
+            "role": "model",
             "path": pulled["files"][0]["path"],
             "sha256": tiny.sha256,
             "sound": True,

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from appliance.core.types import Vector
+from appliance.engine.cpu_budget import CpuBudget
 from appliance.engine.llama.model import LlamaModel
 from appliance.engine.llama_embedding.engine import Input, LlamaEmbedder
 from appliance.engine.llama_embedding.worker import EmbeddingConfig
@@ -36,7 +37,8 @@ class EmbedderUnderTest:
         self.metrics = metrics
 
     async def vectors(self, inputs: Sequence[Input], *, truncate: bool = False) -> npt.NDArray[np.float32]:
-        return as_rows(await self.embedder.embed(await self.embedder.tokenize(inputs, truncate=truncate)))
+        tokens, _ = await self.embedder.tokenize(inputs, truncate=truncate)
+        return as_rows(await self.embedder.embed(tokens))
 
     async def vector(self, text: Input) -> npt.NDArray[np.float32]:
         row: npt.NDArray[np.float32] = (await self.vectors([text]))[0]
@@ -49,12 +51,12 @@ def as_rows(vectors: Sequence[Vector]) -> npt.NDArray[np.float32]:
 
 @asynccontextmanager
 async def embedding(
-    path: Path, *, shared: LlamaModel | None = None, **changes: object
+    path: Path, *, shared: LlamaModel | None = None, cpu: CpuBudget | None = None, **changes: object
 ) -> AsyncIterator[EmbedderUnderTest]:
     metrics = Metrics()
     config = replace(CONFIG, **changes)  # type: ignore[arg-type]
     embedder = await LlamaEmbedder.load(
-        "tiny:1", path, config, metrics.for_model("tiny:1"), gpu_layers=0, shared=shared
+        "tiny:1", path, config, metrics.for_model("tiny:1"), gpu_layers=0, shared=shared, cpu=cpu
     )
     try:
         yield EmbedderUnderTest(embedder, metrics)

@@ -104,7 +104,7 @@ async def test_vectors_are_those_that_llama_cpp_pools_itself(tmp_path: Path, nam
     pooling = {"mean": 1, "silent": 1, "cls": 2, "last": 3}[name.split(", ")[1]]
     async with embedding(path, longest_input=512) as subject:
         for text in TEXTS[0], TEXTS[3]:
-            [tokens] = await subject.embedder.tokenize([text], truncate=False)
+            [tokens], _ = await subject.embedder.tokenize([text], truncate=False)
             expected = pooled_by_llama(path, tokens.tolist(), pooling)
             assert np.abs(await subject.vector(text) - expected).max() < CLOSE
 
@@ -137,7 +137,8 @@ async def test_flash_attention_may_be_off(bert: Path) -> None:
 
 async def test_token_ids_are_embedded_as_they_are_and_texts_with_the_models_ends(bert: Path) -> None:
     async with embedding(bert) as subject:
-        [text, ids] = await subject.embedder.tokenize(["the dog", (7, 8)], truncate=False)
+        [text, ids], truncated = await subject.embedder.tokenize(["the dog", (7, 8)], truncate=False)
+        assert truncated == []
         assert (text[0], text[-1]) == (BERT_START_TOKEN_ID, BERT_END_TOKEN_ID)
         assert ids.tolist() == [7, 8]
         assert np.abs(await subject.vector("the dog") - await subject.vector(tuple(text))).max() < 1e-6
@@ -166,7 +167,9 @@ async def test_an_input_that_will_not_do_is_refused_by_its_place(
 
 async def test_a_long_input_is_cut_only_when_asked_and_keeps_its_end_token(bert: Path) -> None:
     async with embedding(bert) as subject:
-        [text, ids] = await subject.embedder.tokenize(["a " * 200, (9,) * 200], truncate=True)
+        inputs: list[str | tuple[int, ...]] = ["a " * 200, "a", (9,) * 200]
+        [text, _, ids], truncated = await subject.embedder.tokenize(inputs, truncate=True)
+        assert truncated == [0, 2]
         assert len(text) == len(ids) == subject.embedder.longest_input == 128
         assert (text[0], text[-1]) == (BERT_START_TOKEN_ID, BERT_END_TOKEN_ID)
         assert ids.tolist() == [9] * 128

@@ -42,7 +42,11 @@ def test_an_encoder_and_a_chat_model_embed_while_a_chat_streams(data: Path, tmp_
 
 
 def test_a_stop_ends_what_is_being_embedded(data: Path, tmp_path: Path) -> None:
-    environment = {"APPLIANCE_SHUTDOWN_GRACE_S": "0.1", "APPLIANCE_MAX_EMBEDDING_INPUTS": "60000"}
+    environment = {
+        "APPLIANCE_SHUTDOWN_GRACE_S": "0.1",
+        "APPLIANCE_MAX_EMBEDDING_INPUTS": "60000",
+        "APPLIANCE_EMBEDDING_CACHE_BYTES": "0",  # it would compute the same input once
+    }
     with server_process(data, tmp_path, "--model", "", environment=environment) as server:
         server.wait_until_listening()
         body = b'{"model": "encoder", "input": [' + b",".join([b"[" + b"9," * 127 + b"9]"] * 20_000) + b"]}"

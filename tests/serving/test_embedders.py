@@ -24,8 +24,9 @@ from appliance.core.types import EmbeddingRequest, Embeddings, GenerationRequest
 from appliance.observe.resources import memory
 from appliance.serving import embedders, loaded
 from appliance.serving.embed import _cut
+from appliance.serving.floor import ServingFloor
 from appliance.serving.readiness import Readiness
-from tests.serving.conftest import DEADLINE_S, Box, Floor, serving, text_of
+from tests.serving.conftest import DEADLINE_S, Box, serving, text_of
 
 pytestmark = pytest.mark.anyio
 
@@ -38,7 +39,9 @@ def encoder_box(box: Box) -> Box:
     return box
 
 
-async def embed(floor: Floor, model: str, inputs: Sequence[Any] = ("the quick brown fox",), **more: Any) -> Embeddings:
+async def embed(
+    floor: ServingFloor, model: str, inputs: Sequence[Any] = ("the quick brown fox",), **more: Any
+) -> Embeddings:
     return await floor.embedding.embed(EmbeddingRequest(model, inputs, **more))
 
 
@@ -252,7 +255,7 @@ async def test_draining_refuses_new_loads_and_goes_on_with_what_is_loaded(encode
             await embed(floor, "tiny")
 
 
-async def until_leased(floor: Floor, name: str) -> None:
+async def until_leased(floor: ServingFloor, name: str) -> None:
     """Wait until a request is being embedded."""
     async with asyncio.timeout(DEADLINE_S):
         loaded_now = floor.embedders._loaded

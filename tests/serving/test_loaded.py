@@ -159,10 +159,12 @@ async def test_draining_turns_readiness_red_and_refuses_new_loads(box: Box) -> N
 
 
 async def test_the_end_answers_those_who_wait_for_a_load(box: Box) -> None:
+    from appliance.engine.cpu_budget import CpuBudget
     from appliance.observe.metrics import Metrics
     from appliance.serving.loaded import LoadedModels
 
-    models = LoadedModels(box.settings, box.registry, Metrics())  # `run` never runs: the load is never granted
+    # `run` never runs: the load is never granted
+    models = LoadedModels(box.settings, box.registry, Metrics(), CpuBudget(1))
     async with asyncio.TaskGroup() as tasks:
 
         async def wait() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from appliance.core.errors import StorageError
+from appliance.store import database as database_module
 from appliance.store.database import Database
 from tests.store.children import DEADLINE_S, child, read_line, wait_until_all_have_ended
 from tests.store.rows import note, subjects
@@ -18,6 +20,7 @@ from tests.store.rows import note, subjects
 WRITE_AND_ACKNOWLEDGE = """
 import sys
 from pathlib import Path
+from appliance.store import database as database_module
 from appliance.store.database import Database
 database = Database(Path(sys.argv[1]))
 def note(subject):
@@ -191,6 +194,7 @@ FILL_THE_DISK = """
 import sys
 from pathlib import Path
 from appliance.core.errors import StorageError
+from appliance.store import database as database_module
 from appliance.store.database import Database
 folder = Path(sys.argv[1])
 database = Database(folder / "appliance.db")
@@ -225,3 +229,35 @@ def test_a_full_disk_is_reported_and_every_acknowledged_write_is_kept(tmp_path: 
         check=False,
     )
     assert (result.stdout, result.returncode) == ("True True\nTrue\nTrue\n", 0), result.stderr
+
+
+# Erasing
+
+
+@pytest.mark.anyio
+async def test_an_emptied_log_holds_nothing_and_the_file_everything(database: Database) -> None:
+    await database.write(lambda connection: note(connection, "kept"))
+    log = database.path.with_name("appliance.db-wal")
+    assert b"kept" in log.read_bytes()
+    await database.erase_log()
+    assert log.read_bytes() == b""
+    assert b"kept" in database.path.read_bytes()
+    assert await database.write(lambda connection: note(connection, "later")) == 1
+    assert database.read(subjects) == ["kept", "later"]
+
+
+@pytest.mark.anyio
+async def test_a_log_that_a_reader_needs_is_not_emptied_and_that_is_said(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "BUSY_TIMEOUT_S", 0.01)
+    with closing(Database(path)) as database, closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        await database.write(lambda connection: note(connection, "first"))
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM audit").fetchall()
+        await database.write(lambda connection: note(connection, "second"))
+        with pytest.raises(StorageError, match="in use"):
+            await database.erase_log()
+        reader.execute("ROLLBACK")
+        await database.erase_log()
+        assert database.read(subjects) == ["first", "second"]

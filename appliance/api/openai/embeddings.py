@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import anyio.to_thread
@@ -59,19 +60,30 @@ class Embedding(msgspec.Struct, frozen=True):
     object: Literal["embedding"] = "embedding"
 
 
-class EmbeddingsUsage(msgspec.Struct, frozen=True):
+class InputUsage(msgspec.Struct, frozen=True):
     """Tokens of all inputs as they were evaluated."""
 
     prompt_tokens: int
     total_tokens: int
 
+    @classmethod
+    def of(cls, token_counts: Sequence[int]) -> InputUsage:
+        """Return the sums of what each input took."""
+        tokens = sum(token_counts)
+        return cls(tokens, tokens)
+
 
 class EmbeddingList(msgspec.Struct, frozen=True):
-    """A vector for each input, in order."""
+    """A vector for each input, in order.
+
+    Attributes:
+        truncated: Extension: indices of the inputs that were cut.
+    """
 
     data: list[Embedding]
     model: str
-    usage: EmbeddingsUsage
+    usage: InputUsage
+    truncated: list[int]
     object: Literal["list"] = "list"
 
 
@@ -134,10 +146,10 @@ def inputs_of(fields: EmbeddingsRequest, settings: Settings) -> list[EmbeddingIn
 
 def encoded(embeddings: Embeddings, as_base64: bool) -> bytes:
     """Return the body of the answer."""
-    tokens = sum(embeddings.token_counts)
     write = _base64 if as_base64 else _numbers
     data = [Embedding(index, write(vector)) for index, vector in enumerate(embeddings.vectors)]
-    return msgspec.json.encode(EmbeddingList(data, embeddings.model, EmbeddingsUsage(tokens, tokens)))
+    usage = InputUsage.of(embeddings.token_counts)
+    return msgspec.json.encode(EmbeddingList(data, embeddings.model, usage, list(embeddings.truncated)))
 
 
 def _numbers(vector: Vector) -> list[float]:

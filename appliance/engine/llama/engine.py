@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from appliance.core.errors import ApplianceError, EngineError, InvalidRequestError, OverloadedError
 from appliance.core.types import Priority, SamplingParams
+from appliance.engine.cpu_budget import CpuBudget
 from appliance.engine.llama.choice import Choice
 from appliance.engine.llama.commands import Cancel, Command, Report, Runtime, Submit
 from appliance.engine.llama.config import EngineConfig
@@ -46,7 +47,9 @@ class LlamaEngine:
         ended: Done when the thread has ended; its result is the error that ended it, or None after `close`.
     """
 
-    def __init__(self, name: str, path: Path, config: EngineConfig, metrics: ModelMetrics) -> None:
+    def __init__(
+        self, name: str, path: Path, config: EngineConfig, metrics: ModelMetrics, cpu: CpuBudget | None = None
+    ) -> None:
         """Prepare an engine; `load` makes one that runs."""
         self.name = name
         self.config = config
@@ -64,18 +67,28 @@ class LlamaEngine:
             on_report=lambda report: post(loop, self._take_report, report),
             on_end=lambda error: post(loop, self._take_end, error),
             on_job=lambda job: post(loop, self._take_job, job),
+            cpu=cpu,
         )
         self._lane: FileLane | None = None
 
     @classmethod
-    async def load(cls, name: str, path: Path, config: EngineConfig, metrics: ModelMetrics) -> LlamaEngine:
+    async def load(
+        cls, name: str, path: Path, config: EngineConfig, metrics: ModelMetrics, cpu: CpuBudget | None = None
+    ) -> LlamaEngine:
         """Load the file in a new thread, warm it up, and return the engine that then runs.
+
+        Args:
+            name: The full `name:version`.
+            path: The GGUF file.
+            config: How to run it.
+            metrics: Where to count.
+            cpu: Whom to ask before computing on the CPU; None asks nobody.
 
         Raises:
             ModelFileError: llama.cpp refuses the file.
             EngineError: There is not enough memory, or the model cannot be evaluated.
         """
-        engine = cls(name, path, config, metrics)
+        engine = cls(name, path, config, metrics, cpu)
         engine._worker.start()
         try:
             outcomes: list[asyncio.Future[Any]] = [engine._ready, engine.ended]

@@ -15,7 +15,7 @@ from typing import Any
 import llama_cpp
 import llama_cpp.llama_cpp as llama
 
-__all__ = ["initialize", "llama", "llama_cpp_version", "short"]
+__all__ = ["computes_on_gpu", "initialize", "llama", "llama_cpp_version", "short"]
 
 LOGGER = logging.getLogger("appliance.llama_cpp")
 _LEVELS = {3: logging.WARNING, 4: logging.ERROR}
@@ -51,6 +51,11 @@ def initialize() -> None:
     """Start llama.cpp once a process and send its log lines to ours."""
     llama.llama_log_set(_log_callback, None)
     llama.llama_backend_init()
+
+
+def computes_on_gpu(gpu_layers: int) -> bool:
+    """Return True if a model with so many layers there leaves the CPU to others while it computes."""
+    return gpu_layers != 0 and bool(llama.llama_supports_gpu_offload())
 
 
 def llama_cpp_version() -> str:

@@ -16,6 +16,7 @@ import numpy as np
 
 from appliance.core.errors import ApplianceError, EngineError, InvalidRequestError
 from appliance.core.types import Delta
+from appliance.engine.cpu_budget import CpuBudget, CpuShare
 from appliance.engine.llama.choice import Choice, RunningChoice, joined
 from appliance.engine.llama.commands import Cancel, Command, Report, Runtime, Submit
 from appliance.engine.llama.config import EngineConfig
@@ -57,8 +58,9 @@ class Runner:
         *,
         on_report: Callable[[Report], None],
         on_job: Callable[[FileJob], None],
+        cpu: CpuBudget | None = None,
     ) -> None:
-        """Load the model file and warm it up.
+        """Load the model file and warm it up; where there is a CPU budget, compute in turns with others.
 
         Raises:
             ModelFileError: llama.cpp refuses the file.
@@ -71,6 +73,7 @@ class Runner:
         self._adapters = LoadedAdapters()
         self._numbers = 0
         self._failures = 0
+        self._cpu = CpuShare(cpu, config.threads)
         self.blocked = False
         self.model = LlamaModel(path, gpu_layers=config.gpu_layers)
         try:
@@ -164,6 +167,7 @@ class Runner:
                     self._start(choice)
             case Runtime(threads, batch_tokens, target):
                 self.context.set_threads(threads)
+                self._cpu.threads = threads
                 scheduler = self.scheduler
                 scheduler.limits = replace(scheduler.limits, batch_tokens=batch_tokens, target_latency=target)
             case LoadAdapter(adapter, done):
@@ -204,11 +208,13 @@ class Runner:
 
     def _decode(self, step: Step) -> bool:
         """Evaluate the batch; returns whether there are logits to sample from."""
-        started = time.perf_counter()
         self.context.use(self._adapters.get(step.adapter))
-        code = self.context.decode(step.runs)
+        with self._cpu.turn():
+            started = time.perf_counter()
+            code = self.context.decode(step.runs)
+            seconds = time.perf_counter() - started
         if code == Decoded.OK:
-            self.scheduler.complete(step, time.perf_counter() - started)
+            self.scheduler.complete(step, seconds)
             self._failures = 0
             return True
         if code == Decoded.NO_ROOM:
@@ -375,9 +381,10 @@ class Runner:
         sequence.slot = 0
         cost = self.scheduler.cost
         for start, count in ((0, len(prompt) - 1), (len(prompt) - 1, 1)):
-            started = time.perf_counter()
-            code = self.context.decode([Run(sequence, start, count, sample=True)])
-            seconds = time.perf_counter() - started
+            with self._cpu.turn():
+                started = time.perf_counter()
+                code = self.context.decode([Run(sequence, start, count, sample=True)])
+                seconds = time.perf_counter() - started
             if code != Decoded.OK:
                 raise EngineError(f"The model cannot be evaluated (llama_decode answered {code}).", code="engine_died")
             if not np.isfinite(self.context.logits().max()):

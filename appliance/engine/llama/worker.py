@@ -14,12 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from appliance.core.errors import ApplianceError, EngineError
+from appliance.engine.cpu_budget import CpuBudget
 from appliance.engine.llama.commands import Command, Report, Submit
 from appliance.engine.llama.config import EngineConfig
 from appliance.engine.llama.generation import Failed
 from appliance.engine.llama.keeper import FileJob
 from appliance.engine.llama.lora import DropAdapter, LoadAdapter
 from appliance.engine.llama.model import LlamaModel
+from appliance.engine.llama.native import computes_on_gpu
 from appliance.engine.llama.runner import Runner
 
 LOGGER = logging.getLogger("appliance.engine")
@@ -46,8 +48,10 @@ class Worker:
         on_report: Callable[[Report], None],
         on_end: Callable[[ApplianceError | None], None],
         on_job: Callable[[FileJob], None],
+        cpu: CpuBudget | None = None,
     ) -> None:
         """Prepare a thread for the model file; the callbacks are called in that thread."""
+        self._cpu = None if computes_on_gpu(config.gpu_layers) else cpu
         self._path = path
         self._config = config
         self._on_ready, self._on_report, self._on_end, self._on_job = on_ready, on_report, on_end, on_job
@@ -78,7 +82,9 @@ class Worker:
         error: ApplianceError | None = None
         runner: Runner | None = None
         try:
-            runner = self.runner = Runner(self._path, self._config, on_report=self._on_report, on_job=self._on_job)
+            runner = self.runner = Runner(
+                self._path, self._config, on_report=self._on_report, on_job=self._on_job, cpu=self._cpu
+            )
             self._on_ready(runner.model)
             while self._take_commands(runner):
                 runner.step()

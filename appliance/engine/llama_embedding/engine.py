@@ -16,8 +16,10 @@ from typing import Any
 
 from appliance.core.errors import ApplianceError, EngineError, InvalidRequestError, OverloadedError
 from appliance.core.types import FinishReason, Vector
+from appliance.engine.cpu_budget import CpuBudget
 from appliance.engine.llama.engine import INLINE_TOKENIZE_CHARACTERS, LONGEST_RETRY_AFTER_S, STOP_TIMEOUT_S, post
 from appliance.engine.llama.model import LlamaModel
+from appliance.engine.llama.native import computes_on_gpu
 from appliance.engine.llama_embedding.pooling import shortened
 from appliance.engine.llama_embedding.worker import Cancel, Embed, EmbeddingConfig, Job, Report, Worker
 from appliance.observe.metrics import ModelMetrics
@@ -37,7 +39,12 @@ class LlamaEmbedder:
     """
 
     def __init__(
-        self, name: str, open_model: Callable[[], LlamaModel], config: EmbeddingConfig, metrics: ModelMetrics
+        self,
+        name: str,
+        open_model: Callable[[], LlamaModel],
+        config: EmbeddingConfig,
+        metrics: ModelMetrics,
+        cpu: CpuBudget | None = None,
     ) -> None:
         """Prepare an embedder; `load` makes one that runs."""
         self.name = name
@@ -55,6 +62,7 @@ class LlamaEmbedder:
             on_ready=lambda nothing: post(loop, self._ready.set_result, nothing),
             on_report=lambda report: post(loop, self._take_report, report),
             on_end=lambda error: post(loop, self._take_end, error),
+            cpu=cpu,
         )
 
     @classmethod
@@ -67,6 +75,7 @@ class LlamaEmbedder:
         *,
         gpu_layers: int,
         shared: LlamaModel | None = None,
+        cpu: CpuBudget | None = None,
     ) -> LlamaEmbedder:
         """Load the file in a new thread, or take weights that are loaded already, and return what then runs.
 
@@ -77,12 +86,14 @@ class LlamaEmbedder:
             metrics: Where to count.
             gpu_layers: Layers on the GPU.
             shared: The file's weights, which now have this owner too.
+            cpu: Whom to ask before computing on the CPU; None asks nobody.
 
         Raises:
             ModelFileError: llama.cpp refuses the file, or the model makes no embeddings.
             EngineError: There is not enough memory, or the model cannot be evaluated.
         """
-        embedder = cls(name, lambda: shared or LlamaModel(path, gpu_layers=gpu_layers), config, metrics)
+        cpu = None if computes_on_gpu(gpu_layers) else cpu
+        embedder = cls(name, lambda: shared or LlamaModel(path, gpu_layers=gpu_layers), config, metrics, cpu)
         embedder._worker.start()
         try:
             outcomes: list[asyncio.Future[Any]] = [embedder._ready, embedder.ended]
@@ -131,10 +142,11 @@ class LlamaEmbedder:
         """Return True if one more request would be refused."""
         return len(self._open) > self.config.queue_size
 
-    async def tokenize(self, inputs: Sequence[Input], *, truncate: bool) -> list[array[int]]:
-        """Return each input's token ids: of a text with those that the model wants around it, of ids just these.
+    async def tokenize(self, inputs: Sequence[Input], *, truncate: bool) -> tuple[list[array[int]], list[int]]:
+        """Return each input's token ids, and the indices of the inputs that were cut.
 
-        Many or long texts do not hold up the loop.
+        A text's ids have those that the model wants around it; given ids are used as they are. Many or long texts do
+        not hold up the loop.
 
         Raises:
             InvalidRequestError: An input is empty, has unknown ids, or is too long and not to be truncated.
@@ -143,18 +155,20 @@ class LlamaEmbedder:
             return self._tokenize(inputs, truncate)
         return await asyncio.to_thread(self._tokenize, inputs, truncate)
 
-    def _tokenize(self, inputs: Sequence[Input], truncate: bool) -> list[array[int]]:
-        return [self._tokens(each, f"input[{index}]", truncate) for index, each in enumerate(inputs)]
+    def _tokenize(self, inputs: Sequence[Input], truncate: bool) -> tuple[list[array[int]], list[int]]:
+        tokenized = [self._tokens(each, f"input[{index}]", truncate) for index, each in enumerate(inputs)]
+        return [tokens for tokens, _ in tokenized], [index for index, (_, cut) in enumerate(tokenized) if cut]
 
-    def _tokens(self, given: Input, place: str, truncate: bool) -> array[int]:
+    def _tokens(self, given: Input, place: str, truncate: bool) -> tuple[array[int], bool]:
         model = self._worker.model
         tokens: Sequence[int]
         tokens = model.tokenize(given, add_special=True, parse_special=False) if isinstance(given, str) else given
         self._check(tokens, place, truncate)
-        if len(tokens) > self.longest_input:
+        is_too_long = len(tokens) > self.longest_input
+        if is_too_long:
             plain = model.tokenize(given, add_special=False, parse_special=False) if isinstance(given, str) else tokens
             tokens = shortened(tokens, plain, self.longest_input)
-        return array("i", tokens)
+        return array("i", tokens), is_too_long
 
     def _check(self, tokens: Sequence[int], place: str, truncate: bool) -> None:
         if not tokens:

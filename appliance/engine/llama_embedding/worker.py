@@ -20,6 +20,7 @@ import numpy as np
 
 from appliance.core.errors import ApplianceError, EngineError
 from appliance.core.types import Vector
+from appliance.engine.cpu_budget import CpuBudget, CpuShare
 from appliance.engine.llama.model import LlamaModel
 from appliance.engine.llama_embedding.batcher import Batcher, Item
 from appliance.engine.llama_embedding.context import LlamaEmbeddingContext, Vectors
@@ -110,8 +111,10 @@ class Worker:
         on_ready: Callable[[None], None],
         on_report: Callable[[Report], None],
         on_end: Callable[[ApplianceError | None], None],
+        cpu: CpuBudget | None = None,
     ) -> None:
         """Prepare a thread; the model is opened in it, and the callbacks are called in it."""
+        self._cpu = CpuShare(cpu, config.threads)
         self._name = name
         self._open_model = open_model
         self._config = config
@@ -213,7 +216,8 @@ class Worker:
     def _evaluate(self, batch: Sequence[Item]) -> list[Vector | ApplianceError]:
         """Return each input's vector, or why there is none; one that fails in company is tried alone."""
         inputs = [self._jobs[item.job].inputs[item.index] for item in batch]
-        code, vectors = self.context.embed(inputs)
+        with self._cpu.turn():
+            code, vectors = self.context.embed(inputs)
         if code == 0 and np.isfinite(vectors).all():
             self._failures = 0
             return _rows(vectors)
@@ -273,7 +277,8 @@ class Worker:
 
     def _warm_up(self) -> None:
         """Page the weights in before anyone waits for it, and see that the model's vectors are numbers."""
-        code, vectors = self.context.embed([array("i", [0] * min(64, self.context.longest_input))])
+        with self._cpu.turn():
+            code, vectors = self.context.embed([array("i", [0] * min(64, self.context.longest_input))])
         if code:
             raise EngineError(f"The model cannot be evaluated (llama.cpp answered {code}).", code="engine_died")
         if not np.isfinite(vectors).all():

