@@ -174,12 +174,24 @@ def read_safetensors(path: Path) -> dict[str, npt.NDArray[Any]]:
     header = json.loads(content[8:start])
     header.pop("__metadata__", None)
     dtypes = {"F32": np.float32, "I64": np.int64}
-    return {
-        name: np.frombuffer(
-            content[start:], dtypes[entry["dtype"]], math.prod(entry["shape"]), entry["data_offsets"][0]
-        ).reshape(entry["shape"])
-        for name, entry in header.items()
-    }
+    tensors = {}
+    for name, entry in header.items():
+        count, offset = math.prod(entry["shape"]), start + entry["data_offsets"][0]
+        tensors[name] = np.frombuffer(content, dtypes[entry["dtype"]], count, offset).reshape(entry["shape"])
+    return tensors
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write a file of tensors, with the header that PyTorch's have."""
+    names = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(np.int64): "I64"}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    body = b""
+    for name, values in tensors.items():
+        offsets = [len(body), len(body) + values.nbytes]
+        header[name] = {"dtype": names[values.dtype], "shape": list(values.shape), "data_offsets": offsets}
+        body += values.tobytes()
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
 
 
 # The graph

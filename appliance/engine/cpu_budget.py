@@ -1,7 +1,8 @@
 """Turns on the CPU: engines that compute at the same time share the cores instead of fighting for them.
 
-Two native libraries that each start a thread a core slow each other down by far more than half: every parallel loop
-waits for its slowest thread. So each engine's thread takes a turn around its native call, and gives it back after.
+Where two native libraries each compute with a thread a core, every parallel loop of both waits for the one thread that
+has no core just then, and some spin while they wait. So each engine's thread takes a turn around its native call, and
+gives it back after.
 """
 
 from __future__ import annotations

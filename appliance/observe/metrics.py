@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import accumulate
+from typing import TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -48,6 +49,8 @@ REQUEST_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Upper bounds for the rows of a batch."""
 
+_Series = TypeVar("_Series", "TensorMetrics", "ModelMetrics")
+
 
 class Metrics:
     """Owns every metric of the process, in its own registry: two appliances in one test do not meet.
@@ -63,8 +66,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._families = _ModelFamilies(self.registry)
-        self._models: dict[str, dict[str, ModelMetrics]] = {}
-        self._tensors: dict[str, TensorMetrics] = {}
+        self._models: dict[str, dict[str, TensorMetrics | ModelMetrics]] = {}
         self._http_requests = Counter(
             f"{PREFIX}http_requests", "HTTP requests answered", ["route", "status"], registry=self.registry
         )
@@ -78,27 +80,28 @@ class Metrics:
 
     def for_model(self, name: str) -> ModelMetrics:
         """Return the series of one model, made at 0 on the first call for this name."""
-        return self._series(name, "text")
+        return self._series(name, "text", ModelMetrics)
 
     def for_embedder(self, name: str) -> ModelMetrics:
         """Return the same series for a model's embeddings: what its two engines count is added up."""
-        return self._series(name, "embedding")
+        return self._series(name, "embedding", ModelMetrics)
 
     def for_tensors(self, name: str) -> TensorMetrics:
         """Return the series of a model that turns tensors into tensors, made at 0 on the first call for this name."""
-        if name not in self._tensors:
-            self._tensors[name] = series = TensorMetrics(self._families, name)
-            self._families.show_load(name, [series])
-        return self._tensors[name]
+        return self._series(name, "tensors", TensorMetrics)
 
-    def _series(self, name: str, work: str) -> ModelMetrics:
+    def _series(self, name: str, work: str, kind: type[_Series]) -> _Series:
         if name not in self._models:
             self._models[name] = {}
-            self._families.show_sums(name, self._models[name])
+            self._families.show_load(name, self._models[name].values())
         engines = self._models[name]
         if work not in engines:
-            engines[work] = ModelMetrics(self._families, name)
-        return engines[work]
+            engines[work] = kind(self._families, name)
+            if kind is ModelMetrics:
+                self._families.show_cache_usage(name, engines.values())
+        series = engines[work]
+        assert isinstance(series, kind), "each work has its own kind of series"
+        return series
 
     def http_started(self) -> None:
         """Count a request that came in."""
@@ -195,10 +198,9 @@ class _ModelFamilies:
         self.running.labels(model).set_function(lambda: sum(each.running for each in engines))
         self.waiting.labels(model).set_function(lambda: sum(each.waiting for each in engines))
 
-    def show_sums(self, model: str, engines: Mapping[str, ModelMetrics]) -> None:
-        """The same, with the KV cells."""
-        self.show_load(model, engines.values())
-        self.cache_usage.labels(model).set_function(lambda: sum(each.cache_usage for each in engines.values()))
+    def show_cache_usage(self, model: str, engines: Collection[_Load]) -> None:
+        """The same for the KV cells."""
+        self.cache_usage.labels(model).set_function(lambda: sum(each.cache_usage for each in engines))
 
 
 class _Load:
@@ -207,9 +209,11 @@ class _Load:
     Attributes:
         running: Those that are worked on.
         waiting: Those in its queue.
+        cache_usage: Share of its KV cells in use, 0 to 1.
     """
 
     running = waiting = 0
+    cache_usage = 0.0
 
     def set_running(self, n: int) -> None:
         """Set how many requests are worked on."""
@@ -229,6 +233,11 @@ class TensorMetrics(_Load):
         self._queue_time = families.queue_time.labels(model)
         self._e2e = families.e2e.labels(model)
         self._batch_rows = families.batch_rows.labels(model)
+        self._prompt_tokens = families.prompt_tokens.labels(model)
+
+    def prompt_tokens(self, n: int) -> None:
+        """Count tokens of texts that were evaluated."""
+        self._prompt_tokens.inc(n)
 
     def batch(self, rows: int) -> None:
         """Observe a batch that was evaluated."""
@@ -242,15 +251,10 @@ class TensorMetrics(_Load):
 
 
 class ModelMetrics(_Load):
-    """The series of one engine of a model. Calls take microseconds and come from the event loop, as the readers do.
-
-    Attributes:
-        cache_usage: Share of its KV cells in use, 0 to 1.
-    """
+    """The series of one engine of a model. Calls take microseconds and come from the event loop, as the readers do."""
 
     def __init__(self, families: _ModelFamilies, model: str) -> None:
         """Make every series at 0; use `Metrics.for_model`."""
-        self.cache_usage = 0.0
         self._cache_queries = families.cache_queries.labels(model)
         self._cache_hits = families.cache_hits.labels(model)
         self._embedding_cache_queries = families.embedding_cache_queries.labels(model)

@@ -20,8 +20,9 @@ from onnx import ModelProto, TensorProto, TensorShapeProto, ValueInfoProto
 from appliance.core.errors import ModelFileError
 from appliance.core.tensors import Datatype, ModelSignature, TensorSpec
 from appliance.registry.files import open_regular, storage_errors
-from appliance.registry.onnx_operators import check_operators
+from appliance.registry.onnx_operators import check_operators, checked_text
 from appliance.registry.onnx_tensors import read_tensors
+from appliance.registry.onnx_wire import check_messages
 
 MAX_GRAPH_BYTES = 2**31 - 1
 """What one protobuf message can have; larger models keep their weights in data files."""
@@ -94,7 +95,7 @@ def read_onnx(path: Path) -> OnnxHeader:
             )
         opset = check_operators(model)
         tensors = read_tensors(model)
-        licences = [each.value for each in model.metadata_props if each.key.lower() in ("license", "licence")]
+        licences = [checked_text(each.value) for each in model.metadata_props if each.key in _LICENCE_KEYS]
         return OnnxHeader(_signature(model, opset), tensors.label, tensors.external, "".join(licences[:1]))
 
 
@@ -132,6 +133,7 @@ def _parse(path: Path) -> ModelProto:
                 advice="Save it with its weights in a data file: onnx.save(…, save_as_external_data=True).",
             )
         content = file.read(MAX_GRAPH_BYTES)
+    check_messages(content)
     model: ModelProto = ModelProto.FromString(content)
     return model
 
@@ -172,7 +174,7 @@ def _signature(model: ModelProto, opset: int) -> ModelSignature:
 
 
 def _spec(value: ValueInfoProto, what: str) -> TensorSpec:
-    if not 0 < len(value.name) <= MAX_NAME_CHARACTERS or not value.name.isprintable():
+    if not 0 < len(checked_text(value.name)) <= MAX_NAME_CHARACTERS or not value.name.isprintable():
         raise ModelFileError(f"An {what} of the ONNX model has the name {value.name!r:.80}, which cannot be.")
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
@@ -199,6 +201,8 @@ def _spec(value: ValueInfoProto, what: str) -> TensorSpec:
     shape = tuple(_size(each) for each in tensor.shape.dim) if tensor.HasField("shape") else (-1,)
     return TensorSpec(value.name, datatype, shape)
 
+
+_LICENCE_KEYS = ("license", "License", "licence", "Licence")
 
 _KINDS = {
     "sequence_type": "a sequence",

@@ -84,14 +84,28 @@ def graphs_inside(node: NodeProto) -> list[GraphProto]:
     ]
 
 
+def checked_text(value: object) -> str:
+    """Return a text of a message, which protobuf gives as bytes where it is not UTF-8.
+
+    Raises:
+        ModelFileError: It is not UTF-8.
+    """
+    if not isinstance(value, str):
+        raise ModelFileError(
+            f"The ONNX file is damaged: {value!r:.80} stands where a text in UTF-8 is due.", advice="Fetch it again."
+        )
+    return value
+
+
 def _key(domain: str, name: str) -> _Key:
-    return ("" if domain in _STANDARD else domain, name)
+    domain = checked_text(domain)
+    return ("" if domain in _STANDARD else domain, checked_text(name))
 
 
 def _opsets(imports: Sequence[OperatorSetIdProto]) -> Mapping[str, int]:
     found: dict[str, int] = {}
     for each in imports:
-        domain = "" if each.domain in _STANDARD else each.domain
+        domain, _ = _key(each.domain, "")
         if domain in found:
             raise ModelFileError(f"The ONNX file gives two versions of the operators of {domain or 'ai.onnx'!r:.80}.")
         found[domain] = each.version

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from appliance.core.errors import ModelFileError
-from appliance.registry.onnx_operators import nodes_of
+from appliance.registry.onnx_operators import checked_text, nodes_of
 from appliance.registry.roles import MAX_FILES, check_path_role
 
 MAX_RANK = 64
@@ -119,7 +119,7 @@ class StoredTensors:
             raise _bad(tensor, f"has {found:,} of {elements:,} elements")
 
     def _add_external(self, tensor: TensorProto, elements: int, bits: int | None) -> None:
-        entries = {each.key: each.value for each in tensor.external_data}
+        entries = {checked_text(each.key): checked_text(each.value) for each in tensor.external_data}
         if bits is None:
             raise _bad(tensor, "keeps texts in a data file, which cannot be")
         location = check_location(entries.get("location", ""))

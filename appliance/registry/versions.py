@@ -9,8 +9,9 @@ A LoRA adapter belongs to one version of one model, its base. Names are resolved
 
 since a version and an adapter of one base never have the same name.
 
-Nothing is kept in memory: each question reads the database, so that a running server knows at once what the command
-line added or removed. What a process has loaded it holds (`Registry.hold`), and what anyone holds is not removed.
+Each question asks the database, so that a running server knows at once what the command line added or removed; the
+answer is read anew where SQLite says that someone has written since. What a process has loaded it holds
+(`Registry.hold`), and what anyone holds is not removed.
 """
 
 from __future__ import annotations
@@ -134,17 +135,27 @@ class Registry:
 
     def __init__(self, database: Database, blobs: Blobs) -> None:
         self._database = database
+        self._read: dict[int, tuple[int, tuple[RegisteredModel, ...]]] = {}
         self.blobs = blobs
 
     def list(self) -> list[RegisteredModel]:
         """Return every registered model, oldest first, each with its adapters behind it, oldest first too."""
+        return [*self._database.read(self._all)]
+
+    def _all(self, connection: Connection) -> tuple[RegisteredModel, ...]:
+        """Read all models, unless this connection has read them and nothing was written since, by whatever process."""
+        version: int = connection.execute("PRAGMA data_version").fetchone()[0]  # counted by each connection for itself
+        known = self._read.get(id(connection))
+        if known is not None and known[0] == version:
+            return known[1]
         listed: list[RegisteredModel] = []
-        models, adapters = self._database.read(select_all)
+        models, adapters = select_all(connection)
         for row in models:
             model = self._model(row)
             listed.append(model)
             listed += [self._adapter(each, model) for each in adapters if each["base_id"] == row["id"]]
-        return listed
+        self._read[id(connection)] = version, tuple(listed)
+        return self._read[id(connection)][1]
 
     def resolve(self, name: str) -> RegisteredModel:
         """Return the model or adapter of that name, see this module's docstring.

@@ -11,7 +11,7 @@ import ml_dtypes
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor, triton_to_np_dtype
@@ -20,6 +20,7 @@ from appliance.api.oip import json_tensors
 from appliance.api.oip.binary_tensors import array_from_bytes, array_to_bytes
 from appliance.api.oip.classification import classified
 from appliance.api.oip.datatypes import DTYPES, element_count
+from appliance.api.oip.float_text import float32_text
 from appliance.api.oip.json_tensors import array_from_json, array_to_json
 from appliance.core.errors import InvalidRequestError
 from appliance.core.tensors import Datatype, Tensor
@@ -104,6 +105,21 @@ def test_binary_data_is_what_the_client_reads_and_writes(pair: tuple[Datatype, N
         assert written == array.tobytes()
 
 
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1))
+@example([0.0, -0.0, 1.0, 10.0, 3.4028234663852886e38, 1.401298464324817e-45, 9.999999e9, 999_999.94, 0.99999994])
+def test_many_fp32_numbers_read_the_same(numbers: list[float]) -> None:
+    array = np.array(numbers, np.float32)
+    text = float32_text(array)
+    assert np.array(msgspec.json.decode(b"[" + text + b"]"), np.float32).tobytes() == array.tobytes()
+
+
+def test_large_fp32_tensors_are_written_the_quick_way() -> None:
+    array = np.linspace(-2, 2, 5001, dtype=np.float32)
+    text = array_to_json(array, Datatype.FP32, PLACE)
+    assert text.startswith(b"[-2.00000000e+00,-1.99919999e+00,")
+    assert_same(array_from_json(text, Datatype.FP32, (5001,), PLACE), array)
+
+
 def test_an_array_that_is_not_row_major_is_written_row_major() -> None:
     array = np.arange(6, dtype=np.int32).reshape(2, 3).T
     assert bytes(array_to_bytes(array, Datatype.INT32)) == np.ascontiguousarray(array).tobytes()
@@ -152,6 +168,7 @@ def test_a_large_list_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch, nested:
         ("[[1], [2]]", Datatype.FP32, (2,), "not nested as the shape"),
         ("[[1, 2], [3]]", Datatype.FP32, (3, 1), "not nested as the shape"),
         ("[[1, 2], [3]]", Datatype.FP32, (1, 3), "not nested as the shape"),
+        ("[[1], [2]]", Datatype.FP32, (3, 3), "not nested as the shape"),
         ("[[[1]]]", Datatype.FP32, (1, 1, 1, 1), "not nested as the shape"),
         ('[["[1", "2]"]]', Datatype.FP32, (1, 2), "not nested as the shape"),
         ('["1,2"]', Datatype.FP32, (1,), "element 0 of data is no FP32"),
@@ -193,6 +210,23 @@ def test_json_that_is_not_what_it_says_is_refused(
 )
 def test_the_edges_of_shapes(text: str, shape: tuple[int, ...], wanted: Any) -> None:
     assert read(text, Datatype.FP32, shape).tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "datatype", "wanted"),
+    [
+        ("[true, false]", Datatype.BOOL, [True, False]),
+        ("[-128, 127]", Datatype.INT8, [-128, 127]),
+        ("[-9223372036854775808, 9223372036854775807]", Datatype.INT64, [-(2**63), 2**63 - 1]),
+        ("[0, 18446744073709551615]", Datatype.UINT64, [0, 2**64 - 1]),
+        ("[1, 1e-3]", Datatype.FP64, [1.0, 0.001]),
+        ("[1, 1e-400]", Datatype.FP32, [1.0, 0.0]),
+        ("[1, 100000000000000000000000]", Datatype.FP64, [1.0, 1e23]),
+        ('["", "二"]', Datatype.BYTES, [b"", "二".encode()]),
+    ],
+)
+def test_the_edges_of_datatypes(text: str, datatype: Datatype, wanted: list[Any]) -> None:
+    assert read(text, datatype, (2,)).tolist() == wanted
 
 
 @pytest.mark.parametrize(

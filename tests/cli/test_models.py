@@ -10,18 +10,22 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from appliance.registry.blobs import Blobs
-from appliance.registry.versions import Registry
+from appliance.registry.layout import lay_out
+from appliance.registry.versions import RegisteredModel, Registry
 from appliance.store.database import Database
 from tests.registry.models import TinyModel, document, write_manifest
+from tests.registry.onnx_models import write_encoder, write_encoder_folder
 from tests.registry.processes import REPOSITORY, environment, holding, run, start
 from tests.registry.servers import FileServer
 from tests.tiny_gguf import write_tiny_llama, write_tiny_lora
+from tests.tiny_onnx import external, fixed
 
 
 class Box:
@@ -39,6 +43,11 @@ class Box:
 
     def json(self, *arguments: str) -> Any:
         return json.loads(self.call(*arguments, "--json"))
+
+
+def registered(box: Box, name: str) -> RegisteredModel:
+    with closing(Database(box.data / "appliance.db")) as database:
+        return Registry(database, Blobs(box.data / "models" / "blobs")).resolve(name)
 
 
 @pytest.fixture
@@ -146,6 +155,65 @@ def test_an_adapter_goes_from_a_file_to_the_box_and_away(box: Box, tiny: TinyMod
     assert "base of 1 adapters: legal" in box.call("remove", "tiny", "--yes", code=4)
     assert box.json("remove", "tiny:legal", "--yes") == {"removed": "tiny:1:legal", "freed_bytes": path.stat().st_size}
     assert [each["name"] for each in box.json("list")] == ["tiny"]
+
+
+def test_an_onnx_folder_goes_to_the_box_and_away(box: Box, tmp_path: Path) -> None:
+    folder = write_encoder_folder(tmp_path / "tiny-encoder")
+    imported = box.json("import", str(folder), "--licence", "MIT")
+    assert (imported["name"], imported["kind"], imported["task"]) == ("tiny-encoder", "onnx", "embedding")
+    assert imported["signature"]["inputs"][0] == {"name": "input_ids", "datatype": "INT64", "shape": [-1, -1]}
+    assert {each["role"] for each in imported["files"]} > {"model", "tokenizer.json", "1_Pooling/config.json"}
+    assert "is here already" in box.call("import", str(folder))
+    assert box.json("show", "tiny-encoder") | {"was_present": False} == imported
+
+    told = box.call("show", "tiny-encoder")
+    for line in (
+        "last_hidden_state FP32 [?, ?, 8]",
+        "batch                           first dimension",
+        "opset                           20",
+        "task                            embedding",
+        "file 1_Pooling/config.json",
+    ):
+        assert line in told
+    assert "embedding  bert" in box.call("list")
+    assert box.call("verify").count("sound") == 6
+    assert {each["role"] for each in box.json("verify")} == {each["role"] for each in imported["files"]}
+
+    laid_out = lay_out(registered(box, "tiny-encoder"), box.data / "onnx")
+    box.call("remove", "tiny-encoder", "--yes")
+    assert not laid_out.exists()
+    assert list((box.data / "models" / "blobs").iterdir()) == []
+
+
+def test_a_model_of_tensors_is_shown_without_what_it_has_not(box: Box, tmp_path: Path) -> None:
+    told = box.call("import", str(fixed(tmp_path / "plain.onnx")), "--licence", "MIT")
+    assert told.startswith("plain:1 is ready: onnx, for the task tensor, 0.0 MB, licence MIT.")
+    shown = box.call("show", "plain")
+    assert "context" not in shown
+    assert "batch           none" in shown
+
+
+def test_of_several_onnx_files_one_is_chosen(box: Box, tmp_path: Path) -> None:
+    folder = write_encoder_folder(tmp_path / "encoder")
+    write_encoder(folder / "model_int8.onnx")
+    assert "--file NAME" in box.call("import", str(folder), code=5)
+    chosen = box.json("import", str(folder), "--file", "model_int8.onnx", "--task", "tensor")
+    assert chosen["task"] == "tensor"
+
+
+@pytest.mark.parametrize("option", [("--file", "x.onnx"), ("--task", "rerank")])
+def test_what_is_for_onnx_models_is_refused_elsewhere(box: Box, tiny: TinyModel, option: tuple[str, str]) -> None:
+    error = json.loads(box.call("import", str(tiny.path), *option, "--json", code=5))["error"]
+    assert (error["code"], error["advice"]) == ("invalid_request", f"Check what is in {tiny.path}.")
+    assert box.json("list") == []
+
+
+def test_a_hostile_onnx_file_is_refused_with_advice(box: Box, tmp_path: Path) -> None:
+    path = external(tmp_path / "hostile.onnx", "../../../etc/passwd")
+    error = json.loads(box.call("import", str(path), "--json", code=5))["error"]
+    assert error["code"] == "bad_model_file"
+    assert "no plain path inside its folder" in error["message"]
+    assert box.json("list") == []
 
 
 def test_a_model_comes_from_a_memory_stick(box: Box, server: FileServer, tiny: TinyModel, tmp_path: Path) -> None:

@@ -20,6 +20,11 @@ from appliance.core.errors import (
 )
 from appliance.engine.onnx import encoder as room
 from appliance.engine.onnx.encoder import OnnxEncoder
+from appliance.registry.blobs import Blobs
+from appliance.registry.install_onnx import import_onnx
+from appliance.registry.layout import lay_out
+from appliance.registry.versions import Registry
+from appliance.store.database import Database
 from tests.engine.text_encoders import encoding, vectors
 from tests.tiny_encoders import (
     INPUTS,
@@ -32,6 +37,7 @@ from tests.tiny_encoders import (
     vocabulary,
     write_bert,
     write_json,
+    write_safetensors,
     write_tiny_classifier,
     write_tiny_cross_encoder,
     write_tiny_encoder,
@@ -88,6 +94,44 @@ async def test_a_model_says_what_it_is(folder: Path) -> None:
 async def test_the_least_limit_counts(folder: Path) -> None:
     async with encoding(folder, most_tokens=20) as encoder:
         assert encoder.longest_input == 20
+
+
+async def test_the_dense_layers_of_an_imported_folder_are_evaluated(tmp_path: Path) -> None:
+    source = write_tiny_encoder(tmp_path / "source")
+    weight = np.random.default_rng(1).standard_normal((8, TINY.hidden)).astype(np.float32)
+    steps = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense"), ("3_Normalize", "Normalize")]
+    write_json(source / "modules.json", [{"path": path, "type": f"models.{kind}"} for path, kind in steps])
+    layer = {"in_features": TINY.hidden, "out_features": 8, "bias": False, "activation_function": "torch.nn.Tanh"}
+    write_json(source / "2_Dense" / "config.json", layer)
+    write_safetensors(source / "2_Dense" / "model.safetensors", {"linear.weight": weight})
+    database = Database(tmp_path / "appliance.db")
+    model = import_onnx(source, Registry(database, Blobs(tmp_path / "blobs"))).model
+    database.close()
+    async with encoding(lay_out(model, tmp_path / "onnx")) as encoder:
+        assert encoder.dimensions == 8
+        [tokens], _ = await encoder.tokenize([TEXTS[0]], truncate=False)
+        [found] = await encoder.embed([tokens])
+    wanted = np.tanh(states(WEIGHTS, TINY, tokens).mean(axis=0) @ weight.T)
+    assert np.array(found) == pytest.approx(wanted / np.linalg.norm(wanted), abs=EXACT)
+
+
+async def test_the_default_prompt_stands_in_front_of_a_text_and_not_of_ids(tmp_path: Path) -> None:
+    folder = write_tiny_encoder(tmp_path)
+    prompts = {"prompts": {"query": "the report: "}, "default_prompt_name": "query"}
+    write_json(folder / "config_sentence_transformers.json", prompts)
+    async with encoding(folder) as encoder:
+        [with_prompt, bare], _ = await encoder.tokenize(["pump", (20,)], truncate=False)
+    words = vocabulary()
+    assert [words[each] for each in with_prompt] == ["[CLS]", "the", "report", "[UNK]", "pump", "[SEP]"]
+    assert bare.tolist() == [20]
+
+
+async def test_nothing_is_answered_with_nothing(folder: Path, cross_encoder: Path) -> None:
+    async with encoding(folder) as encoder, asyncio.timeout(30):
+        assert await encoder.tokenize([], truncate=False) == ([], [])
+        assert await encoder.embed([]) == []
+    async with encoding(cross_encoder) as encoder, asyncio.timeout(30):
+        assert await encoder.score("pump", [], truncate=False) == ([], [], [])
 
 
 async def test_a_text_has_the_same_vector_alone_and_in_company(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +16,29 @@ from appliance.engine.onnx import folder as folder_room
 from appliance.engine.onnx.dense import read_dense
 from appliance.engine.onnx.folder import read_encoder_files
 from appliance.engine.onnx.pooling import Pooling
-from tests.tiny_encoders import write_json
+from tests.tiny_encoders import write_json, write_safetensors
 
 TYPES = "sentence_transformers.models."
 WEIGHT = np.array([[1.0, 2.0, 3.0], [-1.0, 0.5, 0.0]], np.float32)
 BIAS = np.array([0.25, -0.25], np.float32)
+WHOLE = {"linear.weight": WEIGHT, "linear.bias": BIAS}
 
 
 def modules(*steps: tuple[str, str]) -> list[dict[str, str]]:
     return [{"type": TYPES + kind, "path": path} for kind, path in steps]
 
 
-def safetensors(**tensors: np.ndarray[Any, Any]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    body = b""
-    for name, values in tensors.items():
-        kind = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(np.int64): "I64"}[values.dtype]
-        offsets = [len(body), len(body) + values.nbytes]
-        header[name.replace("_", ".")] = {"dtype": kind, "shape": list(values.shape), "data_offsets": offsets}
-        body += values.tobytes()
-    return with_header(json.dumps(header).encode()) + body
-
-
 def with_header(header: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header
 
 
-def write_dense(folder: Path, weights: bytes | None = None, **changes: Any) -> Path:
+def write_dense(folder: Path, weights: bytes | Mapping[str, Any] = WHOLE, **changes: Any) -> Path:
     config = {"in_features": 3, "out_features": 2, "bias": True, "activation_function": "torch.nn.Identity"}
     write_json(folder / "config.json", config | changes)
-    content = safetensors(linear_weight=WEIGHT, linear_bias=BIAS) if weights is None else weights
-    (folder / "model.safetensors").write_bytes(content)
+    if isinstance(weights, bytes):
+        (folder / "model.safetensors").write_bytes(weights)
+    else:
+        write_safetensors(folder / "model.safetensors", weights)
     return folder
 
 
@@ -97,6 +90,22 @@ def test_a_nested_representation_is_told(tmp_path: Path) -> None:
     assert read_encoder_files(tmp_path).matryoshka
 
 
+def test_a_prompt_counts_only_where_it_is_the_default(tmp_path: Path) -> None:
+    prompts: dict[str, Any] = {"prompts": {"query": "query: ", "document": None}}
+    for default, prompt in ((None, ""), ("query", "query: "), ("document", "")):
+        write_json(tmp_path / "config_sentence_transformers.json", prompts | {"default_prompt_name": default})
+        assert read_encoder_files(tmp_path).prompt == prompt
+
+
+def test_a_prompt_that_is_left_out_of_the_pooling_is_refused(tmp_path: Path) -> None:
+    write_json(tmp_path / "1_Pooling" / "config.json", {"include_prompt": False})
+    prompts: dict[str, Any] = {"prompts": {"query": "query: "}, "default_prompt_name": "query"}
+    read_encoder_files(tmp_path)
+    write_json(tmp_path / "config_sentence_transformers.json", prompts)
+    with pytest.raises(ModelFileError, match="leaves its prompt out"):
+        read_encoder_files(tmp_path)
+
+
 @pytest.mark.parametrize("activation", ["torch.nn.modules.activation.Sigmoid", "torch.nn.modules.linear.Identity"])
 def test_the_score_of_a_pair_is_a_sigmoid_or_becomes_one(tmp_path: Path, activation: str) -> None:
     write_json(tmp_path / "config.json", {"sentence_transformers": {"activation_fn": activation}})
@@ -130,6 +139,8 @@ def test_the_steps_are_read_from_the_folders_that_are_named(tmp_path: Path) -> N
         ("modules.json", modules(("Dense", "a\0b")), "outside the model's folder"),
         ("modules.json", modules(("Dense", "2_Dense")), "whose config.json is not there"),
         ("1_Pooling/config.json", {"pooling_mode_by_magic": True}, "pooling_mode_by_magic"),
+        ("config_sentence_transformers.json", {"default_prompt_name": "query"}, "no prompt 'query'"),
+        ("config_sentence_transformers.json", {"prompts": {"query": 5}}, "prompts"),
         ("sentence_bert_config.json", {"max_seq_length": 1.5}, "sentence_bert_config.json cannot be used"),
         ("tokenizer_config.json", {"model_max_length": "long"}, "tokenizer_config.json cannot be used"),
     ],
@@ -179,8 +190,7 @@ def test_a_dense_layer_is_evaluated_as_its_files_say(tmp_path: Path) -> None:
 
 
 def test_a_dense_layer_may_have_no_bias_and_half_precision(tmp_path: Path) -> None:
-    half = safetensors(linear_weight=WEIGHT.astype(np.float16))
-    layer = read_dense(write_dense(tmp_path, half, bias=False))
+    layer = read_dense(write_dense(tmp_path, {"linear.weight": WEIGHT.astype(np.float16)}, bias=False))
     assert layer(np.eye(3, dtype=np.float32)) == pytest.approx(WEIGHT.T)
 
 
@@ -204,12 +214,12 @@ def tensor_header(**changes: Any) -> bytes:
         (tensor_header(shape=[-2, -3]), "is damaged"),
         (tensor_header(shape=[2**40, 2**40]), "is damaged"),
         (tensor_header(shape=[3, 2]), r"no weights of shape \[2, 3\]"),
-        (safetensors(other=WEIGHT), r"no weights of shape \[2, 3\]"),
-        (safetensors(linear_weight=WEIGHT), r"no weights of shape \[2, 3\]"),
-        (safetensors(linear_weight=WEIGHT, linear_bias=BIAS[:1]), r"no weights of shape \[2, 3\]"),
+        ({"other": WEIGHT}, r"no weights of shape \[2, 3\]"),
+        ({"linear.weight": WEIGHT}, r"no weights of shape \[2, 3\]"),
+        (WHOLE | {"linear.bias": BIAS[:1]}, r"no weights of shape \[2, 3\]"),
     ],
 )
-def test_weights_that_are_damaged_are_refused(tmp_path: Path, weights: bytes, reason: str) -> None:
+def test_weights_that_are_damaged_are_refused(tmp_path: Path, weights: bytes | Mapping[str, Any], reason: str) -> None:
     with pytest.raises(ModelFileError, match=reason):
         read_dense(write_dense(tmp_path, weights))
 

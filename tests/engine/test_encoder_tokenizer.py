@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from array import array
 from pathlib import Path
 from typing import Any
@@ -113,6 +116,24 @@ def test_a_roberta_pair_has_two_tokens_between_its_texts(tmp_path: Path) -> None
     assert row.tokens.tolist() == [CLS, IDS["why"], SEP, SEP, IDS["pump"], SEP]
     assert row.types is None
     assert made.added == 4
+
+
+def test_the_library_starts_no_threads_of_its_own(tmp_path: Path) -> None:
+    write_json(tmp_path / "tokenizer.json", tokenizer_json())
+    code = """
+import os, sys
+from pathlib import Path
+from appliance.engine.onnx.tokenizer import TextTokenizer
+tokenizer = TextTokenizer(Path(sys.argv[1]))
+tokenizer.texts(["the pump stops " * 50] * 500, 512)
+print(len(os.listdir("/proc/self/task")))
+"""
+    environment = os.environ | {"TOKENIZERS_PARALLELISM": "true"}
+    command = [sys.executable, "-c", code, str(tmp_path / "tokenizer.json")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    numpy_alone = "import numpy, os; print(len(os.listdir('/proc/self/task')))"
+    alone = subprocess.run([sys.executable, "-c", numpy_alone], capture_output=True, text=True, timeout=60, check=True)
+    assert int(done.stdout) <= int(alone.stdout), (done.stdout, alone.stdout)
 
 
 # Hostile files

@@ -293,6 +293,34 @@ async def test_a_large_job_does_not_hold_up_a_small_one(path: Path) -> None:
         assert executions[0] < 500
 
 
+async def test_no_items_are_no_work(path: Path) -> None:
+    async with running(tiny_onnx.identity(path)) as subject:
+        assert await subject.engine.submit([], Doubling()) == []
+
+
+async def test_outputs_that_a_collation_cannot_read_fail_the_request_and_not_the_thread(
+    path: Path, caplog: Any
+) -> None:
+    class Misled(Doubling):
+        def split(self, outputs: Arrays, items: Sequence[Item]) -> Sequence[float]:
+            return [float(outputs["pooled"][0]) for _ in items]
+
+    async with running(tiny_onnx.identity(path)) as subject:
+        error = await failing(subject.engine.submit(numbers(1.0), Misled()))
+        assert (type(error), error.code) == (EngineError, "bad_output")
+        assert await subject.ask(rows(1)) == rows(1)
+    assert "pooled" in caplog.text
+
+
+async def test_a_view_that_begins_anywhere_and_cannot_be_written_is_read_rightly(path: Path) -> None:
+    body = b"\x00" + np.arange(6, dtype=np.float32).tobytes()
+    async with running(tiny_onnx.identity(path)) as subject:
+        odd = np.frombuffer(body, np.float32, offset=1).reshape(2, 3)
+        assert not odd.flags.aligned
+        assert (await subject.engine.infer({"x": odd}))["y"].tolist() == [[0, 1, 2], [3, 4, 5]]
+        assert (await subject.engine.infer({"x": odd.T}))["y"].tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
 # Leaving, deadlines, overload
 
 
@@ -466,6 +494,23 @@ async def test_closing_ends_what_is_open_with_an_error(path: Path) -> None:
         assert (await second).code == "model_unloaded"
         assert await first == rows(0)
         assert await subject.engine.ended is None
+
+
+async def test_a_request_that_comes_while_the_thread_ends_is_answered_too(path: Path) -> None:
+    async with running(tiny_onnx.identity(path)) as subject:
+        answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        late = Job(numbers(1.0), Doubling(), Priority.DEFAULT, 0.0, math.inf, answer)
+        subject.engine._open.add(late)  # and the thread never heard of it
+        await subject.engine.close()
+        assert (await failing(answer)).code == "model_unloaded"
+        subject.engine._expire(late, 1.0)
+        assert subject.engine.statistics.fail.count == 1
+
+
+def test_a_loop_that_has_closed_needs_no_answer() -> None:
+    loop = asyncio.new_event_loop()
+    loop.close()
+    engine_module._post(loop, print, None)
 
 
 async def test_an_engine_that_hangs_is_not_waited_for_without_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,20 @@ def test_bfloat16_beside_other_types(path: Path) -> None:
     assert answer.dtype == ml_dtypes.bfloat16
     assert answer.tolist() == [[1.5, -2.0]]
     assert answer.flags.owndata or answer.base is not None
+
+
+def test_bfloat16_comes_out_beside_other_types_too(path: Path) -> None:
+    from onnx import TensorProto, helper
+
+    nodes = [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT), helper.make_node("Identity", ["x"], ["z"])]
+    outputs = [tensor("y", "FP32", (BATCH, 2)), tensor("z", "BF16", (BATCH, 2))]
+    write(path, nodes, [tensor("x", "BF16", (BATCH, 2))], outputs)
+    given = np.array([[1.5, -2.0], [3.0, 4.0]], ml_dtypes.bfloat16)
+    answers = opened(path).run({"x": given.T})
+    assert {name: (each.dtype, each.tolist()) for name, each in answers.items()} == {
+        "y": (np.float32, [[1.5, 3.0], [-2.0, 4.0]]),
+        "z": (ml_dtypes.bfloat16, [[1.5, 3.0], [-2.0, 4.0]]),
+    }
 
 
 def test_strings_that_are_no_utf8_are_the_senders_fault(path: Path) -> None:
@@ -181,6 +196,12 @@ def test_a_provider_that_does_not_start_is_never_silent(path: Path, caplog: pyte
     ) as caught:
         opened(path, providers="cuda")
     assert caught.value.code == "provider_failed"
+
+
+def test_a_machine_without_onnxruntime_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(EngineError, match="onnxruntime cannot be loaded"):
+        opened(tiny_onnx.tabular(path))
 
 
 # Warming up

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import signal
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.journeys.processes import appliance, server_process, wait_until
+from tests.journeys.processes import ServerProcess, appliance, server_process, wait_until
+from tests.tiny_encoders import write_tiny_classifier, write_tiny_cross_encoder, write_tiny_encoder
 from tests.tiny_gguf import write_tiny_bert
 
 
@@ -58,3 +62,58 @@ def test_a_stop_ends_what_is_being_embedded(data: Path, tmp_path: Path) -> None:
             wait_until(lambda: server.metric("appliance_num_requests_running") == 1)
             assert server.end() == 0
             assert connection.recv(100).startswith(b"HTTP/1.1 500")
+
+
+def post(server: ServerProcess, path: str, document: dict[str, Any]) -> dict[str, Any]:
+    response = server.pool.request("POST", server.url + path, json=document)
+    assert response.status == 200, response.data
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+@pytest.mark.slow
+def test_encoders_of_every_task_answer_and_what_was_embedded_survives_a_kill(data: Path, tmp_path: Path) -> None:
+    for name, write in (
+        ("vectors", write_tiny_encoder),
+        ("cross", write_tiny_cross_encoder),
+        ("classes", write_tiny_classifier),
+    ):
+        folder = str(write(tmp_path / name))
+        done = appliance("models", "import", folder, "--name", name, "--licence", "MIT", data=data)
+        assert done.returncode == 0, done.stderr
+    texts = ["the pump stops", "the valve leaks", "why is the motor hot"]
+    question = {"query": "why is the pump hot", "documents": texts}
+    hits = "appliance_embedding_cache_hits_total"
+
+    def reranked(server: ServerProcess) -> dict[str, Any]:
+        return post(server, "/v1/rerank", {"model": "vectors", **question})
+
+    def is_all_written(server: ServerProcess) -> bool:
+        """The query came last: where it is found, all before it is on the disk."""
+        before = server.metric(hits)
+        reranked(server)
+        return server.metric(hits) - before == len(texts) + 1
+
+    first: list[list[float]] = []
+    for number, reused in ((signal.SIGKILL, 0), (signal.SIGTERM, 6)):
+        with server_process(data, tmp_path, "--model", "") as server:
+            server.wait_until_listening()
+            with server.client() as client:
+                vectors = [
+                    each.embedding
+                    for model in ("vectors", "encoder")
+                    for each in client.embeddings.create(model=model, input=texts).data
+                ]
+            assert vectors == (first or vectors)
+            first = vectors
+            assert server.metric(hits) == reused
+            by_vectors = reranked(server)
+            by_cross = post(server, "/v1/rerank", {"model": "cross", **question})
+            assert (by_vectors["method"], by_cross["method"]) == ("embedding", "cross-encoder")
+            for answer in (by_vectors, by_cross):
+                scores = [each["relevance_score"] for each in answer["results"]]
+                assert scores == sorted(scores, reverse=True)
+            [found] = post(server, "/v1/classify", {"model": "classes", "input": texts[0]})["data"]
+            assert found["label"] in ("calm", "loud", "broken")
+            wait_until(partial(is_all_written, server))
+            server.end(number)

@@ -8,7 +8,6 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +132,8 @@ def test_the_openai_package_embeds_reranks_and_classifies_while_a_chat_streams(t
             assert kinds["vectors"] == ("onnx", "embedding")
             assert kinds["cross"] == ("onnx", "rerank")
             assert kinds["classes"] == ("onnx", "classification")
-            create = partial(client.completions.create, model="tiny", prompt="Hello", max_tokens=60, temperature=0)
-            alone = create().choices[0].text
-            stream = create(stream=True)
+            whole = client.completions.create(model="tiny", prompt="Hello", max_tokens=60, temperature=0)
+            stream = client.completions.create(model="tiny", prompt="Hello", max_tokens=60, temperature=0, stream=True)
             pieces = [next(stream).choices[0].text]
             for _ in range(3):
                 told = client.embeddings.create(model="vectors", input=texts)
@@ -148,7 +146,7 @@ def test_the_openai_package_embeds_reranks_and_classifies_while_a_chat_streams(t
             sorted_ = client.post("/classify", body={"model": "classes", "input": texts}, cast_to=object)
             assert len(sorted_["data"]) == 3  # type: ignore[index]
             pieces += [chunk.choices[0].text for chunk in stream]
-            assert "".join(pieces) == alone
+            assert "".join(pieces) == whole.choices[0].text
             with pytest.raises(openai.BadRequestError, match="writes no text"):
                 client.chat.completions.create(model="cross", messages=[{"role": "user", "content": "hello"}])
             with pytest.raises(openai.BadRequestError, match="cannot embed"):

@@ -69,6 +69,18 @@ def test_every_series_of_a_model_exists_at_zero_once_the_model_is_named() -> Non
     assert value(metrics, "appliance_request_success_total", model=MODEL, finish_reason="length") == 0
 
 
+def test_what_a_session_and_the_embedding_cache_show_is_added_up() -> None:
+    metrics = Metrics()
+    tensors, embedding = metrics.for_tensors("m"), metrics.for_embedder("m")
+    tensors.set_running(2)
+    embedding.set_waiting(4)
+    embedding.prompt_tokens(5)
+    tensors.prompt_tokens(6)
+    assert value(metrics, "appliance_num_requests_running", model="m") == 2
+    assert value(metrics, "appliance_num_requests_waiting", model="m") == 4
+    assert value(metrics, "appliance_prompt_tokens_total", model="m") == 11
+
+
 def test_a_tensor_model_has_its_own_series_and_no_key_values() -> None:
     metrics = Metrics()
     tensors = metrics.for_tensors(MODEL)

@@ -164,8 +164,9 @@ def test_a_task_that_cannot_be_is_refused_before_the_copy(registry: Registry, tm
 
 @pytest.mark.parametrize("argument", ["name", "version", "licence"])
 def test_names_that_cannot_be_are_refused(registry: Registry, folder: Path, argument: str) -> None:
+    arguments: dict[str, Any] = {argument: "../x y"}
     with pytest.raises(InvalidRequestError):
-        import_onnx(folder, registry, **{argument: "../x y"})
+        import_onnx(folder, registry, **arguments)
     assert_nothing_visible(registry)
 
 

@@ -160,7 +160,7 @@ def test_where_links_are_impossible_the_files_are_copied(
     def refuse(*_: object) -> None:
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 
-    monkeypatch.setattr(layout.os, "link", refuse)
+    monkeypatch.setattr("appliance.registry.layout.os.link", refuse)
     target = lay_out(model, folder)
     assert content_of(target) == LAID_OUT
     assert (target / "model.onnx").stat().st_nlink == 1

@@ -151,7 +151,7 @@ def set_field(path: str, value: object) -> Callable[[ModelProto], None]:
         *parents, last = path.split(".")
         message = model
         for each in parents:
-            message = message[int(each)] if each.isdecimal() else getattr(message, each)  # type: ignore[index]
+            message = message[int(each)] if each.isdecimal() else getattr(message, each)
         setattr(message, last, value)
 
     return change
@@ -214,11 +214,27 @@ def test_what_is_no_onnx_file_is_refused(tmp_path: Path, content: bytes) -> None
         read_onnx(path)
 
 
-def test_text_that_is_no_text_is_refused(tmp_path: Path) -> None:
-    path = tabular(tmp_path / "model.onnx")
-    path.write_bytes(path.read_bytes().replace(b"features", b"\xff\xfe\xfd\xfctures"))
-    with pytest.raises(ModelFileError, match="no ONNX model, or damaged"):
+@pytest.mark.parametrize(
+    ("write_model", "text"),
+    [
+        (tabular, b"features"),
+        (tabular, b"Softmax"),
+        (external, b"weights.bin"),
+        (external, b"location"),
+    ],
+)
+def test_text_that_is_not_utf_8_is_refused(tmp_path: Path, write_model: Callable[[Path], Path], text: bytes) -> None:
+    path = write_model(tmp_path / "model.onnx")
+    path.write_bytes(path.read_bytes().replace(text, b"\xff" * len(text)))
+    with pytest.raises(ModelFileError, match="stands where a text in UTF-8 is due"):
         read_onnx(path)
+
+
+@pytest.mark.parametrize("place", [b"", b"\xff"])
+def test_bytes_in_a_dimensions_name_are_only_a_name(tmp_path: Path, place: bytes) -> None:
+    path = tabular(tmp_path / "model.onnx")
+    path.write_bytes(path.read_bytes().replace(b"batch", b"batc" + (place or b"h")))
+    assert signature_of(path).batched
 
 
 def test_a_file_too_large_for_a_message_is_not_read(tmp_path: Path) -> None:
@@ -248,7 +264,7 @@ def test_data_files_must_be_there_in_full(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def contents(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     folder = tmp_path_factory.mktemp("sound")
-    writers = [tabular, slow, stateful, external, write_encoder]
+    writers: list[Callable[[Path], Path]] = [tabular, slow, stateful, external, write_encoder]
     return [each(folder / f"{number}.onnx").read_bytes() for number, each in enumerate(writers)]
 
 

@@ -72,6 +72,26 @@ def test_an_unknown_name_is_answered_with_those_there_are(
     assert len(refused.value.message) < 300
 
 
+def test_what_was_read_is_kept_until_anyone_writes(
+    registry: Registry, model: RegisteredModel, tmp_path: Path, data: Path
+) -> None:
+    first = registry.list()
+    first.clear()
+    assert registry.list() == [model]
+    assert registry.list()[0] is registry.list()[0]
+    other = Database(data / "appliance.db")
+    try:
+        for number in range(3):
+            path = write_tiny_llama(tmp_path / "more.gguf", seed=number + 10)
+            import_model(path, Registry(other, registry.blobs), name="more", licence="MIT")
+            assert [each.version for each in registry.list() if each.name == "more"][-1] == str(number + 1)
+            if number == 1:
+                registry.remove(model.full_name)
+            assert (model in registry.list()) == (number < 1)
+    finally:
+        other.close()
+
+
 def test_without_any_model_the_answer_says_how_to_get_one(registry: Registry) -> None:
     with pytest.raises(NotFoundError, match="none at all yet") as refused:
         registry.resolve("tiny")

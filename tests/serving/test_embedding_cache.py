@@ -23,6 +23,7 @@ from appliance.serving.floor import ServingFloor
 from appliance.store import database as database_module
 from tests.serving.conftest import Box, serving
 from tests.store.children import child, read_line
+from tests.tiny_encoders import write_tiny_encoder
 
 pytestmark = pytest.mark.anyio
 
@@ -402,6 +403,13 @@ async def test_a_file_that_cannot_be_opened_means_no_cache(path: Path, caplog: p
     assert (path / "file").exists()
 
 
+async def test_a_file_that_cannot_be_deleted_is_said(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path.with_name("cache.db-wal").mkdir()
+    with closing(EmbeddingCache(path, 0, Metrics())) as cache:
+        await ask(cache, Engine(), 1)
+    assert "cannot be deleted" in caplog.text
+
+
 async def test_another_programs_file_is_left_alone(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE bookmarks (url TEXT)")
@@ -504,3 +512,13 @@ async def test_what_was_cut_is_said_on_a_hit_too(box: Box) -> None:
             assert list(told.token_counts) == [3, 128]
             on_disk(floor.cache)
         assert metric(floor.metrics, "embedding_cache_hits_total") == 2
+
+
+async def test_prompt_tokens_over_onnx_are_counted_whether_computed_or_found(box: Box) -> None:
+    box.add_onnx("vectors", write_tiny_encoder(box.folder / "vectors"))
+    async with serving(box, embedding_cache_bytes=AMPLE) as floor:
+        for asked in (1, 2):
+            told = await embed(floor, "vectors", "the pump stops", "the valve leaks")
+            on_disk(floor.cache)
+            assert metric(floor.metrics, "prompt_tokens_total") == asked * sum(told.token_counts)
+            assert metric(floor.metrics, "request_success_total") == asked

@@ -147,7 +147,7 @@ class OnnxEncoder:
         """Return a vector of length 1 for each input. Leaving cancels, and nobody else notices.
 
         Args:
-            inputs: One or more, as `tokenize` returns them.
+            inputs: As `tokenize` returns them.
             priority: Order of admission.
             deadline_s: Seconds from now after which the work is given up, or None.
 
@@ -216,9 +216,13 @@ class OnnxEncoder:
         return [each.tolist() for each in probabilities], [len(each.tokens) for each in rows], _cut(rows)
 
     async def _run(self, rows: Sequence[Row], priority: Priority, deadline_s: float | None) -> list[array[float]]:
+        if not rows:
+            return []
         collation = self._is.collation
         items = [collation.item(each) for each in rows]
-        return await self.engine.submit(items, collation, priority=priority, deadline_s=deadline_s)
+        answers = await self.engine.submit(items, collation, priority=priority, deadline_s=deadline_s)
+        self.engine.count_prompt_tokens(sum(len(each.tokens) for each in rows))
+        return answers
 
     async def _tokenized(self, texts: Sequence[str], tokenize: Callable[[], _Result]) -> _Result:
         """Tokenize here, or where that takes long in a thread: one at a time, as the engines need the cores."""
@@ -261,7 +265,10 @@ def _prepared(signature: ModelSignature, folder: Path, most_tokens: int) -> _Pre
     files = read_encoder_files(folder)
     inputs = token_inputs(signature)
     tokenizer = TextTokenizer(
-        folder / "tokenizer.json", vocabulary_size=files.vocabulary_size, lower_case=files.lower_case
+        folder / "tokenizer.json",
+        vocabulary_size=files.vocabulary_size,
+        lower_case=files.lower_case,
+        prompt=files.prompt,
     )
     limits = [most_tokens, *files.lengths.values()]
     longest = min(limits if inputs.fixed_length is None else [*limits, inputs.fixed_length])

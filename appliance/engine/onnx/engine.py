@@ -186,7 +186,7 @@ class OnnxEngine:
         """Return each item's result. Leaving cancels what has not run, and nobody else notices.
 
         Args:
-            items: One or more.
+            items: In any number; of none nothing is evaluated.
             collation: How they become arrays; the same object for all that may share batches.
             priority: Who comes first.
             deadline_s: Seconds from now after which the work is given up.
@@ -198,6 +198,8 @@ class OnnxEngine:
             InvalidRequestError: An item's values cannot be given to the model.
             EngineError: The model failed on an item, or the thread has ended.
         """
+        if not items:
+            return []
         now = time.monotonic()
         trial = self._admit(now)
         answer: asyncio.Future[list[Any]] = self._loop.create_future()
@@ -215,6 +217,10 @@ class OnnxEngine:
             if job in self._open:  # the caller left
                 self._drop(job)
                 self.statistics.cancel.add(time.monotonic() - now)
+
+    def count_prompt_tokens(self, n: int) -> None:
+        """Count tokens that an encoder has had evaluated."""
+        self._metrics.prompt_tokens(n)
 
     def _admit(self, now: float) -> bool:
         """Return whether the next request is the trial of a circuit that was open.
@@ -276,7 +282,7 @@ class OnnxEngine:
         self._show_load()
 
     def _show_load(self) -> None:
-        running = min(len(self._open), self._worker.running)
+        running = min(len(self._open), max(1, self._worker.running))  # a batch that begins now is not told of
         self._metrics.set_running(running)
         self._metrics.set_waiting(len(self._open) - running)
 

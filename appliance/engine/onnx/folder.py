@@ -54,6 +54,13 @@ class _SentenceConfig(msgspec.Struct):
     do_lower_case: bool = False
 
 
+class _Prompts(msgspec.Struct):
+    """The keys of `config_sentence_transformers.json` that matter here."""
+
+    prompts: dict[str, str | None] = {}
+    default_prompt_name: str | None = None
+
+
 class _Module(msgspec.Struct):
     type: str
     path: str = ""
@@ -69,6 +76,7 @@ class EncoderFiles:
         hidden_size: Numbers of a token's state, or None.
         padding_id: The token to fill up with.
         lower_case: Texts are made lower case before anything else.
+        prompt: What stands in front of every text.
         poolings: How states become a vector.
         dense: Layers that the vector then goes through.
         labels: Of a classifier, in the order of its logits; may be empty.
@@ -81,6 +89,7 @@ class EncoderFiles:
     hidden_size: int | None
     padding_id: int
     lower_case: bool
+    prompt: str
     poolings: tuple[Pooling, ...]
     dense: tuple[Dense, ...]
     labels: tuple[str, ...]
@@ -110,6 +119,7 @@ def read_encoder_files(folder: Path) -> EncoderFiles:
         hidden_size=_positive(config.hidden_size or config.dim),
         padding_id=max(0, config.pad_token_id or 0),
         lower_case=sentence.do_lower_case,
+        prompt=_prompt(folder),
         poolings=poolings,
         dense=dense,
         labels=_labels(folder, config),
@@ -127,6 +137,17 @@ def _positions(config: _Config) -> int | None:
     if positions is not None and config.model_type in _OFFSET_POSITIONS:
         return positions - (config.pad_token_id or 0) - 1
     return positions
+
+
+def _prompt(folder: Path) -> str:
+    file = "config_sentence_transformers.json"
+    config = _read(folder, file, _Prompts) or _Prompts()
+    name = config.default_prompt_name
+    if name is None:
+        return ""
+    if name not in config.prompts:
+        raise ModelFileError(f"The model's {file} has no prompt {name!r}, which it names as its default.")
+    return config.prompts[name] or ""
 
 
 def _check_activation(config: _Config) -> None:
@@ -164,7 +185,13 @@ def _steps(folder: Path) -> tuple[tuple[Pooling, ...], tuple[Dense, ...]]:
 
 
 def _poolings(folder: Path, path: str) -> tuple[Pooling, ...]:
-    return poolings_of(_read(_inside(folder, path), "config.json", dict[str, Any]) or {})
+    config = _read(_inside(folder, path), "config.json", dict[str, Any]) or {}
+    if config.get("include_prompt") is False and _prompt(folder):
+        raise ModelFileError(
+            "The model leaves its prompt out of the pooling, which is not supported.",
+            advice="Export the model with all its steps in the graph, as the output `sentence_embedding`.",
+        )
+    return poolings_of(config)
 
 
 def _inside(folder: Path, path: str) -> Path:

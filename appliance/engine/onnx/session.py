@@ -141,7 +141,8 @@ class OnnxSession:
         return arrays
 
     def _run(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        return cast("list[NDArray[Any]]", self._session.run(self._output_names, dict(inputs), self._run_options))
+        fitting = {name: _aligned(array) for name, array in inputs.items()}
+        return cast("list[NDArray[Any]]", self._session.run(self._output_names, fitting, self._run_options))
 
     def _run_bfloat16(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Run with arrays of a type that NumPy and so onnxruntime's own conversion do not know."""
@@ -151,7 +152,7 @@ class OnnxSession:
 
     def _value(self, array: NDArray[Any]) -> Any:
         if array.dtype != DTYPES[Datatype.BF16]:
-            return self._ort.OrtValue.ortvalue_from_numpy(array)
+            return self._ort.OrtValue.ortvalue_from_numpy(_aligned(array))
         bits = np.ascontiguousarray(array).view(np.uint16)
         return self._ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _BFLOAT16)
 
@@ -245,6 +246,11 @@ def _made_up(dimension: Dimension, size: int, batch: set[Dimension]) -> int:
     if isinstance(dimension, int):
         return dimension
     return 1 if dimension is not None and dimension in batch else size
+
+
+def _aligned(array: NDArray[Any]) -> NDArray[Any]:
+    """Return the array as native code may read it; a view into a request's body may begin anywhere."""
+    return array if array.flags.c_contiguous and array.flags.aligned else np.array(array, order="C")
 
 
 def _decoded(name: str, array: NDArray[Any]) -> NDArray[Any]:

@@ -72,18 +72,22 @@ class TextTokenizer:
         vocabulary_size: Ids go from 0 to one less.
     """
 
-    def __init__(self, path: Path, *, vocabulary_size: int | None = None, lower_case: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, vocabulary_size: int | None = None, lower_case: bool = False, prompt: str = ""
+    ) -> None:
         """Read the file and try it.
 
         Args:
             path: The `tokenizer.json`.
             vocabulary_size: Tokens that the model knows, None for as many as the tokenizer has.
             lower_case: Texts are made lower case first.
+            prompt: What stands in front of every text that is no pair.
 
         Raises:
             ModelFileError: The file is damaged or too large, or makes the library fail.
         """
         self._lower_case = lower_case
+        self._prompt = prompt
         with _ours(ModelFileError, "The model's tokenizer.json cannot be used"):
             self._tokenizer = _read(path)
             self.vocabulary_size = vocabulary_size or self._tokenizer.get_vocab_size(with_added_tokens=True)
@@ -108,6 +112,7 @@ class TextTokenizer:
             EngineError: The tokenizer failed on them.
         """
         room = longest - self._text.added
+        texts = [self._prompt + each for each in texts] if self._prompt else texts
         return [self._text.around([each[:room]], self._text.added + len(each)) for each in self._plain(texts)]
 
     def pairs(self, first: str, seconds: Sequence[str], longest: int) -> list[Row]:

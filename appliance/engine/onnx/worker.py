@@ -286,6 +286,11 @@ class Worker:
                 advice="Send smaller tensors, or lower `max_batch_rows` or `max_batch_tokens`.",
                 code="not_enough_memory",
             ) from error
+        except (ValueError, TypeError, LookupError) as error:  # an output is not what the collation was promised
+            LOGGER.exception("%s: a batch of %d cannot be joined or split", self._name, len(items))
+            raise EngineError(
+                "The model's outputs are not of the shape that this use of it needs.", code="bad_output"
+            ) from error
         seconds = (ran - began, done - ran, time.perf_counter() - done)
         return results, Execution(len(items), sum(each.rows for each in items), seconds)
 
