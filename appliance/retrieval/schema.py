@@ -35,7 +35,7 @@ MIGRATIONS: tuple[Migration, ...] = (
                 expires INTEGER
             ) STRICT
             """,
-            "CREATE INDEX files_tenant ON files (tenant, created)",
+            "CREATE INDEX files_tenant ON files (tenant)",
             "CREATE INDEX files_expires ON files (expires) WHERE expires IS NOT NULL",
             """
             CREATE TABLE stores (
@@ -54,7 +54,7 @@ MIGRATIONS: tuple[Migration, ...] = (
                 lease_until REAL NOT NULL DEFAULT 0
             ) STRICT
             """,
-            "CREATE INDEX stores_tenant ON stores (tenant, created)",
+            "CREATE INDEX stores_tenant ON stores (tenant)",
             """
             CREATE TABLE batches (
                 key INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -89,6 +89,7 @@ MIGRATIONS: tuple[Migration, ...] = (
             ) STRICT
             """,
             "CREATE INDEX store_files_file ON store_files (file)",
+            "CREATE INDEX store_files_status ON store_files (store, status)",
             "CREATE INDEX store_files_batch ON store_files (batch) WHERE batch <> ''",
             "CREATE INDEX store_files_waiting ON store_files (stage, key) WHERE status = 'in_progress'",
             """
