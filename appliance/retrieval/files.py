@@ -8,25 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
-import shutil
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from appliance.core.clock import Clock
-from appliance.core.errors import InvalidRequestError, StorageError, TooLargeError
+from appliance.core.errors import InvalidRequestError, TooLargeError
 from appliance.core.retrieval import StoredFile
+from appliance.retrieval.disk import require_space, storage_errors, sync_folder
 from appliance.retrieval.erasure import Erasure
 from appliance.retrieval.parsing.sniff import sniff
 from appliance.retrieval.rows import new_id, one, page, to_file
 from appliance.store.database import Connection, Database
-
-SPARE_BYTES = 64 * 1024 * 1024
-"""Left free on the disk for databases and logs."""
 
 PIECE_BYTES = 1024 * 1024
 SNIFFED_BYTES = 64 * 1024
@@ -57,9 +52,10 @@ class UploadedFiles:
         expires_after_s: int | None = None,
     ) -> StoredFile:
         """Write a file to disk as it comes; see `core.retrieval.Files.create`."""
-        if not 0 < len(filename) <= MOST_FILENAME:
+        if not 0 < len(filename) <= MOST_FILENAME or not filename.isprintable():
             raise InvalidRequestError(
-                f"The file's name has {len(filename)} characters; 1 to {MOST_FILENAME} are taken.", param="file"
+                f"The file's name has {len(filename)} characters; 1 to {MOST_FILENAME} visible ones are taken.",
+                param="file",
             )
         name = new_id("file-")
         part = self._folder / f".{name}.part"
@@ -197,9 +193,7 @@ def _open(part: Path) -> BinaryIO:
 
 def _append(file: BinaryIO, part: Path, piece: bytes) -> None:
     with storage_errors(part):
-        free = shutil.disk_usage(part.parent).free
-        if len(piece) + SPARE_BYTES > free:
-            raise _full(part.parent, free)
+        require_space(part.parent, len(piece))
         view = memoryview(piece)
         while view:
             view = view[file.write(view) :]
@@ -220,36 +214,4 @@ def _insert(connection: Connection, file: StoredFile, tenant: str) -> None:
         VALUES (?, ?, ?, ?, ?, ?, ?, ?)
         """,
         (file.id, tenant, file.filename, file.purpose, file.size, file.media_type, file.created, file.expires),
-    )
-
-
-def sync_folder(folder: Path) -> None:
-    """Make names that were added to or removed from the folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError on `path` into a StorageError; a full disk's has the figures."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-            raise _full(path.parent, shutil.disk_usage(path.parent).free) from error
-        raise StorageError(
-            f"The file {path} cannot be read or written: {error.strerror}.",
-            advice="`appliance doctor` looks at the disk, the rights and the file.",
-        ) from error
-
-
-def _full(folder: Path, free: int) -> StorageError:
-    return StorageError(
-        f"The disk of {folder} is too full for the file: {free / 1e6:,.1f} MB are free, "
-        f"and {SPARE_BYTES / 1e6:,.1f} MB are kept in reserve.",
-        advice="Make room, for example by deleting files, or name another folder with --data.",
-        code="disk_full",
     )
