@@ -71,7 +71,7 @@ class Erasure:
     def remove_store_files(self, connection: Connection, column: str, key: int) -> None:
         """Take out rows of `store_files` by their `key` or `file`; the column is ours, never a caller's text."""
         sql = f"DELETE FROM store_files WHERE {column} = ? RETURNING store, key"  # noqa: S608
-        rows = connection.execute(sql, (key,)).fetchall()
+        rows = [tuple(row) for row in connection.execute(sql, (key,))]
         connection.executemany("INSERT INTO erasures (store, store_file) VALUES (?, ?)", rows)
 
     def remove_store(self, connection: Connection, key: int) -> None:
@@ -159,7 +159,9 @@ class Erasure:
             await asyncio.to_thread(self._unlink, [job["file"] for job in jobs if job["file"] is not None])
             await self._database.erase_log()
             keys = [(int(job["key"]),) for job in jobs]
-            await self._database.write(lambda each: each.executemany("DELETE FROM erasures WHERE key = ?", keys))
+            await self._database.write(
+                lambda each: each.executemany("DELETE FROM erasures WHERE key = ?", keys).fetchall()
+            )
 
     def _forget(self, jobs: Sequence[Row]) -> None:
         """Take the chunks out of both indexes (step 3)."""

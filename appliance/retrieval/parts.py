@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -73,7 +73,19 @@ class TokenCounter(Protocol):
 
 
 class Keywords(Protocol):
-    """The keyword index, as far as it is written to."""
+    """The keyword index, as far as it is written to and checked."""
+
+    def chunk_ids(self, store: int | None = None) -> Ids:
+        """Return the ids that are there, of one store or of all, ascending."""
+        ...
+
+    def verify(self) -> list[str]:
+        """Return what is wrong with its files."""
+        ...
+
+    def rebuild(self, rows: Iterable[tuple[int, int, str]]) -> None:
+        """Make it anew from stores, chunk ids and texts."""
+        ...
 
     def add(self, store: int, rows: Sequence[tuple[int, str]]) -> None:
         """Take in chunk ids and texts."""

@@ -313,7 +313,7 @@ class Stores:
         now = int(self._clock.unix())
         if now - row["last_active"] > ACTIVE_EVERY_S:
             sql = "UPDATE stores SET last_active = ? WHERE key = ?"
-            await self._database.write(lambda each: each.execute(sql, (now, row["key"])))
+            await self._database.write(lambda each: each.execute(sql, (now, row["key"])).fetchall())
         return await self._searcher.search(request)
 
 
