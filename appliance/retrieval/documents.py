@@ -1,7 +1,7 @@
 """Files and vector stores as one thing: what they are made of, and the work that goes on behind the doors.
 
-    compose ─► Documents ─► files, stores        for the doors
-                         ─► run                  three loops: keyword part, vectors, erasure; and what is past its time
+compose ─► Documents ─► files, stores        for the doors
+                     ─► run                  three loops: keyword part, vectors, erasure; and what is past its time
 """
 
 from __future__ import annotations
@@ -116,9 +116,9 @@ class Documents:
             database,
             clock,
             self._erasure,
-            searcher,
-            settings.embedding_model,
-            lambda: loop.call_soon_threadsafe(self._on_work),  # files are added from other threads too
+            searcher=searcher,
+            embedder=settings.embedding_model,
+            on_work=lambda: loop.call_soon_threadsafe(self._on_work),  # files are added from other threads too
         )
 
     def _on_work(self) -> None:
@@ -193,7 +193,9 @@ class Documents:
         async with self._indexing:
 
             def write(connection: Connection) -> int:
-                row = connection.execute("SELECT key FROM stores WHERE id = ? AND tenant = ?", (store, tenant)).fetchone()
+                row = connection.execute(
+                    "SELECT key FROM stores WHERE id = ? AND tenant = ?", (store, tenant)
+                ).fetchone()
                 if row is None:
                     raise NotFoundError(f"There is no vector store {store!r}.")
                 jobs.embed_again(connection, row[0])

@@ -1,7 +1,7 @@
 """Chunks get their vectors, behind everything else that wants the embedder.
 
 Within a store, chunks are embedded in the order of their ids: what a vector index has not seen yet is behind its last
-id. One worker at a time embeds a store. A text of a tenant is embedded once for each model, however many chunks have it.
+id. One worker at a time embeds a store. A text of a tenant is embedded once a model, however many chunks have it.
 """
 
 from __future__ import annotations

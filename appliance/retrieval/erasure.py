@@ -152,8 +152,7 @@ class Erasure:
             if not jobs:
                 return
             for job in jobs:
-                while await self._database.write(lambda connection, job=job: _delete_slice(connection, job)):
-                    pass
+                await self._delete_chunks(job)
             async with self._indexing:
                 await asyncio.to_thread(self._forget, jobs)
             await asyncio.to_thread(self._unlink, [job["file"] for job in jobs if job["file"] is not None])
@@ -163,14 +162,16 @@ class Erasure:
                 lambda each: each.executemany("DELETE FROM erasures WHERE key = ?", keys).fetchall()
             )
 
+    async def _delete_chunks(self, job: Row) -> None:
+        while await self._database.write(lambda each: _delete_slice(each, job)):
+            pass
+
     def _forget(self, jobs: Sequence[Row]) -> None:
         """Take the chunks out of both indexes (step 3)."""
-        sql = "SELECT store, first, last FROM erased_chunks WHERE erasure = ? ORDER BY first"
         dropped = {int(job["store"]) for job in jobs if job["store"] is not None and job["store_file"] is None}
         removed = False
         for job in jobs:
-            key = int(job["key"])
-            for store, first, last in self._database.read(lambda each, key=key: each.execute(sql, (key,)).fetchall()):
+            for store, first, last in self._erased(int(job["key"])):
                 for start in range(first, last + 1, SLICE):
                     ids = range(start, min(start + SLICE, last + 1))
                     self._keywords.remove(ids)
@@ -181,6 +182,10 @@ class Erasure:
             self._vectors.drop(store)
         if removed:
             self._keywords.erase()
+
+    def _erased(self, job: int) -> list[tuple[int, int, int]]:
+        sql = "SELECT store, first, last FROM erased_chunks WHERE erasure = ? ORDER BY first"
+        return self._database.read(lambda each: [tuple(row) for row in each.execute(sql, (job,))])
 
     def _unlink(self, names: Sequence[str]) -> None:
         if not names:

@@ -16,7 +16,7 @@ import msgspec
 from appliance.core.retrieval import Chunking
 from appliance.retrieval.erasure import delete_unused
 from appliance.retrieval.parts import Piece
-from appliance.store.database import Connection
+from appliance.store.database import Connection, Row
 
 MOST_ATTEMPTS = 5
 """So often a file is begun; the process may have died of it each time."""
@@ -64,8 +64,23 @@ def claim(connection: Connection, claims: Claims, now: float, stage: str, limit:
             w.overlap_tokens, w.attempts
         FROM store_files w JOIN files f ON f.key = w.file JOIN stores s ON s.key = w.store WHERE w.key = ?
     """
-    found = [tuple(connection.execute(sql, (key,)).fetchone()) for key in sorted(int(key) for (key,) in rows)]
-    return [Job(*each[:8], Chunking(each[8], each[9]), each[10]) for each in found]
+    return [_job(connection.execute(sql, (key,)).fetchone()) for key in sorted(int(key) for (key,) in rows)]
+
+
+def _job(row: Row) -> Job:
+    chunking = Chunking(row["most_tokens"], row["overlap_tokens"])
+    return Job(
+        row["key"],
+        row["store"],
+        row["tenant"],
+        row["model"],
+        row["id"],
+        row["filename"],
+        row["media_type"],
+        row["size"],
+        chunking,
+        row["attempts"],
+    )
 
 
 def renew(connection: Connection, claims: Claims, now: float) -> None:

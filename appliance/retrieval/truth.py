@@ -77,5 +77,7 @@ class StoredTexts:
         """  # noqa: S608
         for first in range(0, len(ids), SLICE):
             wanted = msgspec.json.encode(ids[first : first + SLICE].tolist()).decode()
-            found = self._database.read(lambda each, wanted=wanted: each.execute(sql, (wanted,)).fetchall())
-            yield from (tuple(row) for row in found)
+            yield from self._read(sql, wanted)
+
+    def _read(self, sql: str, wanted: str) -> list[tuple[int, int, str]]:
+        return self._database.read(lambda each: [tuple(row) for row in each.execute(sql, (wanted,))])
