@@ -18,11 +18,15 @@ SCRIPTS = sorted((CHECKOUT / "firmware_scripts").glob("*.py"))
 MOST_LINES = 400
 
 HOMES = {
+    "charset_normalizer": ("retrieval/parsing/",),
     "click": ("cli/",),
     "ctypes": ("engine/llama/", "engine/llama_embedding/context.py"),
+    "filetype": ("retrieval/parsing/",),
     "httptools": ("bench/",),
     "jinja2": ("serving/template_process.py", "serving/template_child.py"),
     "llama_cpp": ("engine/llama/",),
+    "lxml": ("retrieval/parsing/",),
+    "markdown_it": ("retrieval/parsing/",),
     "ml_dtypes": ("api/oip/", "engine/onnx/"),
     "numpy": ("api/oip/", "core/tensors.py", "engine/", "retrieval/"),
     "onnx": (
@@ -33,8 +37,10 @@ HOMES = {
         "registry/onnx_wire.py",
     ),
     "onnxruntime": ("engine/onnx/",),
+    "openpyxl": ("retrieval/parsing/",),
     "prometheus_client": ("observe/metrics.py",),
     "psutil": ("observe/resources.py", "bench/"),
+    "pypdf": ("retrieval/parsing/",),
     "rich": ("cli/",),
     "sdnotify": ("compose.py",),
     "simdjson": ("api/oip/",),
