@@ -42,6 +42,7 @@ HOMES = {
     "prometheus_client": ("observe/metrics.py",),
     "psutil": ("observe/resources.py", "bench/"),
     "pypdf": ("retrieval/parsing/",),
+    "python_multipart": ("api/multipart.py",),
     "rich": ("cli/",),
     "sdnotify": ("compose.py",),
     "simdjson": ("api/oip/",),

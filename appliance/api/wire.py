@@ -83,6 +83,20 @@ def convert(value: Any, request_type: type[RequestT]) -> RequestT:
         return msgspec.convert(value, request_type)
     except msgspec.ValidationError as error:
         raise _invalid(str(error), request_type) from error
+    except RecursionError as error:
+        raise _bad_json("is nested too deeply") from error
+
+
+def convert_query(values: Mapping[str, str], request_type: type[RequestT]) -> RequestT:
+    """Check the parameters of a query string, whose numbers are text, against a request type.
+
+    Raises:
+        InvalidRequestError: As by `convert`.
+    """
+    try:
+        return msgspec.convert(values, request_type, strict=False)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error), request_type) from error
 
 
 def decode_as(

@@ -5,7 +5,7 @@ What belongs to an API key is seen and changed by that key alone: every call nam
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -31,6 +31,14 @@ class StoredFile:
     media_type: str
     created: int
     expires: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UploadTerms:
+    """What a file is uploaded for, and how many seconds it is kept; None is until it is deleted."""
+
+    purpose: str
+    expires_after_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,8 +227,17 @@ class Files(Protocol):
         *,
         tenant: str,
         expires_after_s: int | None = None,
+        terms: Callable[[], UploadTerms] | None = None,
     ) -> StoredFile:
         """Write a file to disk as it comes, and keep it; nothing is left of one that does not come whole.
+
+        Args:
+            filename: As its owner calls it.
+            purpose: What it is for.
+            content: Its bytes; what this raises is raised.
+            tenant: Whose it is.
+            expires_after_s: Seconds from now after which it is erased, or None.
+            terms: Asked for purpose and expiry when the content has come, for forms that have them behind the file.
 
         Raises:
             TooLargeError: It is over the limit.
@@ -345,4 +362,12 @@ class VectorStores(Protocol):
             InvalidRequestError: A filter or a limit will not do.
             DeadlineExceededError: It took longer than `deadline_s`.
         """
+        ...
+
+    async def rebuild(self, store: str, *, tenant: str) -> None:
+        """Make a store's indexes anew from what is stored; searches go on meanwhile."""
+        ...
+
+    async def verify(self, store: str, *, tenant: str) -> Sequence[str]:
+        """Return what is wrong with a store's indexes, one sentence each; nothing is the rule."""
         ...

@@ -149,7 +149,7 @@ class Settings:
         2048, "Longest input of an embedding in tokens, where the model was not trained on less"
     )
     header_timeout_s: Seconds = _setting(10.0, "Longest time for a client to send a request head")
-    body_timeout_s: Seconds = _setting(60.0, "Longest time for a client to send a request body")
+    body_timeout_s: Seconds = _setting(60.0, "Longest time for a client to send a request body; of a file, each MiB")
     write_timeout_s: Seconds = _setting(60.0, "Longest time for a client to take in what is written to it")
     request_timeout_s: Seconds = _setting(600.0, "Longest time for one request's work, queueing included")
     keep_alive_timeout_s: Seconds = _setting(75.0, "Idle time after which a connection is closed")

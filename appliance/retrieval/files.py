@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from appliance.core.clock import Clock
 from appliance.core.errors import InvalidRequestError, TooLargeError
-from appliance.core.retrieval import StoredFile
+from appliance.core.retrieval import StoredFile, UploadTerms
 from appliance.retrieval.disk import require_space, storage_errors, sync_folder
 from appliance.retrieval.erasure import Erasure
 from appliance.retrieval.parsing.sniff import sniff
@@ -50,6 +50,7 @@ class UploadedFiles:
         *,
         tenant: str,
         expires_after_s: int | None = None,
+        terms: Callable[[], UploadTerms] | None = None,
     ) -> StoredFile:
         """Write a file to disk as it comes; see `core.retrieval.Files.create`."""
         if not 0 < len(filename) <= MOST_FILENAME or not filename.isprintable():
@@ -61,11 +62,12 @@ class UploadedFiles:
         part = self._folder / f".{name}.part"
         try:
             size, start = await self._receive(part, content)
+            said = UploadTerms(purpose, expires_after_s) if terms is None else terms()
             media_type = await asyncio.to_thread(sniff, start, filename)
             await asyncio.to_thread(_publish, part, self._folder / name)
             now = int(self._clock.unix())
-            expires = None if expires_after_s is None else now + expires_after_s
-            stored = StoredFile(name, filename, purpose, size, media_type, now, expires)
+            expires = None if said.expires_after_s is None else now + said.expires_after_s
+            stored = StoredFile(name, filename, said.purpose, size, media_type, now, expires)
             await self._database.write(lambda connection: _insert(connection, stored, tenant))
         except BaseException:
             await self._discard(part, self._folder / name)

@@ -21,6 +21,7 @@ from appliance.security.keys import KeyStore
 from appliance.store.database import Database
 from tests.api.boxes import Box, ScriptedBox, real_box, scripted_box, settings_with
 from tests.api.scripted import ScriptedClassifiers, ScriptedEmbedding, ScriptedHealth, ScriptedModels, ScriptedTuning
+from tests.api.scripted_retrieval import ScriptedFiles, ScriptedStores
 from tests.api.scripted_tensors import ScriptedTensors
 
 SCHEMATHESIS_TIMEOUT_S = 100.0
@@ -55,6 +56,8 @@ def test_every_route_of_the_application_is_in_the_document_and_no_other(tmp_path
             embedding_models=ScriptedEmbedding(),
             classifiers=ScriptedClassifiers(),
             tensor_models=ScriptedTensors(),
+            files=ScriptedFiles(),
+            vector_stores=ScriptedStores(ScriptedFiles()),
             tunable_models=ScriptedTuning(),
             keys=KeyStore(database, SystemClock()),
             metrics=Metrics(),
@@ -72,6 +75,21 @@ def test_every_route_of_the_application_is_in_the_document_and_no_other(tmp_path
         "/v1/rerank",
         "/v1/classify",
         "/v1/tokenize",
+        "/v1/files",
+        "/v1/files/{file_id}",
+        "/v1/files/{file_id}/content",
+        "/v1/vector_stores",
+        "/v1/vector_stores/{vector_store_id}",
+        "/v1/vector_stores/{vector_store_id}/rebuild",
+        "/v1/vector_stores/{vector_store_id}/verify",
+        "/v1/vector_stores/{vector_store_id}/search",
+        "/v1/vector_stores/{vector_store_id}/files",
+        "/v1/vector_stores/{vector_store_id}/files/{file_id}",
+        "/v1/vector_stores/{vector_store_id}/files/{file_id}/content",
+        "/v1/vector_stores/{vector_store_id}/file_batches",
+        "/v1/vector_stores/{vector_store_id}/file_batches/{batch_id}",
+        "/v1/vector_stores/{vector_store_id}/file_batches/{batch_id}/cancel",
+        "/v1/vector_stores/{vector_store_id}/file_batches/{batch_id}/files",
         "/v2",
         "/v2/health/live",
         "/v2/health/ready",
@@ -98,7 +116,7 @@ def test_every_route_of_the_application_is_in_the_document_and_no_other(tmp_path
 async def test_the_document_is_whole(box: ScriptedBox) -> None:
     document = await document_of(box)
     assert document["openapi"] == "3.1.0"
-    assert len(document["paths"]) == 28
+    assert len(document["paths"]) == 43
     for reference in references(document):
         assert resolve(document, reference)
     operations = [each for path in document["paths"].values() for each in path.values()]
