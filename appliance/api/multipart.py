@@ -51,6 +51,7 @@ class UploadForm:
         self._pieces: deque[bytes] = deque()
         self._part = _Part()
         self._header = (bytearray(), bytearray())
+        self._more = True
         self._ended = False
         self._parser = MultipartParser(
             _boundary(request),
@@ -75,8 +76,8 @@ class UploadForm:
             TooLargeError: The body is over the limit.
             ClientGoneError: The client left.
         """
-        while self.filename is None and await self._read():
-            pass
+        while self.filename is None and self._more:
+            await self._read()
         if self.filename is None:
             raise InvalidRequestError(
                 f"The form has no file {self._file_field!r}.",
@@ -88,27 +89,24 @@ class UploadForm:
 
     async def content(self) -> AsyncIterator[bytes]:
         """Yield the file piece by piece, and read the form to its end. Raises as `begin` does."""
-        more = True
-        while more:
+        while self._more or self._pieces:
             while self._pieces:
                 yield self._pieces.popleft()
-            more = await self._read()
-        while self._pieces:
-            yield self._pieces.popleft()
+            if self._more:
+                await self._read()
 
-    async def _read(self) -> bool:
-        """Take in what comes next, and return whether more may come."""
+    async def _read(self) -> None:
+        """Take in what comes next."""
         message = await self._request.receive()
         if message["type"] == "http.disconnect":
             raise ClientGoneError
-        body, more = message.get("body", b""), bool(message.get("more_body", False))
+        self._more = bool(message.get("more_body", False))
         try:
-            self._parser.write(body)
+            self._parser.write(message.get("body", b""))
         except FormParserError as error:
             raise _broken(f"is no valid form: {error}") from error
-        if not more and not self._ended:
+        if not self._more and not self._ended:
             raise _broken("ends before the form does")
-        return more
 
     # What the parser finds. It is called for each piece of a name or value, and for each piece of a part.
 

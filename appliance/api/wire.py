@@ -28,7 +28,7 @@ _NUL_PATTERN = "matching regex '^[^\\\\x00]*$'"
 _LONE_SURROGATE = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 )
-_AT_PATH = re.compile(r" - at `(?P<path>[^`]*)`$")
+_AT_PATH = re.compile(r" - at (?:`key` in )?`(?P<path>[^`]*)`$")
 _AT_BYTE = re.compile(r"\(byte (\d+)\)")
 _UNKNOWN_FIELD = re.compile(r"object contains unknown field `(?P<name>.*)`", re.DOTALL)
 
