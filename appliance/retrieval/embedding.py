@@ -251,7 +251,7 @@ def _known(connection: Connection, model: str, rows: Sequence[Row]) -> frozenset
 def _link(connection: Connection, row: Row, model: str, computed: dict[bytes, Vector]) -> bool:
     """Give one chunk its vector, unless it went or was cancelled meanwhile, or its known vector did."""
     hashed = bytes(row["text_hash"])
-    sql = f"SELECT 1 {_WAITING} AND c.id = :id"  # noqa: S608
+    sql = f"SELECT 1 {_WAITING} AND c.id = :id"
     values = {"store": _store(connection, row["id"]), "id": row["id"]}
     if connection.execute(sql, values).fetchone() is None:
         return False
