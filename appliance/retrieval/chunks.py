@@ -25,6 +25,8 @@ LONGEST_HEADING = 200
 """Characters of a heading that are carried with each chunk below it."""
 LONGEST_TOKEN = 32
 """Characters: some tokenizers make one token of a word however long, or none of what cannot be seen."""
+LONGEST_SENTENCE = 8192
+"""Characters: tokenizers take much memory for a text without any border, however it came about."""
 HEADER_SHARE = 4
 """A table's header is repeated if it takes no more than this part of a chunk."""
 
@@ -168,7 +170,8 @@ class _Cutter:
         """Return a block's sentences, or its lines where these stand by themselves."""
         is_prose = self._blocks[index].kind in ("paragraph", "heading")
         spans = (borders.sentences if is_prose else borders.lines)(self._text, start, stop)
-        return self._made(index, spans)
+        short = (piece for start, stop in spans for piece in borders.pieces(self._text, start, stop, LONGEST_SENTENCE))
+        return self._made(index, short)
 
     def _clauses(self, atom: _Atom, room: int) -> list[_Atom]:
         parts = self._made(atom.block, borders.clauses(self._text, atom.start, atom.stop))
