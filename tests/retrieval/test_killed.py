@@ -127,13 +127,13 @@ async def each_kill(tmp_path: Path, action: str, where: str, *, taken_in: bool) 
         found.append(folder)
 
 
-def check_whole(each: Box, count: int) -> None:
+async def check_whole(each: Box, count: int) -> None:
     """Assert that every text is there once, in truth and indexes alike."""
     texts = Counter(text for (text,) in each.rows("SELECT text FROM chunks"))
     wanted = Counter(part for text in TEXTS.values() if text != "BAD" for part in text.split("\n\n"))
     assert texts == wanted
     ids = [chunk for (chunk,) in each.rows("SELECT id FROM chunks ORDER BY id")]
-    assert each.keywords.chunk_ids().tolist() == ids
+    await each.until(lambda: each.keywords.chunk_ids().tolist() == ids)  # it is checked beside the first searches
     assert each.rows("SELECT count(*) FROM chunks WHERE vector IS NULL") == [(0,)]
     assert each.rows("SELECT count(*) FROM vectors") == [(len(wanted),)]
     assert len(each.keyword_hits(MARKER)) == 6
@@ -155,7 +155,7 @@ async def test_taking_in_is_gone_on_with(tmp_path: Path, where: str) -> None:
             )
             each.database.write_blocking(lambda write: write.execute("UPDATE stores SET lease_until = 0").fetchall())
             await each.until_through(store.id)
-            check_whole(each, 10)
+            await check_whole(each, 10)
         asked = Counter((folder.parent / "asked").read_text(encoding="utf-8").splitlines())
         again = sum(asked.values()) - len(asked)
         assert again <= 4 + 1, f"{again} texts were embedded twice, more than the batch in hand"
@@ -168,7 +168,7 @@ async def test_embedding_again_is_gone_on_with(tmp_path: Path, where: str) -> No
             each.database.write_blocking(lambda write: write.execute("UPDATE stores SET lease_until = 0").fetchall())
             [store] = each.documents.stores.list(tenant="", limit=1, after="", newest_first=True)[0]
             await each.until_through(store.id)
-            check_whole(each, 10)
+            await check_whole(each, 10)
 
 
 @pytest.mark.parametrize("action", ["delete file", "delete store"])
@@ -179,11 +179,11 @@ async def test_a_deletion_is_gone_on_with_and_leaves_nothing(tmp_path: Path, whe
             await each.until(lambda: each.rows("SELECT count(*) FROM erasures") == [(0,)])
             begun = each.rows("SELECT count(*) FROM store_files")[0][0] != 4
             if not begun:  # it died before the first commit: nothing may have changed
-                check_whole(each, 10)
+                await check_whole(each, 10)
                 continue
             assert each.rows("SELECT count(*) FROM chunks") == [(4 if action == "delete file" else 0,)]
             assert each.rows("SELECT count(*) FROM vectors") == [(3 if action == "delete file" else 0,)]
             ids = [chunk for (chunk,) in each.rows("SELECT id FROM chunks ORDER BY id")]
-            assert each.keywords.chunk_ids().tolist() == ids
+            await each.until(lambda ids=ids: each.keywords.chunk_ids().tolist() == ids)
             left = [path.parent.name for path in files_with(folder, MARKER.encode())]
             assert left == ([] if action == "delete file" else ["files"])
