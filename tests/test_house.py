@@ -20,11 +20,12 @@ MOST_LINES = 400
 HOMES = {
     "click": ("cli/",),
     "ctypes": ("engine/llama/", "engine/llama_embedding/context.py"),
+    "faiss": ("retrieval/vectors/",),
     "httptools": ("bench/",),
     "jinja2": ("serving/template_process.py", "serving/template_child.py"),
     "llama_cpp": ("engine/llama/",),
     "ml_dtypes": ("api/oip/", "engine/onnx/"),
-    "numpy": ("api/oip/", "core/tensors.py", "engine/"),
+    "numpy": ("api/oip/", "core/tensors.py", "engine/", "retrieval/"),
     "onnx": (
         "engine/onnx/quantize.py",
         "registry/onnx_header.py",
@@ -42,13 +43,14 @@ HOMES = {
     "sqlite_utils": ("store/",),
     "sseclient": ("cli/chat_client.py",),
     "starlette": ("api/",),
-    # model.py starts no thread: it guards the vocabulary, which any thread may use, with a lock.
+    # model.py and indexes.py start no thread: they guard with locks what any thread may use.
     "threading": (
         "engine/llama/model.py",
         "engine/llama/worker.py",
         "engine/llama_embedding/worker.py",
         "engine/onnx/worker.py",
         "engine/cpu_budget.py",
+        "retrieval/vectors/indexes.py",
         "store/database.py",
     ),
     "tokenizers": ("engine/onnx/",),
