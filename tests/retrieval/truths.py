@@ -86,7 +86,7 @@ def clustered(count: int, dimension: int = DIMENSION, seed: int = 0, topics: int
     shares = 1 / np.arange(1, topics + 1)
     chosen = random.choice(topics, count, p=shares / shares.sum())
     rows = centres[chosen] + 0.6 * random.standard_normal((count, dimension))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
 
 
 def exact(
@@ -103,7 +103,7 @@ def exact(
     ids, rows = ids[order], rows[order]
     hits = []
     for query in queries:
-        scores = rows @ (query / np.linalg.norm(query))
+        scores = np.asarray(rows @ (query / np.linalg.norm(query)), np.float32)
         best = np.lexsort((ids, -scores))[:k]
         hits.append([(int(ids[each]), float(scores[each])) for each in best])
     return hits
