@@ -24,7 +24,7 @@ HOMES = {
     "jinja2": ("serving/template_process.py", "serving/template_child.py"),
     "llama_cpp": ("engine/llama/",),
     "ml_dtypes": ("api/oip/", "engine/onnx/"),
-    "numpy": ("api/oip/", "core/tensors.py", "engine/"),
+    "numpy": ("api/oip/", "core/tensors.py", "engine/", "retrieval/"),
     "onnx": (
         "engine/onnx/quantize.py",
         "registry/onnx_header.py",

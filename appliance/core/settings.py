@@ -134,6 +134,7 @@ class Settings:
     # Limits of a request
     max_body_bytes: Bytes = _setting(16 * 1024 * 1024, "Largest request body")
     max_tensor_body_bytes: Bytes = _setting(64 * 1024 * 1024, "Largest request body of /v2 inference")
+    max_file_bytes: Bytes = _setting(512 * 1024 * 1024, "Largest file that /v1/files takes")
     max_header_bytes: Annotated[int, Meta(ge=1024, le=2**24)] = _setting(32 * 1024, "Largest request head")
     max_prompt_characters: Count = _setting(4_000_000, "Longest prompt before it is tokenized")
     max_choices: Annotated[int, Meta(ge=1, le=64)] = _setting(8, "Largest `n`")

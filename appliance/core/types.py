@@ -338,6 +338,22 @@ class EmbeddingModels(Protocol):
         ...
 
 
+class TokenCounter(Protocol):
+    """Whatever knows how many tokens a model makes of a text."""
+
+    async def count_tokens(self, model: str, texts: Sequence[str]) -> Sequence[int]:
+        """Return the tokens of each text as the model embeds it, those that it wants around a text included.
+
+        Nothing is cut, however long; a blank text counts too.
+
+        Raises:
+            NotFoundError: No such model; the message names those that exist.
+            InvalidRequestError: The model is for something else.
+            UnavailableError: The model cannot be loaded now.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ModelRuntime:
     """What of a loaded model can be changed while it runs.
