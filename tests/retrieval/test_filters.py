@@ -168,7 +168,7 @@ def kind(value: AttributeValue) -> type:
 def comparable(value: AttributeValue | None) -> Any:
     """Return the value as SQLite keeps it: integers of more than 64 bits are floating-point numbers there."""
     big = isinstance(value, int) and abs(value) > 2**63 - 1
-    return float(value) if big else value
+    return float(value or 0) if big else value
 
 
 def passes(wanted: Filter, attributes: Mapping[str, AttributeValue]) -> bool:
