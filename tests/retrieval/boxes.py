@@ -40,7 +40,7 @@ class PlainParser:
         if self.gate is not None:
             await self.gate.wait()
         self.parsed.append(filename)
-        text = path.read_bytes().decode(errors="replace")
+        text = (await asyncio.to_thread(path.read_bytes)).decode(errors="replace")
         if text.startswith("BAD"):
             raise InvalidRequestError(f"{filename} is damaged.", code="invalid_file")
         return ParsedDocument(tuple(Block("paragraph", each) for each in text.split("\n\n") if each.strip()))
@@ -109,7 +109,7 @@ class PlainVectors:
 
     def __init__(self, truth: StoredVectors) -> None:
         self.truth = truth
-        self.stores: dict[int, dict[int, np.ndarray]] = {}  # type: ignore[type-arg]
+        self.stores: dict[int, dict[int, np.ndarray]] = {}
 
     def add(self, store: int, ids: Ids, vectors: Vectors) -> None:
         self.stores.setdefault(store, {}).update(zip(ids.tolist(), vectors, strict=True))
@@ -120,6 +120,9 @@ class PlainVectors:
 
     def drop(self, store: int) -> None:
         self.stores.pop(store, None)
+
+    def erase(self, store: int) -> None:
+        return
 
 
 class NoSearch:
@@ -152,7 +155,7 @@ class Box:
     async def until(self, is_so: Callable[[], bool]) -> None:
         """Wait for a state that the database, an index or a part shows."""
         async with asyncio.timeout(DEADLINE_S):
-            while not is_so():
+            while not is_so():  # noqa: ASYNC110  (what it waits for is in a database or an index)
                 await asyncio.sleep(0.005)
 
     async def until_through(self, store: str, tenant: str = "") -> None:

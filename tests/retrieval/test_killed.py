@@ -127,13 +127,18 @@ async def each_kill(tmp_path: Path, action: str, where: str, *, taken_in: bool) 
         found.append(folder)
 
 
+async def until_known(each: Box, ids: list[object]) -> None:
+    """Wait until the keyword index has just these chunks: it is brought up to date beside the first searches."""
+    await each.until(lambda: each.keywords.chunk_ids().tolist() == ids)
+
+
 async def check_whole(each: Box, count: int) -> None:
     """Assert that every text is there once, in truth and indexes alike."""
     texts = Counter(text for (text,) in each.rows("SELECT text FROM chunks"))
     wanted = Counter(part for text in TEXTS.values() if text != "BAD" for part in text.split("\n\n"))
     assert texts == wanted
     ids = [chunk for (chunk,) in each.rows("SELECT id FROM chunks ORDER BY id")]
-    await each.until(lambda: each.keywords.chunk_ids().tolist() == ids)  # it is checked beside the first searches
+    await until_known(each, ids)
     assert each.rows("SELECT count(*) FROM chunks WHERE vector IS NULL") == [(0,)]
     assert each.rows("SELECT count(*) FROM vectors") == [(len(wanted),)]
     assert len(each.keyword_hits(MARKER)) == 6
@@ -184,6 +189,6 @@ async def test_a_deletion_is_gone_on_with_and_leaves_nothing(tmp_path: Path, whe
             assert each.rows("SELECT count(*) FROM chunks") == [(4 if action == "delete file" else 0,)]
             assert each.rows("SELECT count(*) FROM vectors") == [(3 if action == "delete file" else 0,)]
             ids = [chunk for (chunk,) in each.rows("SELECT id FROM chunks ORDER BY id")]
-            await each.until(lambda ids=ids: each.keywords.chunk_ids().tolist() == ids)
+            await until_known(each, ids)
             left = [path.parent.name for path in files_with(folder, MARKER.encode())]
             assert left == ([] if action == "delete file" else ["files"])
