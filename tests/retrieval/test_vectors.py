@@ -23,6 +23,7 @@ class Box:
     """A truth, its indexes, and both kept in step as the room does it."""
 
     def __init__(self, folder: Path, memory_bytes: int = 2**28, limits: Limits = SMALL) -> None:
+        folder.mkdir(exist_ok=True)
         self.folder = folder
         self.limits = limits
         self.memory_bytes = memory_bytes

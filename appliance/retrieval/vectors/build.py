@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from appliance.core.errors import ConflictError, StorageError
+from appliance.core.errors import StorageError
 from appliance.retrieval.vectors.coding import BLOCK, fill, merge_flat, merge_ivf, sample_size, train, trial
 from appliance.retrieval.vectors.generation import BuiltIndex, Generation
 from appliance.retrieval.vectors.native import unit
@@ -17,8 +17,8 @@ from appliance.retrieval.vectors.truth import Floats, Ids, VectorTruth
 _TRIAL_VECTORS = 128
 
 
-def trained(truth: VectorTruth, store: int, ids: Ids, kind: Kind) -> BuiltIndex:
-    """Train an index on these chunks of the truth and encode them all.
+def trained(truth: VectorTruth, store: int, ids: Ids, kind: Kind) -> BuiltIndex | None:
+    """Train an index on these chunks of the truth and encode them all; None if they were all removed meanwhile.
 
     Raises:
         ConflictError: Their vectors are of different dimensions.
@@ -28,7 +28,7 @@ def trained(truth: VectorTruth, store: int, ids: Ids, kind: Kind) -> BuiltIndex:
     chosen = np.sort(random.choice(len(ids), sample_size(kind, len(ids)), replace=False))
     sample = stored(truth, store, ids[chosen])[1]
     if not len(sample):
-        raise ConflictError(f"Store {store} was emptied while its index was made.", advice="Try again.")
+        return None
     dimension = sample.shape[1]
     tried = random.choice(len(ids), min(_TRIAL_VECTORS, len(ids)), replace=False)
     try:
@@ -84,16 +84,19 @@ def stored(truth: VectorTruth, store: int, ids: Ids, dimension: int = 0) -> tupl
     Raises:
         ConflictError: They have another dimension than the given one, or than each other.
     """
-    parts: list[tuple[Ids, Floats]] = []
+    there, rows = np.empty(len(ids), np.int64), np.empty((0, dimension), np.float32)
+    count = 0
     for start in range(0, len(ids), BLOCK):
         found, vectors = truth.fetch(store, ids[start : start + BLOCK])
-        if len(found):
+        if not len(found):
+            continue
+        if count == 0:
             require_dimension(store, dimension, vectors.shape[1])
-            dimension = vectors.shape[1]
-            parts.append((found, unit(vectors)))
-    if not parts:
-        return np.empty(0, np.int64), np.empty((0, dimension), np.float32)
-    return np.concatenate([each for each, _ in parts]), np.concatenate([rows for _, rows in parts])
+            rows = np.empty((len(ids), vectors.shape[1]), np.float32)  # at once: a large store's sample has 200 MB
+        require_dimension(store, rows.shape[1], vectors.shape[1])
+        there[count : count + len(found)], rows[count : count + len(found)] = found, unit(vectors)
+        count += len(found)
+    return there[:count], rows[:count]
 
 
 def _failed(store: int, count: int, error: BaseException) -> StorageError:

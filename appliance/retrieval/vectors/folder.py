@@ -68,6 +68,7 @@ class StoreFolder:
             generation = None if manifest is None else self.open(manifest)
         except (DamagedError, StorageError) as error:
             LOGGER.warning("The index in %s is made anew from the database: %s", self.path, error)
+            self._remove_all_but([])
             return None
         self._remove_all_but([_MANIFEST, f"{manifest.name}.vectors"] if manifest else [])
         return generation
@@ -155,7 +156,10 @@ class StoreFolder:
         with self._storage_errors(), suppress(FileNotFoundError):
             leftovers = [path for path in self.path.iterdir() if path.name not in kept]
             for path in leftovers:
-                path.unlink()
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
             if leftovers:
                 _sync_folder(self.path)
 

@@ -35,8 +35,8 @@ _SEARCH_WAIT_S = 5.0
 """As long a search waits for a store that is being opened; one that is made anew takes longer."""
 
 _SAMPLED_CODES = 256
-_LEAST_COSINE = 0.98
-"""Of a vector and what its 8-bit code stands for."""
+_LEAST_COSINE = 0.9
+"""Of a vector and what its 8-bit code stands for: .999 mostly, less where it is beyond the range of the training."""
 
 
 class _Entry:
@@ -147,13 +147,14 @@ class VectorIndexes:
         Raises:
             StorageError: The files cannot be deleted.
         """
-        with self._guard:
-            entry = self._entries.pop(store, None) or _Entry()
+        entry = self._entry(store)
         with entry.changing:
             entry.is_dropped = True
             entry.snapshot = None
         with entry.files:
             self._files(store).clear()
+        with self._guard:
+            self._entries.pop(store, None)
 
     def erase(self, store: int) -> None:
         """Make the index's files anew if a removed chunk's code is in them; nothing of it is left when this returns.
@@ -337,7 +338,10 @@ class VectorIndexes:
             built = merged(self._truth, store, ids, old)
         else:
             kind = kind_for(len(ids), made.kind if made else None, self._limits)
-            built = trained(self._truth, store, ids, kind or "flat")
+            fresh = trained(self._truth, store, ids, kind or "flat")
+            if fresh is None:
+                return self._next(store, entry, old)
+            built = fresh
         with entry.files:
             if entry.is_dropped:
                 return None
