@@ -15,7 +15,7 @@ import numpy as np
 
 from appliance.core.clock import Clock
 from appliance.core.errors import ApplianceError, EngineError, NotFoundError
-from appliance.core.types import EmbeddingModels, EmbeddingRequest, Vector
+from appliance.core.types import EmbeddingModels, EmbeddingRequest, Priority, Vector
 from appliance.retrieval import jobs
 from appliance.retrieval.ingest import PASSING
 from appliance.retrieval.jobs import Claims
@@ -144,7 +144,9 @@ class Embedding:
         return answered if computed else batch.model, computed, failed
 
     async def _request(self, batch: _Batch, texts: Sequence[str]) -> tuple[str, Sequence[Vector]]:
-        request = EmbeddingRequest(batch.model or self._embedder, texts, truncate=True, tenant=batch.tenant)
+        request = EmbeddingRequest(
+            batch.model or self._embedder, texts, truncate=True, priority=Priority.FLEX, tenant=batch.tenant
+        )
         answer = await self._models.embed(request)
         if not all(np.isfinite(each).all() for each in answer.vectors):
             raise EngineError(f"{answer.model} answers with numbers that are not finite.")

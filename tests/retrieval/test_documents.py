@@ -109,8 +109,7 @@ async def test_a_file_is_found_by_word_and_by_meaning_and_is_gone_when_deleted(t
     async with whole(tmp_path) as each:
         files, stores = each.documents.files, each.documents.stores
         made = {
-            name: await files.create(name, "assistants", once(text.encode()), tenant="")
-            for name, text in TEXTS.items()
+            name: await files.create(name, "assistants", once(text.encode()), tenant="") for name, text in TEXTS.items()
         }
         assert [made[name].media_type for name in TEXTS] == ["text/plain", "text/markdown", "text/csv"]
         store = stores.create(tenant="", name="house").id
@@ -154,5 +153,5 @@ async def test_what_was_taken_in_is_found_after_a_restart(tmp_path: Path) -> Non
     async with whole(tmp_path) as each:
         await each.documents.check_keywords()
         for mode in ("keyword", "semantic"):
-            found = await each.documents.stores.search(SearchRequest(store, ["pump oil"], mode=mode))  # type: ignore[arg-type]
+            found = await each.documents.stores.search(SearchRequest(store, ["pump oil"], mode=mode))
             assert [hit.text for hit in found.hits] == ["The pump needs oil."]
