@@ -76,7 +76,7 @@ async def measure(folder: Path, count: int) -> None:
     async with asyncio.TaskGroup() as tasks:
         work = tasks.create_task(documents.run())
         sql = "SELECT count(*) FROM store_files WHERE stage IN ('queued', 'cut')"
-        while database.read(lambda each: each.execute(sql).fetchone()[0]):
+        while database.read(lambda each: each.execute(sql).fetchone()[0]):  # noqa: ASYNC110  (it is polled)
             await asyncio.sleep(0.05)
         print(f"searchable  {count / (time.perf_counter() - started):8.0f} files/s")
         work.cancel()
