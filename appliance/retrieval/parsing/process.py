@@ -85,7 +85,7 @@ def problem_of(error: Exception) -> End:
 
 def _clip(reason: str) -> str:
     """Return a reason that is short and can be encoded."""
-    return one_line(reason)[:_LONGEST_REASON]
+    return one_line(reason)[:_LONGEST_REASON].rstrip(".")
 
 
 def serve(inbound: BinaryIO, outbound: BinaryIO, prepare: Callable[[Job], None]) -> None:
