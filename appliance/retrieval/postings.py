@@ -317,10 +317,9 @@ def _scores(
     places = np.concatenate([each for each, _ in read]).astype(np.intp)
     counts = np.concatenate([each for _, each in read])
     weights = np.repeat(np.array([weight for _, _, weight in runs], np.float32), [len(each) for each, _ in read])
-    if are_allowed is not None:
+    if are_allowed is not None and 3 * np.count_nonzero(are_allowed) < len(are_allowed):  # else scoring all is quicker
         kept = np.flatnonzero(are_allowed.take(places, mode="clip"))
-        if 2 * len(kept) < len(places):  # if most are allowed, it is quicker to score all
-            places, counts, weights, are_allowed = places[kept], counts[kept], weights[kept], None
+        places, counts, weights, are_allowed = places[kept], counts[kept], weights[kept], None
     lengths = postings.lengths.take(places, mode="clip").astype(np.float32)
     frequencies = counts.astype(np.float32)
     gains = weights * frequencies / (frequencies + np.float32(K1 * (1 - B)) + np.float32(K1 * B / average) * lengths)
@@ -329,7 +328,7 @@ def _scores(
     scores[: len(found)] = found
     scores[part.removed] = 0
     if are_allowed is not None:
-        scores[~are_allowed] = 0
+        scores *= are_allowed
     return scores
 
 

@@ -100,8 +100,37 @@ def test_few_wanted_ids_of_a_dense_many_are_found() -> None:
     assert postings.places_of(ids, np.array([1, 10, 500, 1009, 1010], np.int64)).tolist() == [0, 490, 999]
 
 
+def test_wanted_ids_among_few_that_are_far_apart_are_found() -> None:
+    ids = np.array([1, 10**6, 10**9], np.int64)
+    assert postings.places_of(ids, np.array([2, 10**6, 10**7, 10**9], np.int64)).tolist() == [1, 2]
+    assert postings.places_of(ids[:0], ids).tolist() == []
+
+
+def test_a_merger_leaves_out_what_is_removed_and_terms_that_nothing_has() -> None:
+    merged = merge([part({4: ["a"], 1: ["b", "b"], 9: ["c"]}, removed=[2]), part({2: ["b"], 3: []})])
+    expected = build([(1, ["b", "b"]), (2, ["b"]), (3, []), (4, ["a"])])
+    assert merged.ids.tolist() == [1, 2, 3, 4]
+    assert merged.terms.tolist() == expected.terms.tolist()
+    assert contents(merged) == contents(expected)
+
+
+@pytest.mark.parametrize("chosen", [[5], [2, 5], list(range(1, 10)), list(range(1, 10, 2)), [5, 77]])
+def test_allowed_passages_keep_their_scores_and_ranks(chosen: list[int]) -> None:
+    parts = [part({i: ["a"] * (i % 4 + 1) + ["b"] * i for i in range(1, 10)})]
+    free = search(parts, ["a", "b"], 20)
+    assert search(parts, ["a", "b"], 20, np.array(chosen, np.int64)) == [hit for hit in free if hit[0] in chosen]
+
+
 def test_what_is_removed_is_not_found() -> None:
-    assert search([part({1: ["a"], 2: ["a"]}, removed=[0])], ["a"], 10)[0][0] == 2
+    halved = part({1: ["a"], 2: ["a"]}, removed=[0])
+    assert [i for i, _ in search([halved], ["a"], 10)] == [2]
+    assert postings.alive_ids(halved).tolist() == [2]
+    assert postings.alive_ids(part({1: ["a"]})).tolist() == [1]
+
+
+def test_passages_without_terms_are_not_found() -> None:
+    assert search([part({1: []}), part({2: ["a"]})], ["a"], 10)[0][0] == 2
+    assert search([part({1: []})], ["a"], 10) == []
 
 
 def test_a_part_without_allowed_passages_is_not_read() -> None:
