@@ -42,4 +42,4 @@ def positions_of(ids: Ids, allowed: Ids) -> Ids:
     """Return the positions in ascending ids of those that are allowed, ascending too; few of them."""
     allowed = np.unique(allowed)
     places = np.searchsorted(ids, allowed[: np.searchsorted(allowed, ids[-1], side="right")])
-    return places[ids[places] == allowed[: len(places)]].astype(np.int64, copy=False)
+    return np.asarray(places[ids[places] == allowed[: len(places)]], np.int64)
