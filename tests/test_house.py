@@ -21,6 +21,7 @@ HOMES = {
     "Stemmer": ("retrieval/words.py",),
     "click": ("cli/",),
     "ctypes": ("engine/llama/", "engine/llama_embedding/context.py"),
+    "faiss": ("retrieval/vectors/",),
     "httptools": ("bench/",),
     "jinja2": ("serving/template_process.py", "serving/template_child.py"),
     "llama_cpp": ("engine/llama/",),
@@ -43,7 +44,7 @@ HOMES = {
     "sqlite_utils": ("store/",),
     "sseclient": ("cli/chat_client.py",),
     "starlette": ("api/",),
-    # model.py and lexical.py start no thread: they guard what any thread may use with a lock.
+    # model.py, lexical.py and indexes.py start no thread: they guard with locks what any thread may use.
     "threading": (
         "engine/llama/model.py",
         "engine/llama/worker.py",
@@ -51,6 +52,7 @@ HOMES = {
         "engine/onnx/worker.py",
         "engine/cpu_budget.py",
         "retrieval/lexical.py",
+        "retrieval/vectors/indexes.py",
         "store/database.py",
     ),
     "tokenizers": ("engine/onnx/",),
