@@ -18,13 +18,17 @@ SCRIPTS = sorted((CHECKOUT / "firmware_scripts").glob("*.py"))
 MOST_LINES = 400
 
 HOMES = {
+    "charset_normalizer": ("retrieval/parsing/",),
     "Stemmer": ("retrieval/words.py",),
     "click": ("cli/",),
     "ctypes": ("engine/llama/", "engine/llama_embedding/context.py"),
+    "filetype": ("retrieval/parsing/",),
     "faiss": ("retrieval/vectors/",),
     "httptools": ("bench/",),
     "jinja2": ("serving/template_process.py", "serving/template_child.py"),
     "llama_cpp": ("engine/llama/",),
+    "lxml": ("retrieval/parsing/",),
+    "markdown_it": ("retrieval/parsing/",),
     "ml_dtypes": ("api/oip/", "engine/onnx/"),
     "numpy": ("api/oip/", "core/tensors.py", "engine/", "retrieval/"),
     "onnx": (
@@ -35,8 +39,10 @@ HOMES = {
         "registry/onnx_wire.py",
     ),
     "onnxruntime": ("engine/onnx/",),
+    "openpyxl": ("retrieval/parsing/",),
     "prometheus_client": ("observe/metrics.py",),
     "psutil": ("observe/resources.py", "bench/"),
+    "pypdf": ("retrieval/parsing/",),
     "rich": ("cli/",),
     "sdnotify": ("compose.py",),
     "simdjson": ("api/oip/",),
@@ -44,7 +50,8 @@ HOMES = {
     "sqlite_utils": ("store/",),
     "sseclient": ("cli/chat_client.py",),
     "starlette": ("api/",),
-    # model.py, lexical.py and indexes.py start no thread: they guard with locks what any thread may use.
+    # model.py and lexical.py start no thread: they guard what any thread may use with a lock.
+    # model.py and indexes.py start no thread: they guard with locks what any thread may use.
     "threading": (
         "engine/llama/model.py",
         "engine/llama/worker.py",

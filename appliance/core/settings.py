@@ -162,6 +162,10 @@ class Settings:
     shutdown_grace_s: Seconds = _setting(20.0, "Time for running requests to end after SIGTERM")
     template_timeout_s: Seconds = _setting(2.0, "Longest time to render a chat template")
     max_rendered_bytes: Bytes = _setting(16 * 1024 * 1024, "Largest rendered chat template")
+    max_document_characters: Annotated[int, Meta(ge=1_000, le=10**9)] = _setting(
+        20_000_000, "Longest text that is taken from a file"
+    )
+    document_timeout_s: Seconds = _setting(300.0, "Longest time to take the text from a file")
 
     # Observability
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "Least severity that is logged")

@@ -1,7 +1,7 @@
-"""Uploaded files: `files/<id>` in the data folder, written through to the disk before their row says that they are there.
+"""Uploaded files: `files/<id>` in the data folder, on the disk before their row says that they are there.
 
-    files/.<id>.part   being uploaded; garbage once it has not been written to for an hour
-    files/<id>         whole; one without a row is garbage from a crash, after the same hour
+files/.<id>.part   being uploaded; garbage once it has not been written to for an hour
+files/<id>         whole; one without a row is garbage from a crash, after the same hour
 """
 
 from __future__ import annotations

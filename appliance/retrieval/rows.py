@@ -107,7 +107,7 @@ def counts(connection: Connection, where: str, value: object) -> FileCounts:
     return FileCounts(**{str(status): int(number) for status, number in found})
 
 
-def one(connection: Connection, sql: str, values: Sequence[object], what: str) -> Row:
+def one(connection: Connection, sql: str, values: Sequence[object] | Mapping[str, object], what: str) -> Row:
     """Return the one row. Raises NotFoundError, naming `what`."""
     row: Row | None = connection.execute(sql, values).fetchone()
     if row is None:

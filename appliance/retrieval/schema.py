@@ -1,4 +1,4 @@
-"""The schema of `retrieval.db`: the truth of files, vector stores, chunks and vectors. Both indexes are derived from it.
+"""The schema of `retrieval.db`: the truth of files, stores, chunks and vectors. Both indexes are derived from it.
 
 A chunk counts only while the row of its `store_files` is there: deleting that row takes all of a file's chunks out of
 every search at once, and their own rows are erased behind it. So whatever a search finds is looked up with a join on

@@ -47,9 +47,10 @@ class Stores:
         database: Database,
         clock: Clock,
         erasure: Erasure,
+        *,
         searcher: Searcher,
         embedder: str,
-        on_work: Callable[[], None],
+        on_work: Callable[[], object],
     ) -> None:
         """Keep stores in the database.
 
@@ -169,7 +170,7 @@ class Stores:
             if batch:
                 connection.execute("INSERT INTO batches (id, store, created) VALUES (?, ?, ?)", (name, row["key"], now))
             keys = [
-                self._add_one(connection, row["key"], each, attributes, name, now, tenant)
+                self._add_one(connection, row, each, attributes, batch=name, now=now)
                 for each, attributes in wanted.values()
             ]
             connection.execute("UPDATE stores SET last_active = max(last_active, ?) WHERE key = ?", (now, row["key"]))
@@ -191,13 +192,15 @@ class Stores:
             )
 
     def _add_one(
-        self, connection: Connection, store: int, new: NewStoreFile, attributes: str, batch: str, now: int, tenant: str
+        self, connection: Connection, store: Row, new: NewStoreFile, attributes: str, *, batch: str, now: int
     ) -> int:
         """Insert or renew one file of a store and return its key."""
         sql = "SELECT key FROM files WHERE id = ? AND tenant = ? AND (expires IS NULL OR expires > ?)"
-        file = one(connection, sql, (new.file, tenant, self._clock.unix()), f"file {new.file!r}")["key"]
+        file = one(connection, sql, (new.file, store["tenant"], self._clock.unix()), f"file {new.file!r}")["key"]
         chunking = (new.chunking.most_tokens, new.chunking.overlap_tokens)
-        old = connection.execute("SELECT * FROM store_files WHERE store = ? AND file = ?", (store, file)).fetchone()
+        old = connection.execute(
+            "SELECT * FROM store_files WHERE store = ? AND file = ?", (store["key"], file)
+        ).fetchone()
         if old is not None:
             same = chunking == (old["most_tokens"], old["overlap_tokens"])
             if same and old["status"] in ("in_progress", "completed"):
@@ -211,7 +214,7 @@ class Stores:
                 (store, file, created, status, stage, attributes, most_tokens, overlap_tokens, batch)
             VALUES (?, ?, ?, 'in_progress', 'queued', ?, ?, ?, ?) RETURNING key
         """
-        return int(connection.execute(insert, (store, file, now, attributes, *chunking, batch)).fetchone()[0])
+        return int(connection.execute(insert, (store["key"], file, now, attributes, *chunking, batch)).fetchone()[0])
 
     def list_files(
         self, store: str, *, tenant: str, batch: str, status: str, limit: int, after: str, newest_first: bool
@@ -313,7 +316,7 @@ class Stores:
         now = int(self._clock.unix())
         if now - row["last_active"] > ACTIVE_EVERY_S:
             sql = "UPDATE stores SET last_active = ? WHERE key = ?"
-            await self._database.write(lambda each: each.execute(sql, (now, row["key"])))
+            await self._database.write(lambda each: each.execute(sql, (now, row["key"])).fetchall())
         return await self._searcher.search(request)
 
 

@@ -47,6 +47,10 @@ class Embedder(Protocol):
         """
         ...
 
+    async def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Return how many tokens each text has, uncut, those that the model wants around it included."""
+        ...
+
     async def embed(self, inputs: Sequence[array[int]]) -> Sequence[Vector]:
         """Return a vector of length 1 for each input. Leaving cancels, and nobody else notices."""
         ...

@@ -54,7 +54,7 @@ _HTML = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _MAIL_NAMES = frozenset(
-    [
+    (
         "from",
         "to",
         "cc",
@@ -72,7 +72,7 @@ _MAIL_NAMES = frozenset(
         "dkim-signature",
         "authentication-results",
         "content-transfer-encoding",
-    ]
+    )
 )
 _MARKDOWN = (
     re.compile(r"^#{1,6} \S", re.MULTILINE),
