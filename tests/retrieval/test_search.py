@@ -243,7 +243,8 @@ async def test_attributes_hold_from_the_moment_they_change(shelf: Shelf) -> None
 
 async def test_pages_follow_each_other(shelf: Shelf) -> None:
     whole = await shelf.ask("pump oil line part order holiday automobile brakes", mode="keyword")
-    pages, more = [], True
+    pages: list[Hit] = []
+    more = True
     while more:
         page = await shelf.ask(
             "pump oil line part order holiday automobile brakes", mode="keyword", limit=1, after=len(pages)
