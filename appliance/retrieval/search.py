@@ -201,11 +201,12 @@ class Search:
         try:
             async with asyncio.timeout(timeout_s):
                 queries = await self._embed(request, target.model)
-                return list(await asyncio.to_thread(self._vectors.search, target.key, queries, CANDIDATES, allowed))
+                found = await asyncio.to_thread(self._vectors.search, target.key, queries, CANDIDATES, allowed)
         except TimeoutError:
             return DeadlineExceededError(f"The semantic leg took longer than {timeout_s:g} s.")
         except ApplianceError as error:
             return error
+        return list(found) if any(found) else None  # a leg without any vector is not ready
 
     async def _embed(self, request: SearchRequest, model: str) -> Vectors:
         answer = await self._embedders.embed(
