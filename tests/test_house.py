@@ -23,6 +23,7 @@ HOMES = {
     "click": ("cli/",),
     "ctypes": ("engine/llama/", "engine/llama_embedding/context.py"),
     "filetype": ("retrieval/parsing/",),
+    "faiss": ("retrieval/vectors/",),
     "httptools": ("bench/",),
     "jinja2": ("serving/template_process.py", "serving/template_child.py"),
     "llama_cpp": ("engine/llama/",),
@@ -51,6 +52,7 @@ HOMES = {
     "sseclient": ("cli/chat_client.py",),
     "starlette": ("api/",),
     # model.py and lexical.py start no thread: they guard what any thread may use with a lock.
+    # model.py and indexes.py start no thread: they guard with locks what any thread may use.
     "threading": (
         "engine/llama/model.py",
         "engine/llama/worker.py",
@@ -58,6 +60,7 @@ HOMES = {
         "engine/onnx/worker.py",
         "engine/cpu_budget.py",
         "retrieval/lexical.py",
+        "retrieval/vectors/indexes.py",
         "store/database.py",
     ),
     "tokenizers": ("engine/onnx/",),

@@ -19,6 +19,7 @@ VERBS = {
     "config": "Show every setting with its effective value and where it came from.",
     "doctor": "Check whether this machine is fit to serve, with advice.",
     "bench": "Measure this box: throughput, latency, memory.",
+    "eval": "Measure how well your own documents are found.",
 }
 
 

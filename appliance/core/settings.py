@@ -128,6 +128,10 @@ class Settings:
     embedding_cache_bytes: BytesOrZero = _setting(
         128 * 1024 * 1024, "Disk for embeddings that may be asked for again; 0 is none"
     )
+    index_memory_bytes: Bytes = _setting(
+        256 * 1024 * 1024,
+        "Memory for the vector indexes of stores; the one longest unused is closed, a single larger one is not",
+    )
     queue_size: CountOrZero = _setting(64, "Requests that may wait for a sequence; one more is answered 429")
     stalled_engine_s: Seconds = _setting(60.0, "Heartbeat age at which an engine counts as dead")
 
@@ -193,6 +197,11 @@ class Settings:
     def onnx_engines_dir(self) -> Path:
         """Return the folder of what TensorRT made of ONNX models, which takes it minutes."""
         return self.data_dir / "onnx-engines"
+
+    @property
+    def vector_indexes_dir(self) -> Path:
+        """Return the folder of the vector indexes, which are derived from `retrieval.db`."""
+        return self.data_dir / "indexes" / "vectors"
 
     @property
     def parking_dir(self) -> Path:

@@ -24,7 +24,7 @@ from appliance.retrieval.erasure import Erasure
 from appliance.retrieval.files import UploadedFiles
 from appliance.retrieval.ingest import PASSING, Ingest
 from appliance.retrieval.jobs import Claims
-from appliance.retrieval.parts import Cut, Keywords, Parser, Searcher, TokenCounter, VectorIndexes
+from appliance.retrieval.parts import Cut, Keywords, Parser, Searcher, TokenCounter, Turns, VectorIndexes
 from appliance.retrieval.stores import Stores
 from appliance.retrieval.truth import StoredTexts
 from appliance.store.database import Connection, Database
@@ -78,17 +78,17 @@ class Documents:
             lease_s: How long a claim outlives its worker.
         """
         folder = settings.data_dir / "files"
-        indexing = asyncio.Lock()
+        turns = Turns()
         claims = Claims(secrets.token_hex(8), lease_s)
         self._database = database
         self._clock = clock
         self._claims = claims
         self._keywords = keywords
         self._vectors = vectors
-        self._indexing = indexing
+        self._turns = turns
         self._take_in = asyncio.Event()
         self._embed = asyncio.Event()
-        self._erasure = Erasure(database, folder, keywords, vectors, indexing)
+        self._erasure = Erasure(database, folder, keywords, vectors, turns)
         self._ingest = Ingest(
             database,
             folder,
@@ -99,7 +99,7 @@ class Documents:
             counter=counter,
             embedder=settings.embedding_model,
             keywords=keywords,
-            indexing=indexing,
+            turns=turns,
         )
         self._embedding = Embedding(
             database,
@@ -108,7 +108,7 @@ class Documents:
             models=models,
             embedder=settings.embedding_model,
             vectors=vectors,
-            indexing=indexing,
+            turns=turns,
         )
         loop = asyncio.get_running_loop()
         self.files = UploadedFiles(database, folder, settings.max_file_bytes, clock, self._erasure)
@@ -190,7 +190,7 @@ class Documents:
 
         Keyword search goes on meanwhile; vectors catch up. Raises NotFoundError.
         """
-        async with self._indexing:
+        async with self._turns.vectors:
 
             def write(connection: Connection) -> int:
                 row = connection.execute(
@@ -207,7 +207,7 @@ class Documents:
 
     async def check_keywords(self) -> None:
         """Bring the keyword index to what the truth has: what a killed process had not written, or too much."""
-        async with self._indexing:
+        async with self._turns.keywords:
             await asyncio.to_thread(self._check_keywords)
 
     def _check_keywords(self) -> None:

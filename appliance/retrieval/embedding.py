@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from appliance.core.clock import Clock
-from appliance.core.errors import ApplianceError, NotFoundError
-from appliance.core.types import EmbeddingModels, EmbeddingRequest, Vector
+from appliance.core.errors import ApplianceError, EngineError, NotFoundError
+from appliance.core.types import EmbeddingModels, EmbeddingRequest, Priority, Vector
 from appliance.retrieval import jobs
 from appliance.retrieval.ingest import PASSING
 from appliance.retrieval.jobs import Claims
-from appliance.retrieval.parts import VectorIndexes
+from appliance.retrieval.parts import Ids, Turns, VectorIndexes, Vectors
 from appliance.store.database import Connection, Database, Row
 
 LOGGER = logging.getLogger("appliance.retrieval")
@@ -57,7 +57,7 @@ class Embedding:
         models: EmbeddingModels,
         embedder: str,
         vectors: VectorIndexes,
-        indexing: asyncio.Lock,
+        turns: Turns,
     ) -> None:
         """Embed chunks that are in the database.
 
@@ -68,7 +68,7 @@ class Embedding:
             models: Whatever embeds.
             embedder: The model for stores that have none yet.
             vectors: The vector indexes.
-            indexing: Held while an index is added to or removed from.
+            turns: At the indexes.
         """
         self._database = database
         self._clock = clock
@@ -76,7 +76,7 @@ class Embedding:
         self._models = models
         self._embedder = embedder
         self._vectors = vectors
-        self._indexing = indexing
+        self._turns = turns
 
     async def step(self) -> bool:
         """Embed some chunks, and return whether there were any.
@@ -114,6 +114,7 @@ class Embedding:
                 sql = "UPDATE stores SET lease_owner = ?, lease_until = ? WHERE key = ?"
                 connection.execute(sql, (self._claims.owner, now + self._claims.lease_s, store))
                 return _Batch(store, tenant, model, dimensions, rows, _known(connection, model, rows))
+            _complete(connection, store)  # what a killed process had no time for
         return None
 
     # Computing
@@ -125,8 +126,8 @@ class Embedding:
         if not texts:
             return batch.model, {}, {}
         try:
-            answer = await self._request(batch, list(texts.values()))
-            return answer[0], dict(zip(texts, answer[1], strict=True)), {}
+            model, vectors = await self._request(batch, list(texts.values()))
+            return model, dict(zip(texts, vectors, strict=True)), {}
         except (*PASSING, NotFoundError):
             raise
         except ApplianceError as error:
@@ -144,8 +145,12 @@ class Embedding:
         return answered if computed else batch.model, computed, failed
 
     async def _request(self, batch: _Batch, texts: Sequence[str]) -> tuple[str, Sequence[Vector]]:
-        request = EmbeddingRequest(batch.model or self._embedder, texts, truncate=True, tenant=batch.tenant)
+        request = EmbeddingRequest(
+            batch.model or self._embedder, texts, truncate=True, priority=Priority.FLEX, tenant=batch.tenant
+        )
         answer = await self._models.embed(request)
+        if not all(np.isfinite(each).all() for each in answer.vectors):
+            raise EngineError(f"{answer.model} answers with numbers that are not finite.")
         return answer.model, answer.vectors
 
     def _fits(self, batch: _Batch, model: str, vectors: Iterable[Vector]) -> bool:
@@ -163,12 +168,19 @@ class Embedding:
         linked = await self._database.write(write)
         if not linked:
             return
-        async with self._indexing:  # what is removed meanwhile is removed from the index behind this
+        async with self._turns.vectors:  # what is removed meanwhile is removed from the index behind this
             rows = self._database.read(lambda each: _vectors(each, linked))
             if rows:
                 ids = np.array([chunk for chunk, _ in rows], np.int64)
                 vectors = np.frombuffer(b"".join(vector for _, vector in rows), "<f4").reshape(len(rows), -1)
-                await asyncio.to_thread(self._vectors.add, batch.store, ids, vectors)
+                await self._add(batch.store, ids, vectors)
+        await self._database.write(lambda each: _complete(each, batch.store))
+
+    async def _add(self, store: int, ids: Ids, vectors: Vectors) -> None:
+        try:
+            await asyncio.to_thread(self._vectors.add, store, ids, vectors)
+        except ApplianceError as error:  # the truth has them: the index takes them in when it is opened or made anew
+            LOGGER.warning("the vectors of %d chunks are not in the index of store %d: %s", len(ids), store, error)
 
     def _write(
         self,
@@ -251,7 +263,7 @@ def _known(connection: Connection, model: str, rows: Sequence[Row]) -> frozenset
 def _link(connection: Connection, row: Row, model: str, computed: dict[bytes, Vector]) -> bool:
     """Give one chunk its vector, unless it went or was cancelled meanwhile, or its known vector did."""
     hashed = bytes(row["text_hash"])
-    sql = f"SELECT 1 {_WAITING} AND c.id = :id"  # noqa: S608
+    sql = f"SELECT 1 {_WAITING} AND c.id = :id"
     values = {"store": _store(connection, row["id"]), "id": row["id"]}
     if connection.execute(sql, values).fetchone() is None:
         return False
@@ -274,12 +286,18 @@ def _store(connection: Connection, chunk: int) -> int | None:
 
 def _note_embedded(connection: Connection, key: int, count: int, dimensions: int) -> None:
     sql = """
-        UPDATE store_files SET embedded = embedded + :count, usage = usage + :bytes,
-            stage = iif(embedded + :count >= chunks, 'done', stage),
-            status = iif(embedded + :count >= chunks AND status = 'in_progress', 'completed', status)
-        WHERE key = :key
+        UPDATE store_files SET embedded = embedded + :count, usage = usage + :bytes WHERE key = :key
     """
     connection.execute(sql, {"count": count, "bytes": 4 * dimensions * count, "key": key})
+
+
+def _complete(connection: Connection, store: int) -> None:
+    """Say that those files of a store are through all whose vectors are in the index."""
+    sql = """
+        UPDATE store_files SET stage = 'done', status = 'completed'
+        WHERE store = ? AND stage = 'keywords' AND status = 'in_progress' AND embedded >= chunks
+    """
+    connection.execute(sql, (store,))
 
 
 def _vectors(connection: Connection, chunks: Sequence[int]) -> list[tuple[int, bytes]]:

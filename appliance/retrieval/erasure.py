@@ -2,8 +2,8 @@
 
     1. one transaction: the rows that make chunks count are gone, and the erasure is recorded
     2. chunks and the vectors that only they had, some at a time; their ids are recorded in the same transactions
-    3. both indexes forget those ids, and the keyword index rewrites its files
-    4. uploaded files are unlinked, and the log of the database is emptied
+    3. uploaded files are unlinked; both indexes forget those ids, and make the files anew that have them
+    4. the log of the database is emptied
     5. the record is deleted
 
 Every step can be done again, so an erasure that a crash or a full disk ended goes on from its record. Rows go before
@@ -21,7 +21,7 @@ import numpy as np
 
 from appliance.core.errors import ApplianceError
 from appliance.retrieval.disk import storage_errors, sync_folder
-from appliance.retrieval.parts import Keywords, VectorIndexes
+from appliance.retrieval.parts import Keywords, Turns, VectorIndexes
 from appliance.store.database import Connection, Database, Row
 
 LOGGER = logging.getLogger("appliance.retrieval")
@@ -39,7 +39,7 @@ class Erasure:
     """Erases what was removed. All its methods but those that take a connection run on the event loop."""
 
     def __init__(
-        self, database: Database, folder: Path, keywords: Keywords, vectors: VectorIndexes, indexing: asyncio.Lock
+        self, database: Database, folder: Path, keywords: Keywords, vectors: VectorIndexes, turns: Turns
     ) -> None:
         """Erase from the database, the folder of files and the indexes.
 
@@ -48,13 +48,13 @@ class Erasure:
             folder: Of uploaded files.
             keywords: The keyword index.
             vectors: The vector indexes.
-            indexing: Held by whoever adds to an index or removes from one.
+            turns: At the indexes.
         """
         self._database = database
         self._folder = folder
         self._keywords = keywords
         self._vectors = vectors
-        self._indexing = indexing
+        self._turns = turns
         self._turn = asyncio.Lock()
         self._wake = asyncio.Event()
         self._finished = asyncio.Condition()
@@ -153,9 +153,11 @@ class Erasure:
                 return
             for job in jobs:
                 await self._delete_chunks(job)
-            async with self._indexing:
-                await asyncio.to_thread(self._forget, jobs)
             await asyncio.to_thread(self._unlink, [job["file"] for job in jobs if job["file"] is not None])
+            async with self._turns.keywords:
+                await asyncio.to_thread(self._forget_words, jobs)
+            async with self._turns.vectors:
+                await asyncio.to_thread(self._forget_vectors, jobs)
             await self._database.erase_log()
             keys = [(int(job["key"]),) for job in jobs]
             await self._database.write(
@@ -166,26 +168,29 @@ class Erasure:
         while await self._database.write(lambda each: _delete_slice(each, job)):
             pass
 
-    def _forget(self, jobs: Sequence[Row]) -> None:
-        """Take the chunks out of both indexes (step 3)."""
-        dropped = {int(job["store"]) for job in jobs if job["store"] is not None and job["store_file"] is None}
-        removed = False
-        for job in jobs:
-            for store, first, last in self._erased(int(job["key"])):
-                for start in range(first, last + 1, SLICE):
-                    ids = range(start, min(start + SLICE, last + 1))
-                    self._keywords.remove(ids)
-                    if store not in dropped:
-                        self._vectors.remove(store, np.asarray(ids, np.int64))
-                removed = True
-        for store in sorted(dropped):
-            self._vectors.drop(store)
-        if removed:
+    def _forget_words(self, jobs: Sequence[Row]) -> None:
+        erased = self._erased(jobs)
+        for _, ids in erased:
+            self._keywords.remove(ids)
+        if erased:
             self._keywords.erase()
 
-    def _erased(self, job: int) -> list[tuple[int, int, int]]:
-        sql = "SELECT store, first, last FROM erased_chunks WHERE erasure = ? ORDER BY first"
-        return self._database.read(lambda each: [tuple(row) for row in each.execute(sql, (job,))])
+    def _forget_vectors(self, jobs: Sequence[Row]) -> None:
+        dropped = {int(job["store"]) for job in jobs if job["store"] is not None and job["store_file"] is None}
+        for store in sorted(dropped):
+            self._vectors.drop(store)
+        erased = [(store, ids) for store, ids in self._erased(jobs) if store not in dropped]
+        for store, ids in erased:
+            self._vectors.remove(store, np.asarray(ids, np.int64))
+        for store in sorted({store for store, _ in erased}):
+            self._vectors.erase(store)
+
+    def _erased(self, jobs: Sequence[Row]) -> list[tuple[int, range]]:
+        """Return stores and ids of the chunks whose rows are gone."""
+        sql = "SELECT store, first, last FROM erased_chunks WHERE erasure BETWEEN ? AND ? ORDER BY store, first"
+        limits = (jobs[0]["key"], jobs[-1]["key"])
+        rows = self._database.read(lambda each: each.execute(sql, limits).fetchall())
+        return [(int(row["store"]), range(row["first"], row["last"] + 1)) for row in rows]
 
     def _unlink(self, names: Sequence[str]) -> None:
         if not names:

@@ -26,7 +26,7 @@ from appliance.core.errors import (
 from appliance.retrieval import jobs
 from appliance.retrieval.jobs import Claims, Job
 from appliance.retrieval.parsing.document import ParsedDocument
-from appliance.retrieval.parts import Cut, Keywords, Parser, Piece, TokenCounter
+from appliance.retrieval.parts import Cut, Keywords, Parser, Piece, TokenCounter, Turns
 from appliance.store.database import Database
 
 LOGGER = logging.getLogger("appliance.retrieval")
@@ -56,7 +56,7 @@ class Ingest:
         counter: TokenCounter,
         embedder: str,
         keywords: Keywords,
-        indexing: asyncio.Lock,
+        turns: Turns,
     ) -> None:
         """Take in what is queued in the database.
 
@@ -70,7 +70,7 @@ class Ingest:
             counter: Counts in the embedder's tokens.
             embedder: The model that embeds new stores.
             keywords: The keyword index.
-            indexing: Held while an index is added to or removed from.
+            turns: At the indexes.
         """
         self._database = database
         self._folder = folder
@@ -81,7 +81,7 @@ class Ingest:
         self._counter = counter
         self._embedder = embedder
         self._keywords = keywords
-        self._indexing = indexing
+        self._turns = turns
 
     async def step(self) -> bool:
         """Take in some files, and return whether there were any.
@@ -160,7 +160,7 @@ class Ingest:
         if not cut:
             return False
         keys = [job.key for job in cut]
-        async with self._indexing:  # what is removed meanwhile is removed from the index behind this
+        async with self._turns.keywords:  # what is removed meanwhile is removed from the index behind this
             found = self._database.read(lambda each: jobs.cut_chunks(each, keys))
             await asyncio.to_thread(self._add, found, any(job.attempts > 1 for job in cut))
         await self._database.write(lambda each: jobs.note_keywords(each, keys))

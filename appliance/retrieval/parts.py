@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -114,6 +116,21 @@ class VectorIndexes(Protocol):
     def drop(self, store: int) -> None:
         """Delete a store's index."""
         ...
+
+    def erase(self, store: int) -> None:
+        """See to it that no file of a store's index has anything of what was removed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """Locks: whoever adds to an index or removes from it reads the truth while he holds its lock.
+
+    So what is removed while it is added is removed from the index behind that.
+    """
+
+    keywords: asyncio.Lock = field(default_factory=asyncio.Lock)
+    vectors: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Searcher(Protocol):

@@ -63,7 +63,7 @@ class StoredTexts:
 
     def ids(self) -> Ids:
         """Return the ids of all of them, ascending."""
-        sql = f"SELECT c.id {_IN_KEYWORDS}"  # noqa: S608
+        sql = f"SELECT c.id {_IN_KEYWORDS}"
 
         def read(connection: Connection) -> Ids:
             return np.sort(np.fromiter((row[0] for row in connection.execute(sql)), np.int64))
