@@ -68,6 +68,9 @@ class Settings:
     embedding_model: str = _setting(
         "all-minilm-l6-v2", "Model that embeds or reranks where a request does not name one"
     )
+    rerank_model: str = _setting(
+        "", "Cross-encoder that reads the best hits of a search again; empty leaves them as they are"
+    )
     max_loaded_adapters: Count = _setting(
         4, "LoRA adapters held in memory beside each model; the idle one longest unused makes room"
     )
@@ -197,6 +200,16 @@ class Settings:
     def onnx_engines_dir(self) -> Path:
         """Return the folder of what TensorRT made of ONNX models, which takes it minutes."""
         return self.data_dir / "onnx-engines"
+
+    @property
+    def retrieval_path(self) -> Path:
+        """Return the path of `retrieval.db`, which holds files, vector stores, chunks and vectors."""
+        return self.data_dir / "retrieval.db"
+
+    @property
+    def keyword_index_dir(self) -> Path:
+        """Return the folder of the keyword index, which is derived from `retrieval.db`."""
+        return self.data_dir / "indexes" / "keywords"
 
     @property
     def vector_indexes_dir(self) -> Path:

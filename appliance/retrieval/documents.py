@@ -27,6 +27,7 @@ from appliance.retrieval.jobs import Claims
 from appliance.retrieval.parts import Cut, Keywords, Parser, Searcher, TokenCounter, Turns, VectorIndexes
 from appliance.retrieval.stores import Stores
 from appliance.retrieval.truth import StoredTexts
+from appliance.retrieval.upkeep import Upkeep
 from appliance.store.database import Connection, Database
 
 LOGGER = logging.getLogger("appliance.retrieval")
@@ -117,6 +118,7 @@ class Documents:
             clock,
             self._erasure,
             searcher=searcher,
+            upkeep=Upkeep(database, keywords, vectors, turns),
             embedder=settings.embedding_model,
             on_work=lambda: loop.call_soon_threadsafe(self._on_work),  # files are added from other threads too
         )

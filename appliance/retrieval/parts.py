@@ -117,6 +117,14 @@ class VectorIndexes(Protocol):
         """Delete a store's index."""
         ...
 
+    def rebuild(self, store: int) -> None:
+        """Make a store's index anew from the truth."""
+        ...
+
+    def verify(self, store: int) -> list[str]:
+        """Return what is wrong with a store's index."""
+        ...
+
     def erase(self, store: int) -> None:
         """See to it that no file of a store's index has anything of what was removed."""
         ...

@@ -31,6 +31,7 @@ from appliance.retrieval.rows import (
     to_store,
     to_store_file,
 )
+from appliance.retrieval.upkeep import Upkeep
 from appliance.store.database import Connection, Database, Row
 
 ACTIVE_EVERY_S = 60
@@ -49,6 +50,7 @@ class Stores:
         erasure: Erasure,
         *,
         searcher: Searcher,
+        upkeep: Upkeep,
         embedder: str,
         on_work: Callable[[], object],
     ) -> None:
@@ -59,6 +61,7 @@ class Stores:
             clock: For ages.
             erasure: Erases what is removed.
             searcher: Searches.
+            upkeep: Checks and remakes indexes.
             embedder: The model that embeds new stores, as `name` or `name:version`.
             on_work: Called when there is something to take in.
         """
@@ -66,6 +69,7 @@ class Stores:
         self._clock = clock
         self._erasure = erasure
         self._searcher = searcher
+        self._upkeep = upkeep
         self._embedder = embedder
         self._on_work = on_work
 
@@ -318,6 +322,19 @@ class Stores:
             sql = "UPDATE stores SET last_active = ? WHERE key = ?"
             await self._database.write(lambda each: each.execute(sql, (now, row["key"])).fetchall())
         return await self._searcher.search(request)
+
+    # Upkeep
+
+    async def rebuild(self, store: str, *, tenant: str) -> None:
+        """Make a store's indexes anew from what is stored; searches go on meanwhile."""
+        await self._upkeep.rebuild(self._key(store, tenant))
+
+    async def verify(self, store: str, *, tenant: str) -> Sequence[str]:
+        """Return what is wrong with a store's indexes, one sentence each; nothing is the rule."""
+        return await self._upkeep.verify(self._key(store, tenant))
+
+    def _key(self, store: str, tenant: str) -> int:
+        return int(self._database.read(lambda each: self._store(each, store, tenant))["key"])
 
 
 def _json(value: Mapping[str, str]) -> str:

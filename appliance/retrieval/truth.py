@@ -61,12 +61,13 @@ class StoredTexts:
         """Read from `retrieval.db`."""
         self._database = database
 
-    def ids(self) -> Ids:
-        """Return the ids of all of them, ascending."""
-        sql = f"SELECT c.id {_IN_KEYWORDS}"
+    def ids(self, store: int | None = None) -> Ids:
+        """Return the ids of all of them, or of those of one store, ascending."""
+        sql = f"SELECT c.id {_IN_KEYWORDS} AND :store IN (c.store, -1)"
+        values = {"store": -1 if store is None else store}
 
         def read(connection: Connection) -> Ids:
-            return np.sort(np.fromiter((row[0] for row in connection.execute(sql)), np.int64))
+            return np.sort(np.fromiter((row[0] for row in connection.execute(sql, values)), np.int64))
 
         return self._database.read(read)
 

@@ -14,7 +14,7 @@ from tests.api.boxes import Reply, ScriptedBox, scripted_box, until, wire
 pytestmark = pytest.mark.anyio
 
 BOUNDARY = "----0123456789"
-TEXT = "The filter is changed every year.\n".encode()
+TEXT = b"The filter is changed every year.\n"
 
 
 @pytest.fixture

@@ -204,7 +204,7 @@ async def test_pages_follow_each_other(client: openai.AsyncOpenAI, box: Scripted
     files = [await upload(client, f"heat {each}") for each in range(5)]
     await client.vector_stores.file_batches.create(store.id, file_ids=files)
     seen: list[str] = []
-    after: dict[str, str] = {}
+    after: dict[str, str | None] = {}
     for _ in range(3):
         document = {"query": ["heat", "warmth"], "max_num_results": 2, **after}
         answer = (await box.ask("POST", f"/v1/vector_stores/{store.id}/search", document)).json()
@@ -277,7 +277,7 @@ BAD_SEARCHES: list[tuple[dict[str, Any], str, str]] = [
     ({}, "", "invalid_value"),
     ({"query": ""}, "query", "invalid_value"),
     ({"query": []}, "query", "invalid_value"),
-    ({"query": ["a"] * 17}, "query", "invalid_value"),
+    ({"query": ["a"] * 9}, "query", "invalid_value"),
     ({"query": "a", "max_num_results": 0}, "max_num_results", "invalid_value"),
     ({"query": "a", "max_num_results": 51}, "max_num_results", "invalid_value"),
     ({"query": "a", "rewrite_query": True}, "rewrite_query", "unsupported_parameter"),

@@ -125,6 +125,14 @@ class PlainVectors:
     def erase(self, store: int) -> None:
         return
 
+    def rebuild(self, store: int) -> None:
+        ids, vectors = self.truth.fetch(store, self.truth.ids(store))
+        self.stores[store] = dict(zip(ids.tolist(), vectors, strict=True))
+
+    def verify(self, store: int) -> list[str]:
+        here, wanted = sorted(self.stores.get(store, {})), self.truth.ids(store).tolist()
+        return [] if here == wanted else [f"The index has {len(here)} of {len(wanted)} vectors."]
+
 
 class NoSearch:
     async def search(self, request: SearchRequest) -> SearchResult:

@@ -36,7 +36,7 @@ MOST_VALUES = 1000
 FURTHEST = 1000
 """Hits that pages may skip."""
 
-Query = Annotated[Text, Meta(min_length=1, max_length=16_384)]
+Query = Annotated[Text, Meta(min_length=1, max_length=8192)]
 FilterText = Annotated[Text, Meta(max_length=512)]
 FilterValue = FilterText | bool | Integer | float
 
@@ -72,7 +72,7 @@ class VectorStoreSearchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid
     """A search: OpenAI's fields, and our extensions `after`, `mode`, `max_tokens`, `explain` and `timeout_s`."""
 
     query: Annotated[
-        Query | Annotated[list[Query], Meta(min_length=1, max_length=16)],
+        Query | Annotated[list[Query], Meta(min_length=1, max_length=8)],
         meaning("What to look for; several phrasings of one question count by their best"),
     ]
     max_num_results: Annotated[Annotated[int, Meta(ge=1, le=50)] | None, meaning("Most hits; 10 unless given")] = None
