@@ -105,7 +105,8 @@ def test_documents_are_found_and_then_gone_though_the_server_is_killed(data: Pat
         assert verified(server, store) == []
         assert list(files_with(data, SECRETS))
         client.files.delete(files[0])
-        assert found(client, store, "zyxogram") == []
+        assert found(client, store, "zyxogram", "keyword") == []
+        assert "manual.md" not in {name for name, *_ in found(client, store, FILTER)}
         assert list(files_with(data, SECRETS[:2])) == []
         client.vector_stores.delete(store)
         client.files.delete(files[1])
