@@ -85,6 +85,8 @@ class ParserChild:
             ChildDiedError: The process ended, or is out of step.
         """
         self.files += 1
+        if self._stdin.is_closing():
+            raise _died()
         try:
             self._stdin.write(to_frame(job))
             await self._stdin.drain()
@@ -118,6 +120,8 @@ class ParserChild:
     async def stop(self) -> None:
         """Kill the process and wait for its end; a caller who is cancelled meanwhile leaves no zombie."""
         self.kill()
+        while await self._stdout.read(LARGEST_FRAME):
+            pass  # a pipe that is full is not closed before it is read to its end
         await self._process.wait()
 
 
