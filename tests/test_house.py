@@ -19,7 +19,7 @@ MOST_LINES = 400
 
 HOMES = {
     "click": ("cli/",),
-    "ctypes": ("engine/llama/", "engine/llama_embedding/context.py"),
+    "ctypes": ("engine/llama/", "engine/llama_embedding/context.py", "retrieval/vectors/native.py"),
     "faiss": ("retrieval/vectors/",),
     "httptools": ("bench/",),
     "jinja2": ("serving/template_process.py", "serving/template_child.py"),
