@@ -23,6 +23,7 @@ HOMES = {
     "click": ("cli/",),
     "ctypes": ("engine/llama/", "engine/llama_embedding/context.py"),
     "filetype": ("retrieval/parsing/",),
+    "ctypes": ("engine/llama/", "engine/llama_embedding/context.py", "retrieval/vectors/native.py"),
     "faiss": ("retrieval/vectors/",),
     "httptools": ("bench/",),
     "jinja2": ("serving/template_process.py", "serving/template_child.py"),

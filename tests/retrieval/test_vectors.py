@@ -126,6 +126,7 @@ def test_a_filter_may_name_what_the_store_does_not_have(box: Box) -> None:
     box.assert_exact(1, np.arange(-1000, 1000, dtype=np.int64))
     box.assert_exact(1, np.empty(0, np.int64))
     box.assert_exact(1, np.array([10**9], np.int64))
+    box.assert_exact(1, np.array([3, 3, 3, 9], np.int64))
 
 
 def test_ids_far_apart_are_filtered_too(box: Box) -> None:

@@ -73,8 +73,8 @@ def test_few_that_pass_are_scored_one_by_one_and_more_lists_are_scanned_the_fewe
 
     assert method("ivf", 0) == ("gather", 0)
     assert method("ivf", 20_000) == ("gather", 0)
-    assert method("ivf", 40_000) == ("scan", 1250)
-    assert method("ivf", 500_000) == ("scan", 354)
+    assert method("ivf", 40_000) == ("scan", 560)
+    assert method("ivf", 500_000) == ("scan", 298)
     assert method("ivf", 1_000_000) == ("scan", 250)
     assert method("flat", 1250) == ("gather", 0)
     assert method("flat", 1251)[0] == "scan"

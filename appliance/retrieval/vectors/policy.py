@@ -99,17 +99,17 @@ def candidates(k: int) -> int:
 def plan(made: Made, *, passing: int, lists: int, probes: int, limits: Limits) -> Plan:
     """Return how to search a generation of whose vectors `passing` may be found.
 
-    The fewer pass the farther the nearest are, so more lists are scanned, by the root; and less in each of them.
+    The fewer pass the farther the nearest are, so more lists are scanned, by the fourth root; and less in each of them.
     """
     if passing <= limits.gathered(made.kind):
         return Plan("gather")
-    return Plan("scan", min(lists, math.ceil(probes * math.sqrt(made.count / passing))))
+    return Plan("scan", min(lists, math.ceil(probes * (made.count / passing) ** 0.25)))
 
 
 def least_probes(recall: Callable[[int], float], lists: int, wanted: float) -> int:
     """Return the fewest lists to scan with which the recall is as wanted, in steps of about a quarter; or all.
 
-    They are a sixteenth at least: that costs little, and real queries are harder than a trial's.
+    They are a sixteenth at least: that costs little, and 100 candidates of a real query are harder than a trial's 10.
     """
     probes = min(max(4, lists // 16), lists)
     while probes < lists and recall(probes) < wanted:
