@@ -288,6 +288,7 @@ class EmbeddingRequest:
         inputs: One or more.
         truncate: Cut inputs that are too long instead of refusing them.
         dimensions: Numbers of a vector, or None for the model's own.
+        priority: Order of admission, where the engine has one; others serve all who wait in turns.
         tenant: The API key's id, or "" on an open loopback server.
         deadline_s: Seconds from now after which the work is given up, or None.
         request_id: As in `X-Request-Id`, for the log.
@@ -297,6 +298,7 @@ class EmbeddingRequest:
     inputs: Sequence[EmbeddingInput]
     truncate: bool = False
     dimensions: int | None = None
+    priority: Priority = Priority.DEFAULT
     tenant: str = ""
     deadline_s: float | None = None
     request_id: str = ""

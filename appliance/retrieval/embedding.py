@@ -15,7 +15,7 @@ import numpy as np
 
 from appliance.core.clock import Clock
 from appliance.core.errors import ApplianceError, EngineError, NotFoundError
-from appliance.core.types import EmbeddingModels, EmbeddingRequest, Vector
+from appliance.core.types import EmbeddingModels, EmbeddingRequest, Priority, Vector
 from appliance.retrieval import jobs
 from appliance.retrieval.ingest import PASSING
 from appliance.retrieval.jobs import Claims
@@ -114,6 +114,7 @@ class Embedding:
                 sql = "UPDATE stores SET lease_owner = ?, lease_until = ? WHERE key = ?"
                 connection.execute(sql, (self._claims.owner, now + self._claims.lease_s, store))
                 return _Batch(store, tenant, model, dimensions, rows, _known(connection, model, rows))
+            _complete(connection, store)  # what a killed process had no time for
         return None
 
     # Computing
@@ -144,7 +145,9 @@ class Embedding:
         return answered if computed else batch.model, computed, failed
 
     async def _request(self, batch: _Batch, texts: Sequence[str]) -> tuple[str, Sequence[Vector]]:
-        request = EmbeddingRequest(batch.model or self._embedder, texts, truncate=True, tenant=batch.tenant)
+        request = EmbeddingRequest(
+            batch.model or self._embedder, texts, truncate=True, priority=Priority.FLEX, tenant=batch.tenant
+        )
         answer = await self._models.embed(request)
         if not all(np.isfinite(each).all() for each in answer.vectors):
             raise EngineError(f"{answer.model} answers with numbers that are not finite.")
@@ -171,6 +174,7 @@ class Embedding:
                 ids = np.array([chunk for chunk, _ in rows], np.int64)
                 vectors = np.frombuffer(b"".join(vector for _, vector in rows), "<f4").reshape(len(rows), -1)
                 await self._add(batch.store, ids, vectors)
+        await self._database.write(lambda each: _complete(each, batch.store))
 
     async def _add(self, store: int, ids: Ids, vectors: Vectors) -> None:
         try:
@@ -282,12 +286,18 @@ def _store(connection: Connection, chunk: int) -> int | None:
 
 def _note_embedded(connection: Connection, key: int, count: int, dimensions: int) -> None:
     sql = """
-        UPDATE store_files SET embedded = embedded + :count, usage = usage + :bytes,
-            stage = iif(embedded + :count >= chunks, 'done', stage),
-            status = iif(embedded + :count >= chunks AND status = 'in_progress', 'completed', status)
-        WHERE key = :key
+        UPDATE store_files SET embedded = embedded + :count, usage = usage + :bytes WHERE key = :key
     """
     connection.execute(sql, {"count": count, "bytes": 4 * dimensions * count, "key": key})
+
+
+def _complete(connection: Connection, store: int) -> None:
+    """Say that those files of a store are through all whose vectors are in the index."""
+    sql = """
+        UPDATE store_files SET stage = 'done', status = 'completed'
+        WHERE store = ? AND stage = 'keywords' AND status = 'in_progress' AND embedded >= chunks
+    """
+    connection.execute(sql, (store,))
 
 
 def _vectors(connection: Connection, chunks: Sequence[int]) -> list[tuple[int, bytes]]:

@@ -167,7 +167,8 @@ class KeywordIndex:
         with self._turn():
             found = list(self._state.faults)
             try:
-                self._folder.read_manifest()
+                if self._folder.read_manifest() != _manifest(self._state):
+                    found.append("the manifest is not the one that was written last")
             except (DamagedError, StorageError) as error:
                 found.append(str(error))
             for part in _stored(self._state.parts):
@@ -222,6 +223,7 @@ class KeywordIndex:
     def _opened(self) -> _State:
         manifest = self._folder.read_manifest()
         if manifest is None:
+            self._folder.write_manifest(_manifest(_State({})))  # from now on, segments without one are damage
             return _State({})
         if manifest.terms_version != words.VERSION:
             raise DamagedError(f"it has terms of version {manifest.terms_version}, not {words.VERSION}")

@@ -37,13 +37,15 @@ _UNSPACED += "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff\
 _UNSPACED += "\U00020000-\U0003ffff"
 """Thai, Lao, Burmese, Khmer, Hangul, kana, bopomofo and Han."""
 
-_MARKS = "".join(chr(code) for code in range(0x300, 0x1E00) if unicodedata.category(chr(code))[0] == "M")
-_INVISIBLE = re.compile("[\u00ad\u0640\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufe00-\ufe0f\ufeff]")
+_WITH_MARKS = (*range(0x300, 0x1E00), *range(0xA66F, 0xABF0))
+_MARKS = "".join(chr(code) for code in _WITH_MARKS if unicodedata.category(chr(code))[0] == "M")
+_HYPHEN = re.compile("[\u2010-\u2013\u2212]")
+_INVISIBLE = re.compile("[\u00ad\u0640\u180e\u200c-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufe00-\ufe0f\ufeff]")
 """Soft hyphens, the Arabic stretch, joiners and marks of direction: they are inside words and are not written."""
 
 _LETTER = rf"(?:[^\W_]|[{_MARKS}])"
 _TOKEN = re.compile(
-    rf"(?P<unspaced>[{_UNSPACED}]+)|(?:(?![{_UNSPACED}]){_LETTER})+(?:[-./:_+'’,](?:(?![{_UNSPACED}]){_LETTER})+)*"
+    rf"(?P<unspaced>[{_UNSPACED}]+)|(?:(?![{_UNSPACED}]){_LETTER})+(?:[-./:_+',](?:(?![{_UNSPACED}]){_LETTER})+)*"
 )
 _ASCII_TOKEN = re.compile(r"[a-z0-9]+(?:[-./:_+',][a-z0-9]+)*")
 _JOINT = re.compile(r"[-./:_+,]")
@@ -68,12 +70,16 @@ def _terms(text: str, *, alone: bool) -> Iterator[str]:
         for found in _ASCII_TOKEN.findall(text.lower()):
             yield from _word_terms(found)
         return
-    folded = _INVISIBLE.sub("", unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()))
-    for match in _TOKEN.finditer(folded):
+    for match in _TOKEN.finditer(_folded(text)):
         if match["unspaced"]:
             yield from _unspaced_terms(match[0], alone=alone)
         else:
-            yield from _word_terms(match[0].replace("’", "'"))
+            yield from _word_terms(match[0])
+
+
+def _folded(text: str) -> str:
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return _HYPHEN.sub("-", _INVISIBLE.sub("", folded)).replace("’", "'")
 
 
 def _unspaced_terms(run: str, *, alone: bool) -> Iterator[str]:
@@ -83,9 +89,12 @@ def _unspaced_terms(run: str, *, alone: bool) -> Iterator[str]:
         yield run[start : start + 2]
 
 
-@lru_cache(maxsize=1 << 17)
 def _word_terms(word: str) -> tuple[str, ...]:
     """Return the terms of a word, or of several that signs join."""
+    return _known_word_terms(word) if len(word) <= LONGEST_TERM else _new_word_terms(word)
+
+
+def _new_word_terms(word: str) -> tuple[str, ...]:
     if word.isalpha():
         return (_stem(word),)
     parts = [part for part in _JOINT.split(word) if part]
@@ -100,6 +109,10 @@ def _number_terms(word: str, parts: list[str]) -> tuple[str, ...]:
     has_letter = any(not piece[0].isdigit() for piece in pieces)
     whole = "".join(parts) if has_letter else word
     return tuple(dict.fromkeys(term[:LONGEST_TERM] for term in (whole, *parts, *map(_stem, pieces))))
+
+
+_known_word_terms = lru_cache(maxsize=1 << 17)(_new_word_terms)
+"""Most words come again soon."""
 
 
 def _stem(word: str) -> str:

@@ -17,7 +17,7 @@ from appliance.core.clock import SystemClock
 from appliance.core.errors import ApplianceError, InvalidRequestError
 from appliance.core.retrieval import Chunking, NewStoreFile, SearchRequest, SearchResult, StoredFile
 from appliance.core.settings import Settings
-from appliance.core.types import EmbeddingRequest, Embeddings
+from appliance.core.types import EmbeddingRequest, Embeddings, Priority
 from appliance.retrieval.documents import Documents
 from appliance.retrieval.lexical import KeywordIndex
 from appliance.retrieval.parsing.document import Block, ParsedDocument
@@ -88,6 +88,7 @@ class CountingEmbedder:
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         if self.gate is not None:
             await self.gate.wait()
+        assert request.priority is Priority.FLEX, "interactive work goes first"
         if self.errors:
             raise self.errors.pop(0)
         texts = [str(each) for each in request.inputs]

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from appliance.core.errors import StorageError
-from appliance.retrieval.vectors import VectorIndexes
+from appliance.retrieval.vectors import VectorIndexes, build
 from appliance.retrieval.vectors import folder as folder_module
 from tests.retrieval.test_vectors import Box
-from tests.retrieval.truths import clustered
+from tests.retrieval.truths import Floats, Ids, clustered
 
 CHILD_DEADLINE_S = 60
 
@@ -251,3 +251,40 @@ def test_a_folder_that_may_not_be_written_is_told(box: Box) -> None:
     finally:
         folder.chmod(0o700)
     box.assert_exact(1)
+
+
+def test_an_index_that_runs_out_of_memory_is_told_and_the_old_one_holds(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*_: object) -> None:
+        raise MemoryError("std::bad_alloc")
+
+    monkeypatch.setattr(build, "train", train)
+    with pytest.raises(StorageError, match="500 vectors could not be made: std::bad_alloc"):
+        box.indexes.rebuild(1)
+    box.assert_exact(1)
+    monkeypatch.setattr(build, "merge_flat", train)
+    with pytest.raises(StorageError, match="could not be made"):
+        box.indexes.compact(1)
+    box.assert_exact(1)
+
+
+@pytest.mark.parametrize("share", [1, 3])
+@pytest.mark.parametrize("action", ["rebuild", "compact"])
+def test_chunks_may_go_while_an_index_is_made_of_them(
+    box: Box, monkeypatch: pytest.MonkeyPatch, share: int, action: str
+) -> None:
+    box.add(1, 60)
+    ids, fetch = box.truth.ids(1), box.truth.fetch
+
+    def remove_and_fetch(store: int, wanted: Ids) -> tuple[Ids, Floats]:
+        box.truth.take(ids[::share])
+        return fetch(store, wanted)
+
+    monkeypatch.setattr(box.truth, "fetch", remove_and_fetch)
+    getattr(box.indexes, action)(1)
+    monkeypatch.undo()
+    box.assert_exact(1)
+    assert box.indexes.verify(1) == []
+    box.indexes.erase(1)
+    assert box.indexes.verify(1) == []

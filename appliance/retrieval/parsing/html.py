@@ -159,14 +159,15 @@ class _Page:
 
     def _start_of_table(self, tag: str) -> None:
         if tag == "table":
-            for each in self._tables:
-                self._give_up(each)
+            if self._tables:
+                self._give_up(self._tables[-1])
             self._break()
             self._tables.append(_Table())
         elif tag == "tr" and self._in_table:
+            self._add_caption()
             self._tables[-1].rows.append([])
         elif tag in ("td", "th") and self._in_table:
-            self._text.clear()
+            self._add_caption()
         elif tag in _BREAKING or tag in ("td", "th", "tr"):
             self._break()
 
@@ -183,6 +184,10 @@ class _Page:
             self._tables[-1].rows = rows
         elif tag in _BREAKING or tag in ("td", "th", "tr"):
             self._break()
+
+    def _add_caption(self) -> None:
+        """Add what stands in a table and in no cell."""
+        self._writer.add("paragraph", one_line(self._take()))
 
     @property
     def _in_table(self) -> bool:

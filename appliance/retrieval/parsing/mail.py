@@ -81,7 +81,9 @@ def _text(part: Message) -> str:
 
 
 def _header(message: Message, name: str) -> str:
-    return _decoded(str(message.get(name, "")))
+    """Return the first header of a name, in which bytes that are not ASCII still are as they came."""
+    found = (str(value) for key, value in message.raw_items() if key.lower() == name.lower())
+    return _decoded(next(found, ""))
 
 
 def _decoded(value: str) -> str:

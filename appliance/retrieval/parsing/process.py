@@ -8,6 +8,7 @@ and Python's own modules. It ends with its parent.
 from __future__ import annotations
 
 import logging
+import mimetypes
 import os
 import resource
 import signal
@@ -84,7 +85,7 @@ def problem_of(error: Exception) -> End:
 
 def _clip(reason: str) -> str:
     """Return a reason that is short and can be encoded."""
-    return one_line(reason)[:_LONGEST_REASON]
+    return one_line(reason)[:_LONGEST_REASON].rstrip(".")
 
 
 def serve(inbound: BinaryIO, outbound: BinaryIO, prepare: Callable[[Job], None]) -> None:
@@ -118,6 +119,7 @@ def restrict_process() -> Callable[[Job], None]:
         (resource.RLIMIT_NOFILE, MOST_OPEN_FILES),
     ):
         resource.setrlimit(kind, (limit, limit))
+    mimetypes.init([])  # else a library has it read the system's tables
     guard = Guard()
     sys.addaudithook(guard)
 

@@ -84,6 +84,7 @@ _MARKDOWN = (
 )
 _CONTROLS = frozenset(range(32)) - {7, 8, 9, 10, 11, 12, 13, 27}
 _MOST_CONTROLS = 0.02
+_FEW_CONTROLS = 4
 
 
 def sniff(start: bytes, filename: str) -> str:
@@ -111,7 +112,7 @@ def beginning(start: bytes) -> str | None:
             return start.decode(encoding, errors="ignore")
     if wide := wide_encoding(start):
         return start.decode(wide, errors="ignore")
-    if sum(start.count(each) for each in _CONTROLS) > _MOST_CONTROLS * len(start):
+    if _has_many_controls(start):
         return None
     try:
         codecs.getincrementaldecoder("utf-8")().decode(start)
@@ -121,16 +122,21 @@ def beginning(start: bytes) -> str | None:
     return start.decode("utf-8", errors="ignore")
 
 
+def _has_many_controls(data: bytes) -> bool:
+    return sum(data.count(each) for each in _CONTROLS) > max(_FEW_CONTROLS, _MOST_CONTROLS * len(data))
+
+
 def wide_encoding(start: bytes) -> str:
     """Return the byte order of UTF-16 without a mark, seen by the zeros of its ASCII characters, or ""."""
     sample = start[: 4096 // 2 * 2]
     pairs = len(sample) // 2
     if pairs < 2:
         return ""
-    first, second = sample[::2].count(0), sample[1::2].count(0)
-    if second > 0.4 * pairs and first <= 0.02 * pairs:
-        return "utf-16-le"
-    return "utf-16-be" if first > 0.4 * pairs and second <= 0.02 * pairs else ""
+    first, second = sample[::2], sample[1::2]
+    for zeros, others, encoding in ((second, first, "utf-16-le"), (first, second, "utf-16-be")):
+        if zeros.count(0) > 0.4 * pairs and not _has_many_controls(others):
+            return encoding
+    return ""
 
 
 def _zip_type(start: bytes) -> str:
@@ -211,4 +217,4 @@ def _table_type(text: str, is_cut: bool) -> str:
 def _reads_as_prose(rows: list[list[str]]) -> bool:
     """Return True if a blank follows most commas, as in sentences."""
     later = [cell for row in rows for cell in row[1:]]
-    return sum(cell.startswith(" ") and len(cell.split()) > 3 for cell in later) > len(later) / 2
+    return sum(cell.startswith(" ") for cell in later) > len(later) / 2

@@ -9,9 +9,10 @@ import numpy as np
 from appliance.core.errors import StorageError
 from appliance.retrieval.vectors.coding import BLOCK, fill, merge_flat, merge_ivf, sample_size, train, trial
 from appliance.retrieval.vectors.generation import BuiltIndex, Generation
+from appliance.retrieval.vectors.id_sets import contained
 from appliance.retrieval.vectors.native import unit
 from appliance.retrieval.vectors.policy import Kind
-from appliance.retrieval.vectors.snapshot import contained, require_dimension
+from appliance.retrieval.vectors.snapshot import require_dimension
 from appliance.retrieval.vectors.truth import Floats, Ids, VectorTruth
 
 _TRIAL_VECTORS = 128

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from appliance.retrieval.vectors.id_sets import Mask
 from appliance.retrieval.vectors.native import faiss
 from appliance.retrieval.vectors.policy import Kind, least_probes, lists_for
 from appliance.retrieval.vectors.truth import Floats, Ids
 
 Codes = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
 
 BLOCK = 8192
 """Vectors that are read and encoded at once."""
 
-WANTED_RECALL = 0.975
+WANTED_RECALL = 0.985
 """At the trial of the lists; queries differ more from the chunks than the trial's do."""
 
 _POINTS_A_LIST = 32
@@ -84,16 +84,20 @@ def trial(index: Any, vectors: Floats) -> int:
     return least_probes(recall, int(index.nlist), WANTED_RECALL)
 
 
-def merge_flat(old: Any, keep: Mask, order: npt.NDArray[np.intp], new: Iterator[Floats]) -> Any:
-    """Return an index with the kept codes and new vectors behind them, put in the given order."""
-    faiss()
+def flat_like(old: Any, codes: Codes) -> Any:
+    """Return a flat index of codes that another index made."""
     index = _empty("flat", old.d, 0)
     _train_alike(index, old)
-    parts = [flat_codes(old)[keep]]
-    parts += [index.sa_encode(block) for block in new]
-    codes = np.concatenate(parts)
-    index.add_sa_codes(codes if np.all(order[:-1] < order[1:]) else np.ascontiguousarray(codes[order]))
+    index.add_sa_codes(np.ascontiguousarray(codes))
     return index
+
+
+def merge_flat(old: Any, keep: Mask, order: npt.NDArray[np.intp], new: Iterator[Floats]) -> Any:
+    """Return an index with the kept codes and new vectors behind them, put in the given order."""
+    parts = [flat_codes(old)[keep]]
+    parts += [old.sa_encode(block) for block in new]
+    codes = np.concatenate(parts)
+    return flat_like(old, codes if np.all(order[:-1] < order[1:]) else codes[order])
 
 
 def merge_ivf(old: Any, keep: Mask, order: npt.NDArray[np.intp], new: Iterator[Floats]) -> Any:

@@ -11,13 +11,11 @@ import msgspec
 import numpy as np
 
 from appliance.core.errors import StorageError
-from appliance.retrieval.vectors.coding import Codes, Mask, flat_codes, mapped_codes
-from appliance.retrieval.vectors.native import faiss, inner_products
+from appliance.retrieval.vectors.coding import Codes, flat_codes, flat_like, mapped_codes
+from appliance.retrieval.vectors.id_sets import Mask, passing_mask, positions_of
+from appliance.retrieval.vectors.native import faiss
 from appliance.retrieval.vectors.policy import Kind, Limits, Made, plan
 from appliance.retrieval.vectors.truth import Floats, Ids
-
-_GATHER_BLOCK = 2048
-"""Codes that are turned to floats at once: 3 MB at 384 dimensions, which stays in the processor's cache."""
 
 _ID_BYTES = 8
 
@@ -120,24 +118,38 @@ class Generation:
         faiss().downcast_InvertedLists(self.index.invlists).prefetch_nthread = 0  # else each search starts 32 threads
         return mapped_codes(self.index)
 
-    def search(self, queries: Floats, k: int, passing: Mask | None, limits: Limits) -> list[tuple[Ids, Floats]]:
+    def search(
+        self, queries: Floats, k: int, allowed: Ids | None, dead: Mask | None, limits: Limits
+    ) -> list[tuple[Ids, Floats]]:
         """Return for each query the positions nearest to it and their inner products by the 8-bit codes, best first.
 
         Args:
             queries: Of length 1, one a row.
             k: At most so many for each.
-            passing: Which positions may be found; None for all.
+            allowed: Ids that may be found, ascending; None for all.
+            dead: Positions that may not be found; None for none.
             limits: Where scanning pays.
         """
+        if allowed is not None and len(allowed) <= limits.gathered(self.facts.kind):
+            positions = positions_of(self.ids, allowed)
+            return self._gather(queries, k, positions if dead is None else positions[~dead[positions]])
+        passing = None if allowed is None else passing_mask(self.ids, allowed)
+        if dead is not None:
+            passing = ~dead if passing is None else passing & ~dead
         count = self.facts.count
-        allowed = count if passing is None else int(np.count_nonzero(passing))
-        how = plan(self.facts.kind, count, passing=allowed, lists=self.lists, probes=self.facts.probes, limits=limits)
-        if how.method == "nothing":
-            return [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
+        left = count if passing is None else int(np.count_nonzero(passing))
+        how = plan(self.facts.made, passing=left, lists=self.lists, probes=self.facts.probes, limits=limits)
         if how.method == "gather":
-            positions = np.flatnonzero(passing) if passing is not None else np.arange(count)
-            return [_best(positions, self.scores(query, positions), k) for query in queries]
-        return self._scan(queries, min(k, allowed), passing, how.probes)
+            return self._gather(queries, k, np.arange(count) if passing is None else np.flatnonzero(passing))
+        return self._scan(queries, min(k, left), passing, how.probes)
+
+    def _gather(self, queries: Floats, k: int, positions: Ids) -> list[tuple[Ids, Floats]]:
+        """Search in a copy of these codes alone."""
+        if not len(positions):
+            return [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
+        few = flat_like(self.index, self.codes(positions))
+        scores, places = few.search(queries, min(k, len(positions)))
+        return [(positions[row], values) for row, values in zip(places, scores, strict=True)]
 
     def _scan(self, queries: Floats, k: int, passing: Mask | None, probes: int) -> list[tuple[Ids, Floats]]:
         library = faiss()
@@ -159,25 +171,7 @@ class Generation:
         )
         return windows[self._where[positions]]
 
-    def scores(self, query: Floats, positions: Ids) -> Floats:
-        """Return the inner products of a query with what the codes at these positions stand for."""
-        scaled = np.asarray(query * self._range / np.float32(255), np.float32)
-        offset = np.float32(query @ self._least) + np.float32(0.5) * scaled.sum()
-        scores = np.empty(len(positions), np.float32)
-        for start in range(0, len(positions), _GATHER_BLOCK):
-            part = slice(start, start + _GATHER_BLOCK)
-            scores[part] = inner_products(scaled, self.codes(positions[part]).astype(np.float32)) + offset
-        return scores
-
     def decoded(self, positions: Ids) -> Floats:
         """Return the vectors that the codes at these positions stand for, one a row."""
         steps = (self.codes(positions).astype(np.float32) + np.float32(0.5)) / np.float32(255)
         return np.asarray(self._least + self._range * steps, np.float32)
-
-
-def _best(positions: Ids, scores: Floats, k: int) -> tuple[Ids, Floats]:
-    if len(scores) > k:
-        chosen = np.argpartition(scores, -k)[-k:]
-        positions, scores = positions[chosen], scores[chosen]
-    order = np.argsort(-scores, kind="stable")
-    return positions[order], scores[order]

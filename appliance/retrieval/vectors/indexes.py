@@ -22,9 +22,10 @@ from appliance.core.errors import ConflictError, InvalidRequestError, StorageErr
 from appliance.retrieval.vectors.build import merged, stored, trained
 from appliance.retrieval.vectors.folder import DamagedError, StoreFolder
 from appliance.retrieval.vectors.generation import Generation
+from appliance.retrieval.vectors.id_sets import contained
 from appliance.retrieval.vectors.native import unit
 from appliance.retrieval.vectors.policy import Limits, is_compaction_due, kind_for, step, to_close
-from appliance.retrieval.vectors.snapshot import EMPTY, Snapshot, contained, require_dimension, rescored
+from appliance.retrieval.vectors.snapshot import EMPTY, Snapshot, require_dimension, rescored
 from appliance.retrieval.vectors.truth import Floats, Ids, VectorTruth
 from appliance.store.locks import lock
 

@@ -34,6 +34,10 @@ class Limits:
         """Return how many vectors may stand beside a generation of `count`, so that compaction stays rare."""
         return min(max(self.most_loose, count // 8), self.most_delta)
 
+    def gathered(self, kind: Kind) -> int:
+        """Return how many that pass a filter are scored one by one; a scan of a flat index is cheaper for more."""
+        return self.most_gathered if kind == "ivf" else self.most_gathered // 16
+
 
 @dataclass(frozen=True, slots=True)
 class Made:
@@ -49,11 +53,11 @@ class Plan:
     """How a generation is searched.
 
     Attributes:
-        method: Not at all, what passes is scored one by one, or lists or the whole are scanned.
+        method: What passes is scored one by one, or lists or the whole are scanned.
         probes: Lists that are scanned.
     """
 
-    method: Literal["nothing", "gather", "scan"]
+    method: Literal["gather", "scan"]
     probes: int = 0
 
 
@@ -92,21 +96,22 @@ def candidates(k: int) -> int:
     return k + k // 8 + 16
 
 
-def plan(kind: Kind, count: int, *, passing: int, lists: int, probes: int, limits: Limits) -> Plan:
-    """Return how to search a generation of `count` vectors of which `passing` may be found.
+def plan(made: Made, *, passing: int, lists: int, probes: int, limits: Limits) -> Plan:
+    """Return how to search a generation of whose vectors `passing` may be found.
 
-    The fewer pass the more lists are scanned, so that as many candidates are seen as without a filter.
+    The fewer pass the farther the nearest are, so more lists are scanned, by the root; and less in each of them.
     """
-    if passing == 0:
-        return Plan("nothing")
-    if passing <= (limits.most_gathered if kind == "ivf" else limits.most_gathered // 16):
+    if passing <= limits.gathered(made.kind):
         return Plan("gather")
-    return Plan("scan", min(lists, -(-probes * count // passing)))
+    return Plan("scan", min(lists, math.ceil(probes * math.sqrt(made.count / passing))))
 
 
 def least_probes(recall: Callable[[int], float], lists: int, wanted: float) -> int:
-    """Return the fewest lists to scan with which the recall is as wanted, in steps of about a quarter; or all."""
-    probes = min(4, lists)
+    """Return the fewest lists to scan with which the recall is as wanted, in steps of about a quarter; or all.
+
+    They are a sixteenth at least: that costs little, and real queries are harder than a trial's.
+    """
+    probes = min(max(4, lists // 16), lists)
     while probes < lists and recall(probes) < wanted:
         probes = min(lists, probes + max(1, probes // 4))
     return probes

@@ -7,14 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from appliance.core.errors import ConflictError
-from appliance.retrieval.vectors.coding import Mask
 from appliance.retrieval.vectors.generation import Generation
+from appliance.retrieval.vectors.id_sets import Mask, contained, passing_mask
 from appliance.retrieval.vectors.native import inner_products, unit
 from appliance.retrieval.vectors.policy import Limits, candidates
 from appliance.retrieval.vectors.truth import Floats, Ids, VectorTruth
-
-_DENSE = 16
-"""From one in so many ids on, a table of all ids in between is quicker than a search for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +85,7 @@ class Snapshot:
         found = [self._search_delta(query, candidates(k), allowed) for query in queries]
         if self.generation is None:
             return [ids for ids, _ in found]
-        passing = None if self.dead is None else ~self.dead
-        if allowed is not None:
-            chosen = passing_mask(self.generation.ids, allowed)
-            passing = chosen if passing is None else passing & chosen
-        old = self.generation.search(queries, candidates(k), passing, limits)
+        old = self.generation.search(queries, candidates(k), allowed, self.dead, limits)
         merged: list[Ids] = []
         for (ids, scores), (positions, approximate) in zip(found, old, strict=True):
             every = np.concatenate([ids, self.generation.ids[positions]])
@@ -154,31 +147,6 @@ def require_dimension(store: int, known: int, given: int) -> None:
             advice="Name the model that embedded the store, or embed it anew with `appliance docs rebuild`.",
             code="dimension_changed",
         )
-
-
-def contained(ids: Ids, among: Ids) -> Mask:
-    """Return which of some ids are among others, which are ascending."""
-    if not len(among):
-        return np.zeros(len(ids), np.bool_)
-    places = np.minimum(np.searchsorted(among, ids), len(among) - 1)
-    return np.asarray(among[places] == ids, np.bool_)
-
-
-def passing_mask(ids: Ids, allowed: Ids) -> Mask:
-    """Return which positions of ascending ids hold one of the allowed ones, ascending too."""
-    mask = np.zeros(len(ids), np.bool_)
-    if not len(ids):
-        return mask
-    first, last = np.searchsorted(allowed, ids[0]), np.searchsorted(allowed, ids[-1], side="right")
-    allowed = allowed[first:last]
-    spread = int(ids[-1]) - int(ids[0]) + 1
-    if len(allowed) * _DENSE < len(ids) or spread > _DENSE * len(ids):
-        places = np.searchsorted(ids, allowed)
-        mask[places[ids[places] == allowed]] = True
-        return mask
-    table = np.zeros(spread, np.bool_)
-    table[allowed - ids[0]] = True
-    return np.asarray(table[ids - ids[0]], np.bool_)
 
 
 def _best(ids: Ids, scores: Floats, k: int) -> Ids:
