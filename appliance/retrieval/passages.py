@@ -92,11 +92,13 @@ class Passages:
 
     def read(self, store: int, chunks: Sequence[int], condition: Condition | None) -> Reading:
         """Return those of the chunks that are still there and pass the filter."""
+        # CROSS JOIN keeps SQLite from beginning with all files of the store
         passing = "" if condition is None else f" AND ({condition.sql})"
         sql = f"""
             SELECT chunks.*, store_files.attributes, files.id AS file_id, files.filename
-            FROM json_each(?) AS wanted JOIN chunks ON chunks.id = wanted.value
-            JOIN store_files ON store_files.key = chunks.store_file JOIN files ON files.key = store_files.file
+            FROM json_each(?) AS wanted CROSS JOIN chunks ON chunks.id = wanted.value
+            CROSS JOIN store_files ON store_files.key = chunks.store_file
+            CROSS JOIN files ON files.key = store_files.file
             WHERE store_files.store = ?{passing}
         """  # noqa: S608  (values are parameters)
         wanted = msgspec.json.encode(list(chunks)).decode()

@@ -10,6 +10,8 @@ import pytest
 
 from appliance.core.errors import NotFoundError, StorageError
 from appliance.core.retrieval import StoreChange
+from appliance.retrieval.schema import MIGRATIONS
+from appliance.store.database import Database
 from tests.retrieval.boxes import Box, box, files_with
 
 pytestmark = pytest.mark.anyio
@@ -187,3 +189,17 @@ async def test_a_store_is_changed_and_zero_days_are_no_expiry(tmp_path: Path) ->
 
 async def _bytes(data: bytes):  # type: ignore[no-untyped-def]
     yield data
+
+
+async def test_without_overwriting_the_scan_would_find_the_text(tmp_path: Path) -> None:
+    """The proof's other half: it is the overwriting that leaves nothing, not luck."""
+
+    def careless(path: Path) -> Database:
+        database = Database(path, migrations=MIGRATIONS)
+        database.write_blocking(lambda each: each.execute("PRAGMA secure_delete=OFF").fetchall())  # a build's default
+        return database
+
+    async with box(tmp_path, database=careless) as each:
+        _, file = await filled(each, MARKER)
+        await each.documents.files.delete(file, tenant="")
+        assert left(tmp_path) == ["retrieval.db"]

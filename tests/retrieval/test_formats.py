@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pypdf import PdfWriter
 
+from appliance.retrieval.parsing import json_text
 from appliance.retrieval.parsing.decoding import decode
 from appliance.retrieval.parsing.markdown import PART_CHARACTERS
 from appliance.retrieval.parsing.protocol import LARGEST_FRAME, PIECE_CHARACTERS, Piece, Pieces, to_frame
 from appliance.retrieval.parsing.writer import BlockWriter
-from tests.retrieval.documents import read, seen, write_docx, write_mail, write_pdf, write_xlsx
+from tests.retrieval.documents import media_type, read, seen, write_docx, write_mail, write_pdf, write_xlsx
 
 
 @pytest.fixture
@@ -288,3 +292,41 @@ def test_whatever_is_added_can_be_sent_and_is_never_blank(texts: list[str]) -> N
     to_frame(Pieces(sent))
     assert all(piece.text.strip() == piece.text != "" for piece in sent)
     assert not any("\n" in piece.text or piece.level != 6 for piece in sent if piece.kind == "heading")
+
+
+@pytest.mark.parametrize(("password", "problem"), [("", None), ("secret", "unsupported_file")])
+def test_a_pdf_is_read_unless_it_needs_a_password(file: Path, password: str, problem: str | None) -> None:
+    writer = PdfWriter(clone_from=str(write_pdf(file, ["Hello"])))
+    writer.encrypt(password, "owner", algorithm="RC4-128")
+    writer.write(str(file))
+    blocks, end = read(file)
+    assert end.problem == problem
+    assert bool(blocks) == (problem is None)
+    assert ("password" in end.message) == (problem is not None)
+
+
+@pytest.mark.parametrize("write", [write_docx, write_xlsx])
+def test_an_office_file_that_begins_with_a_large_picture_is_known(file: Path, write: Callable[[Path], Path]) -> None:
+    with zipfile.ZipFile(write(file)) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("media/picture.png", bytes(100_000))
+        for name, data in parts.items():
+            archive.writestr(name, data)
+    assert media_type(file) == "application/zip"
+    assert read(file)[0]
+
+
+def test_json_of_one_value_or_damaged_is_taken_as_it_is(file: Path) -> None:
+    assert read_json(file, '"word"') == ["word"]
+    assert read_json(file, "true") == ["true"]
+    assert read_json(file, '{"a": 1') == ['{"a": 1']
+
+
+def read_json(file: Path, text: str) -> list[str]:
+    file.write_text(text)
+    sent: list[Piece] = []
+    writer = BlockWriter(sent.extend, 1000)
+    json_text.read(file, writer)
+    writer.flush()
+    return [each.text for each in sent]

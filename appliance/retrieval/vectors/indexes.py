@@ -23,7 +23,7 @@ from appliance.retrieval.vectors.build import merged, stored, trained
 from appliance.retrieval.vectors.folder import DamagedError, StoreFolder
 from appliance.retrieval.vectors.generation import Generation
 from appliance.retrieval.vectors.id_sets import contained
-from appliance.retrieval.vectors.native import unit
+from appliance.retrieval.vectors.native import return_memory, unit
 from appliance.retrieval.vectors.policy import Limits, is_compaction_due, kind_for, step, to_close
 from appliance.retrieval.vectors.snapshot import EMPTY, Snapshot, require_dimension, rescored
 from appliance.retrieval.vectors.truth import Floats, Ids, VectorTruth
@@ -323,6 +323,7 @@ class VectorIndexes:
         """Make generations until one has what the truth has, but for a few; searches see the last one."""
         while True:
             generation = self._next(store, entry, generation)
+            return_memory()
             if (snapshot := self._publish(store, entry, generation)) is not None:
                 return snapshot
 
