@@ -195,11 +195,12 @@ class Shop:
         counts = {"in_progress": self.waiting, "completed": len(self.files), "failed": 0}
         return {"id": "vs_1", "file_counts": counts}
 
-    def search(self, query: str, mode: str, max_num_results: int, after: int) -> Any:
+    def search(self, query: str, mode: str, max_num_results: int, after: str) -> Any:
         assert max_num_results == 50
         hits = [name for name, text in self.files.items() if set(query.split()) & set(text.split())]
         hits = [] if mode == "semantic" else sorted(hits, key=lambda name: self.files[name], reverse=True)
-        return {"data": [{"file_id": each} for each in hits[after : after + 50]], "has_more": len(hits) > after + 50}
+        first = int(after)
+        return {"data": [{"file_id": each} for each in hits[first : first + 50]], "has_more": len(hits) > first + 50}
 
 
 @asynccontextmanager
