@@ -180,7 +180,7 @@ async def _search(connection: Connection, store: str, mode: Mode, query: str) ->
     found: list[str] = []
     first_s = 0.0
     for after in range(0, DEPTH, HITS_A_PAGE):
-        body = {"query": query, "mode": mode, "max_num_results": HITS_A_PAGE, "after": after}
+        body = {"query": query, "mode": mode, "max_num_results": HITS_A_PAGE, "after": str(after)}
         began = time.perf_counter()
         page = await _call(connection, "POST", f"/v1/vector_stores/{store}/search", body)
         first_s = first_s or time.perf_counter() - began

@@ -26,11 +26,16 @@ def command() -> None:
     "the collections of BEIR do, or one JSON file of questions and paragraphs in SQuAD's form."
 )
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--port", type=click.IntRange(1, 65535), help="Of a server that runs here already; else one is started.")
+@click.option(
+    "--on-port",
+    type=click.IntRange(1, 65535),
+    metavar="PORT",
+    help="Of a server that runs here already; else one is started.",
+)
 @click.option("--api-key", envvar="APPLIANCE_API_KEY", default="", help="Key for that server.")
 @click.option("--queries", "most_queries", type=click.IntRange(min=1), help="Ask only the first so many.")
 @verb_options
-def retrieval(context: Context, *, folder: Path, port: int | None, api_key: str, most_queries: int | None) -> None:
+def retrieval(context: Context, *, folder: Path, on_port: int | None, api_key: str, most_queries: int | None) -> None:
     """Measure nDCG@10, recall, MRR and latency of searches, by words, by meaning and by both.
 
     The documents go into a vector store of their own over the HTTP API, with the settings as they are, and are erased
@@ -38,7 +43,7 @@ def retrieval(context: Context, *, folder: Path, port: int | None, api_key: str,
     """
     from appliance.bench.judged import load
 
-    result = asyncio.run(_evaluate(context, load(folder), port, api_key, most_queries))
+    result = asyncio.run(_evaluate(context, load(folder), on_port, api_key, most_queries))
     if context.json:
         context.print_json(result)
     else:

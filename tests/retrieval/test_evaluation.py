@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.bench.judged import JudgedCollection, load
 from appliance.bench.ranking import ndcg, recall, reciprocal_rank
 from appliance.bench.retrieval import Server, evaluate
+from appliance.cli.eval import command
 from appliance.core.errors import InvalidRequestError, UnavailableError
 
 DEADLINE_S = 20.0
@@ -193,11 +195,12 @@ class Shop:
         counts = {"in_progress": self.waiting, "completed": len(self.files), "failed": 0}
         return {"id": "vs_1", "file_counts": counts}
 
-    def search(self, query: str, mode: str, max_num_results: int, after: int) -> Any:
+    def search(self, query: str, mode: str, max_num_results: int, after: str) -> Any:
         assert max_num_results == 50
         hits = [name for name, text in self.files.items() if set(query.split()) & set(text.split())]
         hits = [] if mode == "semantic" else sorted(hits, key=lambda name: self.files[name], reverse=True)
-        return {"data": [{"file_id": each} for each in hits[after : after + 50]], "has_more": len(hits) > after + 50}
+        first = int(after)
+        return {"data": [{"file_id": each} for each in hits[first : first + 50]], "has_more": len(hits) > first + 50}
 
 
 @asynccontextmanager
@@ -257,3 +260,27 @@ async def test_a_server_that_fails_is_told_and_the_store_is_erased() -> None:
         with pytest.raises(UnavailableError, match="/search"):
             await evaluate(Server(port), COLLECTION, lambda _: None)
     assert (shop.stores, shop.files) == (set(), {})
+
+
+@pytest.mark.anyio
+async def test_the_verb_prints_a_table_or_json(tmp_path: Path) -> None:
+    write_beir(tmp_path)
+
+    def run(*options: str) -> str:
+        result = CliRunner().invoke(command, ["retrieval", str(tmp_path), "--data", str(tmp_path), *options])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    async with serving(Shop()) as port:
+        table = await asyncio.to_thread(run, "--on-port", str(port))
+    assert "nDCG@10" in table
+    assert [line.split()[0] for line in table.splitlines()[-3:]] == ["hybrid", "keyword", "semantic"]
+    async with serving(Shop()) as port:
+        document = json.loads(await asyncio.to_thread(run, "--on-port", str(port), "--json"))
+    assert document["documents"] == 3
+    assert document["legs"][0]["mode"] == "hybrid"
+
+
+def test_the_verb_refuses_a_folder_without_a_collection(tmp_path: Path) -> None:
+    result = CliRunner().invoke(command, ["retrieval", str(tmp_path / "none"), "--data", str(tmp_path)])
+    assert result.exit_code == 5
