@@ -26,6 +26,8 @@ from tests.api.scripted_tensors import ScriptedTensors
 
 SCHEMATHESIS_TIMEOUT_S = 100.0
 
+DOCUMENTS = "^/v1/(files|vector_stores)"
+
 
 async def document_of(box: Box, headers: dict[str, str] | None = None) -> dict[str, Any]:
     document: dict[str, Any] = (await box.ask("GET", "/openapi.json", headers=headers)).json()
@@ -196,8 +198,25 @@ async def run_schemathesis(document: dict[str, Any], box: Box, folder: Path, *ar
 @pytest.mark.anyio
 async def test_the_server_does_what_the_document_says_and_nothing_else(tmp_path: Path) -> None:
     async with scripted_box(tmp_path, deadline_s=SCHEMATHESIS_TIMEOUT_S, model="tiny", max_choices=4) as box:
-        arguments = ("--checks", "all", "--exclude-path-regex", "/infer$|/ready$|/unload$", "--max-examples", "10")
+        others = f"/infer$|/ready$|/unload$|{DOCUMENTS}"
+        arguments = ("--checks", "all", "--exclude-path-regex", others, "--max-examples", "10")
         await run_schemathesis(await document_of(box), box, tmp_path, *arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.anyio
+async def test_documents_do_what_the_document_says(tmp_path: Path) -> None:
+    """Valid data may be refused here: no schema says which conditions go together, or which files there are."""
+    async with scripted_box(tmp_path, deadline_s=SCHEMATHESIS_TIMEOUT_S) as box:
+        document = await document_of(box)
+        store = box.stores.create(tenant="").id
+        for name, operations in document["paths"].items():
+            for parameter in [each for one in operations.values() for each in one.get("parameters", ())]:
+                if parameter["name"] == "vector_store_id" and name != "/v1/vector_stores/{vector_store_id}":
+                    parameter["schema"] = {"enum": [store]}
+        checks = "positive_data_acceptance,ensure_resource_availability"
+        arguments = ("--checks", "all", "--exclude-checks", checks, "--max-examples", "10")
+        await run_schemathesis(document, box, tmp_path, *arguments, "--include-path-regex", DOCUMENTS)
 
 
 @pytest.mark.slow
@@ -216,6 +235,7 @@ async def test_no_request_brings_down_a_real_engine(tmp_path: Path, tiny_model_p
     """Valid data may be refused here: no schema knows the vocabulary's size or how many tokens a text has."""
     async with real_box(tmp_path, tiny_model_path, deadline_s=SCHEMATHESIS_TIMEOUT_S) as box:
         arguments = ("--checks", "all", "--exclude-checks", "positive_data_acceptance", "--include-method", "POST")
+        arguments = (*arguments, "--exclude-path-regex", DOCUMENTS)
         await run_schemathesis(await document_of(box), box, tmp_path, *arguments, "--max-examples", "5")
         assert (await box.chat(max_tokens=3)).status == 200
 
