@@ -224,10 +224,10 @@ async def test_each_key_sees_its_own_files_only(tmp_path: Path) -> None:
 async def test_an_upload_has_its_time_for_each_mebibyte(tmp_path: Path) -> None:
     body = PURPOSE + part("file", b"z" * 3_000_000, "a.txt") + END
     async with scripted_box(tmp_path, body_timeout_s=0.5, max_file_bytes=4_000_000) as box, wire(box) as one:
-        started = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        started = loop.time()
         await one.send(head(len(body)) + body[:2_500_000])
         await until(lambda: box.files.received > 2_300_000)
-        while asyncio.get_running_loop().time() < started + 0.6:  # longer than a body without a file has
-            await asyncio.sleep(0.02)
+        await until(lambda: loop.time() > started + 0.6)  # longer than a body without a file has
         await one.send(body[2_500_000:])
         assert (await one.read_reply()).status == 200

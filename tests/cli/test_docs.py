@@ -78,9 +78,7 @@ async def test_what_has_not_changed_is_not_sent_again_and_what_has_takes_the_old
     assert sorted(box.files.contents.values()) == [b"fans move air", b"pumps are gone", b"stoves make heat"]
 
 
-async def test_documents_are_removed_by_name_or_id_and_all_of_them(
-    docs: Docs, box: ScriptedBox, manuals: Path
-) -> None:
+async def test_documents_are_removed_by_name_or_id_and_all_of_them(docs: Docs, box: ScriptedBox, manuals: Path) -> None:
     await docs("add", str(manuals), "--store", "mine")
     fan = next(name for name, content in box.files.contents.items() if b"fans" in content)
     assert "2 erased." in (await docs("remove", "manuals/pump.txt", fan, "--store", "mine")).output
