@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import itertools
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -42,12 +44,15 @@ FilterValue = FilterText | bool | Integer | float
 
 
 class SearchFilter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A condition on one attribute (`key` and `value`), or `and` and `or` of several (`filters`)."""
+    """A condition on one attribute (`key` and `value`), or `and` and `or` of several (`filters`), which are like it.
+
+    It does not name itself as their type: msgspec 0.22 crashes the process at its end where one does.
+    """
 
     type: Literal["eq", "ne", "gt", "gte", "lt", "lte", "in", "nin", "and", "or"]
     key: Key | UnsetType = UNSET
     value: FilterValue | Annotated[list[FilterValue], Meta(min_length=1, max_length=MOST_VALUES)] | UnsetType = UNSET
-    filters: Annotated[list[SearchFilter], Meta(min_length=1, max_length=MOST_FILTERS)] | UnsetType = UNSET
+    filters: Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=MOST_FILTERS)] | UnsetType = UNSET
 
 
 class HybridWeights(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -213,28 +218,24 @@ def checked_filter(wanted: SearchFilter) -> Filter:
     Raises:
         InvalidRequestError: It is too deep, has too many conditions, or one of them is not whole.
     """
-    _check_size(wanted)
-    return _converted(wanted)
+    return _converted(wanted, 1, itertools.count(1))
 
 
-def _check_size(wanted: SearchFilter) -> None:
-    """Bound a filter level by level, so that a hostile one is not walked to its end."""
-    level, seen = [wanted], 0
-    for _ in range(MOST_DEPTH):
-        seen += len(level)
-        if seen > MOST_FILTERS:
-            raise _bad(f"has more than {MOST_FILTERS} conditions")
-        level = [each for one in level if not isinstance(one.filters, UnsetType) for each in one.filters]
-        if not level:
-            return
-    raise _bad(f"has conditions in each other more than {MOST_DEPTH} deep")
-
-
-def _converted(wanted: SearchFilter) -> Filter:
+def _converted(wanted: SearchFilter, depth: int, seen: Iterator[int]) -> Filter:
+    """Check one condition and what is in it; nothing is walked beyond the bounds."""
+    if depth > MOST_DEPTH:
+        raise _bad(f"has conditions in each other more than {MOST_DEPTH} deep")
+    if next(seen) > MOST_FILTERS:
+        raise _bad(f"has more than {MOST_FILTERS} conditions")
     if wanted.type == "and" or wanted.type == "or":  # noqa: PLR1714  (the type checker narrows by each)
         if isinstance(wanted.filters, UnsetType) or wanted.key is not UNSET or wanted.value is not UNSET:
             raise _bad(f"of the type {wanted.type!r} has `filters` and nothing else")
-        return Compound(wanted.type, tuple(_converted(each) for each in wanted.filters))
+        inner = (_converted(convert(each, SearchFilter), depth + 1, seen) for each in wanted.filters)
+        return Compound(wanted.type, tuple(inner))
+    return _comparison(wanted)
+
+
+def _comparison(wanted: SearchFilter) -> Comparison:
     key, value = wanted.key, wanted.value
     if isinstance(key, UnsetType) or isinstance(value, UnsetType) or wanted.filters is not UNSET:
         raise _bad(f"of the type {wanted.type!r} has `key` and `value` and nothing else")
@@ -243,6 +244,8 @@ def _converted(wanted: SearchFilter) -> Filter:
         raise _bad(f"of the type {wanted.type!r} takes {'one value' if isinstance(compared, tuple) else 'a list'}")
     if isinstance(compared, bool) and wanted.type not in ("eq", "ne"):
         raise _bad(f"of the type {wanted.type!r} compares {key!r} with a truth value, which has no order")
+    assert wanted.type != "and"
+    assert wanted.type != "or"
     return Comparison(wanted.type, key, compared)
 
 
