@@ -46,7 +46,7 @@ FilterValue = FilterText | bool | Integer | float
 class SearchFilter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A condition on one attribute (`key` and `value`), or `and` and `or` of several (`filters`), which are like it.
 
-    It does not name itself as their type: msgspec 0.22 crashes the process at its end where one does.
+    Those are checked one by one, so that a hostile filter is not walked to its end.
     """
 
     type: Literal["eq", "ne", "gt", "gte", "lt", "lte", "in", "nin", "and", "or"]
