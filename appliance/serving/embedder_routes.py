@@ -6,9 +6,10 @@ from array import array
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
-from appliance.core.types import EmbeddingInput, Vector
+from appliance.core.types import EmbeddingInput, Priority, Vector
 from appliance.engine.onnx.encoder import OnnxEncoder
 from appliance.registry.versions import RegisteredModel, Registry
 from appliance.serving.embedders import LoadedEmbedders
@@ -47,6 +48,10 @@ class Embedder(Protocol):
         """
         ...
 
+    async def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Return how many tokens each text has, uncut, those that the model wants around it included."""
+        ...
+
     async def embed(self, inputs: Sequence[array[int]]) -> Sequence[Vector]:
         """Return a vector of length 1 for each input. Leaving cancels, and nobody else notices."""
         ...
@@ -60,9 +65,11 @@ class EmbedderRoute:
     space: bytes
     cache: EmbeddingCache
 
-    async def embed(self, inputs: Sequence[array[int]]) -> Sequence[Vector]:
+    async def embed(self, inputs: Sequence[array[int]], priority: Priority = Priority.DEFAULT) -> Sequence[Vector]:
         """Return a vector for each input, from the cache where it is there."""
-        return await self.cache.embed(self.model.name, self.space, inputs, self.model.embed)
+        model = self.model
+        compute = partial(model.embed, priority=priority) if isinstance(model, OnnxEncoder) else model.embed
+        return await self.cache.embed(model.name, self.space, inputs, compute)
 
 
 class EmbedderRoutes:

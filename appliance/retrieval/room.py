@@ -1,0 +1,78 @@
+"""The room as a whole: the database, the indexes that are derived from it, the parser, and what works on them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from appliance.core.clock import Clock
+from appliance.core.encoders import TextClassifiers
+from appliance.core.settings import Settings
+from appliance.core.types import EmbeddingModels
+from appliance.retrieval.chunks import cut
+from appliance.retrieval.documents import Documents
+from appliance.retrieval.lexical import KeywordIndex
+from appliance.retrieval.parsing.parser import DocumentParser
+from appliance.retrieval.parts import TokenCounter
+from appliance.retrieval.passages import Passages
+from appliance.retrieval.schema import open_retrieval
+from appliance.retrieval.search import Reranking, Search
+from appliance.retrieval.truth import StoredVectors
+from appliance.retrieval.vectors import VectorIndexes
+
+
+@asynccontextmanager
+async def open_documents(
+    settings: Settings,
+    clock: Clock,
+    *,
+    models: EmbeddingModels,
+    counter: TokenCounter,
+    rerankers: TextClassifiers,
+) -> AsyncIterator[Documents]:
+    """Open what is stored, and close it on leaving, newest first; `Documents.run` does the work meanwhile.
+
+    Args:
+        settings: Folders, limits and models.
+        clock: For ages and claims.
+        models: Whatever embeds.
+        counter: Counts in the embedder's tokens.
+        rerankers: Whatever reads a hit with its query.
+
+    Raises:
+        ConflictError: Another process has the indexes.
+        StorageError: The database or an index cannot be opened.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        database = await asyncio.to_thread(open_retrieval, settings.retrieval_path)
+        stack.callback(database.close)
+        keywords = await asyncio.to_thread(KeywordIndex, settings.keyword_index_dir)
+        stack.push_async_callback(asyncio.to_thread, keywords.close)
+        vectors = VectorIndexes(
+            settings.vector_indexes_dir, StoredVectors(database), memory_bytes=settings.index_memory_bytes
+        )
+        stack.push_async_callback(asyncio.to_thread, vectors.close)
+        parser = DocumentParser(settings)
+        stack.push_async_callback(parser.close)
+        search = Search(
+            Passages(database),
+            keywords=keywords,
+            vectors=vectors,
+            embedders=models,
+            rerankers=rerankers,
+            reranking=Reranking(model=settings.rerank_model),
+        )
+        yield Documents(
+            settings,
+            database,
+            clock,
+            parser=parser,
+            cut=cut,
+            counter=counter,
+            models=models,
+            keywords=keywords,
+            vectors=vectors,
+            searcher=search,
+        )
