@@ -21,7 +21,12 @@ HOMES = {
     "charset_normalizer": ("retrieval/parsing/",),
     "Stemmer": ("retrieval/words.py",),
     "click": ("cli/",),
-    "ctypes": ("observe/allocator.py", "engine/llama/", "engine/llama_embedding/context.py", "retrieval/vectors/native.py"),
+    "ctypes": (
+        "observe/allocator.py",
+        "engine/llama/",
+        "engine/llama_embedding/context.py",
+        "retrieval/vectors/native.py",
+    ),
     "faiss": ("retrieval/vectors/",),
     "filetype": ("retrieval/parsing/",),
     "httptools": ("bench/",),

@@ -66,7 +66,7 @@ class Settings:
     max_loaded_embedders: Count = _setting(1, "Models held for embeddings at once, beside those for text")
     max_loaded_tensor_models: Count = _setting(8, "ONNX models held in memory at once, encoders included")
     embedding_model: str = _setting(
-        "all-minilm-l6-v2", "Model that embeds or reranks where a request does not name one"
+        "all-minilm-l6-v2", "Model that embeds vector stores, and reranks where a request names no model"
     )
     rerank_model: str = _setting(
         "", "Cross-encoder that reads the best hits of a search again; empty leaves them as they are"

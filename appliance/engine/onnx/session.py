@@ -129,7 +129,7 @@ class OnnxSession:
         """
         failure = "its inputs are too large to make up"
         for size in WARM_UP_SIZES:
-            zeros = self._made_up(size)
+            zeros = self._zeros_of(size)
             if zeros is None:
                 continue
             try:
@@ -156,7 +156,7 @@ class OnnxSession:
         if self._zeros is not None:
             self.run(self._zeros)
 
-    def _made_up(self, size: int) -> dict[str, NDArray[Any]] | None:
+    def _zeros_of(self, size: int) -> dict[str, NDArray[Any]] | None:
         arrays: dict[str, NDArray[Any]] = {}
         batch = {each.shape[0] for each in self.inputs.arguments.values()} if self.signature.batched else set()
         for spec in self.signature.inputs:
