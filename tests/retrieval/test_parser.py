@@ -15,7 +15,7 @@ import pytest
 
 from appliance.core.errors import InvalidRequestError, UnavailableError
 from appliance.core.settings import Settings
-from appliance.retrieval.parsing import child, parser
+from appliance.retrieval.parsing import child, parser, process
 from appliance.retrieval.parsing.document import ParsedDocument
 from appliance.retrieval.parsing.parser import DocumentParser
 from appliance.retrieval.parsing.process import Guard
@@ -361,6 +361,7 @@ def test_the_guard_lets_nothing_be_opened_but_the_file(tmp_path: Path) -> None:
     guard.path = str(tmp_path / "a.txt")
     guard("open", (guard.path, "rb", 0))
     guard("open", (os.__file__, None, os.O_RDONLY))
+    guard("open", (process.__file__, "rb", 0))  # readers are imported when they are needed
     guard("open", (3, "rb", 0))
     guard("import", ("os",))
     for event, arguments in (

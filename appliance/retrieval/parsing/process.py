@@ -2,7 +2,7 @@
 
 Files come from anybody, and the libraries that read them are large. So they run in a process that may be killed: with
 bounded memory and CPU time, at low priority, without network or children, and with nothing to read but the file in hand
-and Python's own modules. It ends with its parent.
+and Python's modules. It ends with its parent.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 import msgspec
 
+import appliance
 from appliance.retrieval.parsing import formats
 from appliance.retrieval.parsing.protocol import HEADER_BYTES, End, Job, Pieces, to_frame
 from appliance.retrieval.parsing.writer import BlockWriter, InvalidError, UnsupportedError, one_line
@@ -39,7 +40,8 @@ class Guard:
 
     def __init__(self) -> None:
         self.path = ""
-        self._roots = tuple({os.path.realpath(each) + os.sep for each in (*sys.path, sys.prefix, sys.base_prefix)})
+        folders = (*sys.path, sys.prefix, sys.base_prefix, *appliance.__path__)  # ours may be in none of the others
+        self._roots = tuple({os.path.realpath(each) + os.sep for each in folders})
 
     def __call__(self, event: str, arguments: tuple[object, ...]) -> None:
         """Take an event.
