@@ -184,6 +184,7 @@ async def main():
     number = int(sys.argv[3])
     while True:
         await cache.embed(MODEL, SPACE, inputs_of(*range(number, number + 20)), Engine(300))
+        cache._database.submit(lambda _: None).result()  # behind the vectors: nobody else waits for their write
         number += 20
         print(number, flush=True)
 asyncio.run(main())
@@ -200,7 +201,7 @@ async def test_a_process_that_is_killed_leaves_no_wrong_vector(path: Path) -> No
             process.kill()
         with closing(EmbeddingCache(path, 2 * most_bytes, Metrics())) as cache:
             found = await hits(cache, *range(number + 40), size=300)
-            assert found or lines == 1
+            assert found
         with closing(sqlite3.connect(path)) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
