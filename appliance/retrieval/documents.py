@@ -15,7 +15,7 @@ from itertools import groupby
 import numpy as np
 
 from appliance.core.clock import Clock
-from appliance.core.errors import NotFoundError
+from appliance.core.errors import ApplianceError, NotFoundError
 from appliance.core.settings import Settings
 from appliance.core.types import EmbeddingModels
 from appliance.retrieval import jobs
@@ -36,7 +36,7 @@ LEASE_S = 30.0
 """How long a claim outlives its worker; it is renewed three times as often."""
 
 LOOK_EVERY_S = 5.0
-"""How often the loops look for work that nobody told them of: claims of the dead, another process's additions."""
+"""How often the loops look for work that nobody told them of: what an error had them put back."""
 
 SWEEP_EVERY_S = 60.0
 """How often what is past its time is looked for."""
@@ -128,11 +128,24 @@ class Documents:
         self._erasure.wake()
 
     async def run(self) -> None:
-        """Take files in, erase and sweep until cancelled.
+        """Take files in, erase and sweep until cancelled; then whoever runs next goes on at once.
 
         Raises:
             BaseExceptionGroup: A loop died.
         """
+        await self._database.write(jobs.take_over)
+        try:
+            await self._run()
+        finally:
+            await self._give_back()
+
+    async def _give_back(self) -> None:
+        try:
+            await self._database.write(lambda each: jobs.release(each, self._claims))
+        except ApplianceError as error:
+            LOGGER.warning("files that were begun count as tried once more: %s", error)
+
+    async def _run(self) -> None:
         await asyncio.to_thread(self.files.remove_garbage)
         await self.check_keywords()
         async with asyncio.TaskGroup() as tasks:

@@ -1,8 +1,8 @@
 """The rows of files that are being taken in: who works on which, and how far it is.
 
-A worker claims what it works on for a while and renews that as long as it lives; one that died leaves claims that
-end. Whatever a worker has made is written only while the claim is still its own and the file is still wanted, so what
-was removed, cancelled or taken over meanwhile is dropped.
+A worker claims what it works on for a while and renews that as long as it lives. Claims of the dead end by themselves,
+at the latest when the next process that owns the database starts. Whatever a worker has made is written only while the
+claim is still its own and the file is still wanted, so what was removed, cancelled or taken over meanwhile is dropped.
 """
 
 from __future__ import annotations
@@ -97,6 +97,12 @@ def release(connection: Connection, claims: Claims) -> None:
         WHERE lease_owner = ? AND stage IN ('queued', 'cut')
     """
     connection.execute(sql, (claims.owner,))
+
+
+def take_over(connection: Connection) -> None:
+    """End all claims: whoever had them is gone, for this process owns the database now. Attempts stay counted."""
+    for table in ("store_files", "stores"):
+        connection.execute(f"UPDATE {table} SET lease_owner = '', lease_until = 0 WHERE lease_owner <> ''")  # noqa: S608
 
 
 def fail(connection: Connection, key: int, code: str, message: str) -> None:

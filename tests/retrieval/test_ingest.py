@@ -193,3 +193,28 @@ async def test_two_stores_are_deleted_while_files_are_taken_in(tmp_path: Path) -
         assert each.keywords.chunk_ids(1).tolist() == each.keywords.chunk_ids(2).tolist() == []
         assert sorted(each.vectors.stores) == [3]
         assert each.rows("SELECT count(*) FROM vectors") == [(800,)]
+
+
+async def test_an_orderly_end_gives_back_what_was_begun_and_does_not_count_it(tmp_path: Path) -> None:
+    async with box(tmp_path) as each:
+        store = each.documents.stores.create(tenant="")
+        each.parser.gate = asyncio.Event()
+        await each.add(store.id, (await each.upload("The pump needs oil.")).id)
+        await each.until(lambda: each.rows("SELECT attempts FROM store_files") == [(1,)])
+    async with box(tmp_path, running=False) as each:
+        assert each.rows("SELECT attempts, lease_owner FROM store_files") == [(0, "")]
+    async with box(tmp_path) as each:
+        await each.until_through(store.id)
+        assert each.keyword_hits("pump") == ["The pump needs oil."]
+
+
+async def test_the_claims_of_a_dead_worker_are_taken_over_at_the_start(tmp_path: Path) -> None:
+    async with box(tmp_path, running=False) as each:
+        store = each.documents.stores.create(tenant="")
+        await each.add(store.id, (await each.upload("The pump needs oil.")).id)
+        for table in ("store_files", "stores"):
+            sql = f"UPDATE {table} SET lease_owner = 'dead', lease_until = unixepoch() + 3600"
+            await each.database.write(lambda write, sql=sql: write.execute(sql).fetchall())  # type: ignore[misc]
+    async with box(tmp_path, lease_s=3600) as each:
+        await each.until_through(store.id)
+        assert each.rows("SELECT embedded, attempts FROM store_files") == [(1, 0)]

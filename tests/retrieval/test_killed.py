@@ -150,15 +150,11 @@ async def check_whole(each: Box, count: int) -> None:
 async def test_taking_in_is_gone_on_with(tmp_path: Path, where: str) -> None:
     for folder in await each_kill(tmp_path, "take in", where, taken_in=False):
         embedder = CountingEmbedder(log=folder.parent / "asked")
-        async with box(folder, lease_s=0.2, embedder=embedder) as each:
+        async with box(folder, embedder=embedder) as each:
             [store] = each.documents.stores.list(tenant="", limit=1, after="", newest_first=True)[0]
             files = [file.id for file in each.documents.files.list(tenant="")[0]]
             if store.counts.in_progress + store.counts.completed == 0:
                 await each.add(store.id, *files)  # it died before they were acknowledged
-            each.database.write_blocking(
-                lambda write: write.execute("UPDATE store_files SET lease_until = 0").fetchall()
-            )
-            each.database.write_blocking(lambda write: write.execute("UPDATE stores SET lease_until = 0").fetchall())
             await each.until_through(store.id)
             await check_whole(each, 10)
         asked = Counter((folder.parent / "asked").read_text(encoding="utf-8").splitlines())
@@ -169,8 +165,7 @@ async def test_taking_in_is_gone_on_with(tmp_path: Path, where: str) -> None:
 @pytest.mark.parametrize("where", ["before commit", "after commit", "before index", "after index"])
 async def test_embedding_again_is_gone_on_with(tmp_path: Path, where: str) -> None:
     for folder in await each_kill(tmp_path, "embed again", where, taken_in=True):
-        async with box(folder, lease_s=0.2) as each:
-            each.database.write_blocking(lambda write: write.execute("UPDATE stores SET lease_until = 0").fetchall())
+        async with box(folder) as each:
             [store] = each.documents.stores.list(tenant="", limit=1, after="", newest_first=True)[0]
             await each.until_through(store.id)
             await check_whole(each, 10)
