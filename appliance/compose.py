@@ -34,6 +34,7 @@ from appliance.observe.metrics import Metrics
 from appliance.observe.resources import physical_cores
 from appliance.registry.versions import open_registry
 from appliance.retrieval.documents import Documents
+from appliance.retrieval.ownership import DocumentsElsewhere
 from appliance.retrieval.room import open_documents
 from appliance.security.keys import KeyStore
 from appliance.serving.floor import ServingFloor
@@ -59,7 +60,7 @@ class Appliance:
 
     settings: Settings
     floor: ServingFloor
-    documents: Documents
+    documents: Documents | DocumentsElsewhere
     server: HttpServer
     systemd: sdnotify.SystemdNotifier
     port: int = 0

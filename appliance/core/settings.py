@@ -207,6 +207,11 @@ class Settings:
         return self.data_dir / "retrieval.db"
 
     @property
+    def retrieval_lock_path(self) -> Path:
+        """Return the path of the file whose lock makes a process the one that has files, stores and their indexes."""
+        return self.data_dir / "retrieval.lock"
+
+    @property
     def keyword_index_dir(self) -> Path:
         """Return the folder of the keyword index, which is derived from `retrieval.db`."""
         return self.data_dir / "indexes" / "keywords"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import openai
@@ -145,3 +145,72 @@ def test_without_an_embedder_documents_are_found_by_word(tiny_data: Path, tmp_pa
         assert name == "manual.md"
         assert FILTER in text
         assert server.end() == 0
+
+
+WITHOUT_EMBEDDER = {"APPLIANCE_EMBEDDING_MODEL": "none"}
+
+
+def doors(client: openai.OpenAI) -> dict[str, Callable[[], object]]:
+    """Return a call of each kind by its name."""
+    files, stores = client.files, client.vector_stores
+    return {
+        "upload": lambda: files.create(file=("manual.md", MARKDOWN.encode()), purpose="assistants"),
+        "list files": files.list,
+        "get file": lambda: files.retrieve("file-1"),
+        "read file": lambda: files.content("file-1"),
+        "delete file": lambda: files.delete("file-1"),
+        "make store": stores.create,
+        "list stores": stores.list,
+        "get store": lambda: stores.retrieve("vs_1"),
+        "change store": lambda: stores.update("vs_1", name="manuals"),
+        "delete store": lambda: stores.delete("vs_1"),
+        "search": lambda: stores.search("vs_1", query="oil"),
+        "rebuild": lambda: client.post("/vector_stores/vs_1/rebuild", cast_to=object),
+        "verify": lambda: client.get("/vector_stores/vs_1/verify", cast_to=object),
+        "add file": lambda: stores.files.create(vector_store_id="vs_1", file_id="file-1"),
+        "list files of store": lambda: stores.files.list("vs_1"),
+        "get file of store": lambda: stores.files.retrieve("file-1", vector_store_id="vs_1"),
+        "change file of store": lambda: stores.files.update("file-1", vector_store_id="vs_1", attributes={"part": "B"}),
+        "read file of store": lambda: stores.files.content("file-1", vector_store_id="vs_1"),
+        "remove file of store": lambda: stores.files.delete("file-1", vector_store_id="vs_1"),
+        "make batch": lambda: stores.file_batches.create("vs_1", file_ids=["file-1"]),
+        "get batch": lambda: stores.file_batches.retrieve("vsfb_1", vector_store_id="vs_1"),
+        "list files of batch": lambda: stores.file_batches.list_files("vsfb_1", vector_store_id="vs_1"),
+        "cancel batch": lambda: stores.file_batches.cancel("vsfb_1", vector_store_id="vs_1"),
+    }
+
+
+def check_refused(server: ServerProcess, owner: int) -> None:
+    """Try each door."""
+    for name, call in doors(server.client()).items():
+        with pytest.raises(openai.InternalServerError) as caught:
+            call()
+        assert (caught.value.status_code, caught.value.code) == (503, "retrieval_in_use"), name
+        assert f"in use by process {owner}." in str(caught.value), name
+
+
+def test_a_second_server_on_a_folder_refuses_documents_until_it_is_started_without_the_first(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    folders = [tmp_path / each for each in ("first", "second", "third")]
+    for each in folders:
+        each.mkdir()
+    with server_process(tiny_data, folders[0], "--model", "", environment=WITHOUT_EMBEDDER) as first:
+        first.wait_until_ready()
+        with server_process(tiny_data, folders[1], "--model", "tiny", environment=WITHOUT_EMBEDDER) as second:
+            second.wait_until_ready()
+            check_refused(second, first.process.pid)
+            assert second.log.count(f"in use by process {first.process.pid}.") == 1
+            assert second.client().completions.create(model="tiny", prompt="hello", max_tokens=1).choices
+            told = appliance("docs", "list", "--url", second.url, data=tiny_data)
+            assert told.returncode != 0
+            assert f"in use by process {first.process.pid}." in told.stderr
+            store = first.client().vector_stores.create(name="manuals").id
+            owner = first.process.pid
+            assert first.end(signal.SIGKILL) == -signal.SIGKILL
+            check_refused(second, owner)
+            assert second.end() == 0
+    with server_process(tiny_data, folders[2], "--model", "", environment=WITHOUT_EMBEDDER) as third:
+        third.wait_until_ready()
+        assert [each.id for each in third.client().vector_stores.list()] == [store]
+        assert third.end() == 0
