@@ -146,7 +146,12 @@ class Embedding:
 
     async def _request(self, batch: _Batch, texts: Sequence[str]) -> tuple[str, Sequence[Vector]]:
         request = EmbeddingRequest(
-            batch.model or self._embedder, texts, truncate=True, priority=Priority.FLEX, tenant=batch.tenant
+            batch.model or self._embedder,
+            texts,
+            truncate=True,
+            keep=False,  # `retrieval.db` has them, and erases them with their texts
+            priority=Priority.FLEX,
+            tenant=batch.tenant,
         )
         answer = await self._models.embed(request)
         if not all(np.isfinite(each).all() for each in answer.vectors):

@@ -363,6 +363,10 @@ BAD_FILES: list[dict[str, Any]] = [
     {"file_id": "f", "attributes": {"k": None}},
     {"file_id": "f", "attributes": {"k": ["v"]}},
     {"file_id": "f", "attributes": {"k": 2**63}},
+    {"file_id": "f", "attributes": {'a"b': 1}},
+    {"file_id": "f", "attributes": {"a\\b": 1}},
+    {"file_id": "f", "attributes": {"a\tb": 1}},
+    {"file_id": "f", "attributes": {"a": "b\0"}},
 ]
 
 

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from appliance.core.errors import ConflictError, NotFoundError, OverloadedError, UnavailableError
+from appliance.core.errors import (
+    ConflictError,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+    UnavailableError,
+)
 from appliance.core.retrieval import Chunking, NewStoreFile
 from tests.retrieval.boxes import CountingEmbedder, box
 
@@ -193,3 +199,26 @@ async def test_two_stores_are_deleted_while_files_are_taken_in(tmp_path: Path) -
         assert each.keywords.chunk_ids(1).tolist() == each.keywords.chunk_ids(2).tolist() == []
         assert sorted(each.vectors.stores) == [3]
         assert each.rows("SELECT count(*) FROM vectors") == [(800,)]
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "a\n", "a\x7f", "a\0", "\ud800", "", "k" * 65])
+async def test_an_attribute_that_no_filter_could_name_is_refused_and_nothing_changes(tmp_path: Path, name: str) -> None:
+    async with box(tmp_path, running=False) as each:
+        store, file = each.documents.stores.create(tenant=""), await each.upload("The pump needs oil.")
+        new = [NewStoreFile(file.id, {name: 1})]
+        with pytest.raises(InvalidRequestError) as refused:
+            each.documents.stores.add(store.id, new, tenant="", batch=False)
+        assert refused.value.param == "attributes"
+        await each.add(store.id, file.id)
+        with pytest.raises(InvalidRequestError):
+            each.documents.stores.change_file(store.id, file.id, {name: 1}, tenant="")
+        assert each.rows("SELECT attributes FROM store_files") == [("{}",)]
+
+
+@pytest.mark.parametrize("value", ["a\0b", "\udc00"])
+async def test_an_attribute_that_no_filter_could_equal_is_refused(tmp_path: Path, value: str) -> None:
+    async with box(tmp_path, running=False) as each:
+        store, file = each.documents.stores.create(tenant=""), await each.upload("The pump needs oil.")
+        with pytest.raises(InvalidRequestError, match="surrogate"):
+            each.documents.stores.add(store.id, [NewStoreFile(file.id, {"a": value})], tenant="", batch=False)
+        assert each.rows("SELECT count(*) FROM store_files") == [(0,)]
