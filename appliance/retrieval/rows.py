@@ -11,7 +11,15 @@ from typing import Any
 import msgspec
 
 from appliance.core.errors import InvalidRequestError, NotFoundError
-from appliance.core.retrieval import AttributeValue, Chunking, FileCounts, StoredFile, StoreFile, VectorStore
+from appliance.core.retrieval import (
+    AttributeValue,
+    Chunking,
+    FileCounts,
+    Reembedding,
+    StoredFile,
+    StoreFile,
+    VectorStore,
+)
 from appliance.retrieval.filters import is_key
 from appliance.store.database import Connection, Row
 
@@ -90,7 +98,14 @@ def to_store(connection: Connection, row: Row) -> VectorStore:
         model=row["model"],
         expires_after_days=days,
         expires=None if days is None else row["last_active"] + days * DAY_S,
+        reembedding=None if row["next_model"] is None else _reembedding(connection, row),
     )
+
+
+def _reembedding(connection: Connection, row: Row) -> Reembedding:
+    sql = "SELECT count(*), coalesce(sum(id <= ?), 0) FROM chunks WHERE store = ?"
+    total, done = connection.execute(sql, (row["next_chunk"], row["key"])).fetchone()
+    return Reembedding(row["next_model"], done, total)
 
 
 def to_store_file(row: Row) -> StoreFile:

@@ -68,7 +68,7 @@ class EmbedderRoute:
     async def embed(
         self, inputs: Sequence[array[int]], priority: Priority = Priority.DEFAULT, *, keep: bool = True
     ) -> Sequence[Vector]:
-        """Return a vector for each input, from the cache where it is there; what is computed is kept there if it may."""
+        """Return a vector for each input, from the cache where it is there; `keep` what is computed."""
         model = self.model
         compute = partial(model.embed, priority=priority) if isinstance(model, OnnxEncoder) else model.embed
         return await self.cache.embed(model.name, self.space, inputs, compute, keep=keep)

@@ -108,7 +108,7 @@ async def test_without_an_embedder_files_are_searchable_by_keyword(tmp_path: Pat
         await each.until_through(store.id)
         found = each.documents.stores.get_file(store.id, file.id, tenant="")
         assert (found.status, found.chunks, found.embedded) == ("completed", 1, 0)
-        await each.documents.reembed(store.id, tenant="")
+        await each.documents.stores.reembed(store.id, tenant="")
         await each.until(lambda: each.documents.stores.get_file(store.id, file.id, tenant="").embedded == 1)
 
 
@@ -125,8 +125,8 @@ async def test_another_embedder_is_refused_until_the_store_is_embedded_again(tmp
             await each.add(store.id, new.id)
         assert refused.value.code == "embedder_changed"
         assert each.rows("SELECT count(*) FROM store_files") == [(1,)]
-        await each.documents.reembed(store.id, tenant="")
-        await each.until_through(store.id)
+        await each.documents.stores.reembed(store.id, tenant="")
+        await each.until_reembedded(store.id)
         await each.add(store.id, new.id)
         await each.until_through(store.id)
         assert each.documents.stores.get(store.id, tenant="").model == "other:1"
