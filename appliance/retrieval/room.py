@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from appliance.core.clock import Clock
 from appliance.core.encoders import TextClassifiers
 from appliance.core.settings import Settings
+from appliance.core.tensors import TensorModels
 from appliance.core.types import EmbeddingModels
 from appliance.retrieval.chunks import cut
 from appliance.retrieval.documents import Documents
@@ -17,6 +18,7 @@ from appliance.retrieval.lexical import KeywordIndex
 from appliance.retrieval.parsing.parser import DocumentParser
 from appliance.retrieval.parts import TokenCounter
 from appliance.retrieval.passages import Passages
+from appliance.retrieval.reading import ReadingParser
 from appliance.retrieval.schema import open_retrieval
 from appliance.retrieval.search import Reranking, Search
 from appliance.retrieval.truth import StoredVectors
@@ -31,6 +33,7 @@ async def open_documents(
     models: EmbeddingModels,
     counter: TokenCounter,
     rerankers: TextClassifiers,
+    tensors: TensorModels,
 ) -> AsyncIterator[Documents]:
     """Open what is stored, and close it on leaving, newest first; `Documents.run` does the work meanwhile.
 
@@ -40,6 +43,7 @@ async def open_documents(
         models: Whatever embeds.
         counter: Counts in the embedder's tokens.
         rerankers: Whatever reads a hit with its query.
+        tensors: Whatever runs the models that read pictures.
 
     Raises:
         ConflictError: Another process has the indexes.
@@ -68,7 +72,7 @@ async def open_documents(
             settings,
             database,
             clock,
-            parser=parser,
+            parser=ReadingParser(parser, tensors),
             cut=cut,
             counter=counter,
             models=models,
