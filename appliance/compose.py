@@ -172,6 +172,7 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
                 models=floor.embedding,
                 counter=floor.token_counts,
                 rerankers=floor.classifiers,
+                tensors=floor.tensors,
             )
         )
         app = create_app(

@@ -47,6 +47,7 @@ HOMES = {
     "openpyxl": ("retrieval/parsing/",),
     "prometheus_client": ("observe/metrics.py",),
     "psutil": ("observe/resources.py", "bench/"),
+    "PIL": ("retrieval/parsing/pictures.py",),
     "pypdf": ("retrieval/parsing/",),
     "python_multipart": ("api/multipart.py",),
     "rich": ("cli/",),

@@ -277,6 +277,36 @@ def rebuild(context: Context, *, store_name: str, url: str | None, api_key: str,
         click.echo(f"The indexes of {store.name or store.id} are new.")
 
 
+@command.command(
+    epilog="Examples: `appliance docs reembed --store manuals`, `appliance docs reembed --no-wait`. "
+    "Who stops waiting stops nothing."
+)
+@store_option
+@click.option("--no-wait", is_flag=True, help="Return when it is begun; the server goes on by itself.")
+@server_options
+@verb_options
+def reembed(
+    context: Context, *, store_name: str, no_wait: bool, url: str | None, api_key: str, ca: Path | None
+) -> None:
+    """Embed a store with the model that `embedding_model` names now; it is searched with the old vectors meanwhile."""
+    from appliance.cli.progress import ProgressReport
+
+    with _docs(context, url, api_key, ca) as docs, ProgressReport(silent=context.json, unit="passages") as progress:
+        store = docs.reembed(docs.find_store(store_name))
+        while not no_wait and (store.reembedding is not None or store.file_counts.in_progress):
+            if (begun := store.reembedding) is not None:
+                progress("embedding", begun.done, begun.total)
+            time.sleep(LOOK_EVERY_S)
+            store = docs.store(store.id)
+    done = store.reembedding is None and not store.file_counts.in_progress
+    if context.json:
+        context.print_json({"store": store.id, "model": store.model, "done": done})
+    elif done:
+        click.echo(f"{store.name or store.id} is embedded with {store.model or 'no model'}.")
+    else:
+        click.echo(f"{store.name or store.id} is being embedded; until it is, the old vectors answer.")
+
+
 @command.command(epilog="Example: `appliance docs verify`. What is wrong is mended by `appliance docs rebuild`.")
 @store_option
 @server_options

@@ -139,6 +139,14 @@ class DocsClient:
         """Make a store's indexes anew."""
         self._client.call("POST", f"/vector_stores/{store.id}/rebuild")
 
+    def reembed(self, store: Store) -> Store:
+        """Have a store embedded with the model that the server's settings name."""
+        return decode(self._client.call("POST", f"/vector_stores/{store.id}/reembed"), Store, self._client.url)
+
+    def store(self, name: str) -> Store:
+        """Return the store of this id."""
+        return self._get(f"/vector_stores/{quote(name, safe='')}", Store)
+
     def verify(self, store: Store) -> Verification:
         """Return what is wrong with a store's indexes."""
         return self._get(f"/vector_stores/{store.id}/verify", Verification)

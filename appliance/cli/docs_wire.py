@@ -16,6 +16,14 @@ class FileCounts(msgspec.Struct, frozen=True):
     total: int = 0
 
 
+class Reembedding(msgspec.Struct, frozen=True):
+    """How far a store is with being embedded with another model."""
+
+    model: str = ""
+    done: int = 0
+    total: int = 0
+
+
 class Store(msgspec.Struct, frozen=True):
     """A vector store."""
 
@@ -23,6 +31,8 @@ class Store(msgspec.Struct, frozen=True):
     name: str
     file_counts: FileCounts = FileCounts()
     usage_bytes: int = 0
+    model: str = ""
+    reembedding: Reembedding | None = None
 
 
 class StorePage(msgspec.Struct, frozen=True):

@@ -60,6 +60,15 @@ class FileCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class Reembedding:
+    """A store's chunks get vectors of another model, "" until it has answered; `done` of `total` have them."""
+
+    model: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class VectorStore:
     """A searchable set of files.
 
@@ -68,6 +77,7 @@ class VectorStore:
         model: The embedder's full `name:version`, fixed when the first file was embedded; "" until then.
         usage: Bytes of text and vectors.
         expires_after_days: Days after the last use until it is removed, or None.
+        reembedding: How far it is with being embedded with another model, or None.
     """
 
     id: str
@@ -81,6 +91,7 @@ class VectorStore:
     model: str = ""
     expires_after_days: int | None = None
     expires: int | None = None
+    reembedding: Reembedding | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,6 +377,13 @@ class VectorStores(Protocol):
 
     async def rebuild(self, store: str, *, tenant: str) -> None:
         """Make a store's indexes anew from what is stored; searches go on meanwhile."""
+        ...
+
+    async def reembed(self, store: str, *, tenant: str) -> VectorStore:
+        """Have a store embedded with the model that the settings name now; the old vectors answer until all are new.
+
+        What was begun with that model is gone on with. Raises as `EmbeddingModels.embed` if there is no such model.
+        """
         ...
 
     async def verify(self, store: str, *, tenant: str) -> Sequence[str]:

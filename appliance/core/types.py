@@ -288,6 +288,7 @@ class EmbeddingRequest:
         inputs: One or more.
         truncate: Cut inputs that are too long instead of refusing them.
         dimensions: Numbers of a vector, or None for the model's own.
+        keep: Whether vectors may be kept for later requests. Whoever has to erase texts keeps their vectors himself.
         priority: Order of admission, where the engine has one; others serve all who wait in turns.
         tenant: The API key's id, or "" on an open loopback server.
         deadline_s: Seconds from now after which the work is given up, or None.
@@ -298,6 +299,7 @@ class EmbeddingRequest:
     inputs: Sequence[EmbeddingInput]
     truncate: bool = False
     dimensions: int | None = None
+    keep: bool = True
     priority: Priority = Priority.DEFAULT
     tenant: str = ""
     deadline_s: float | None = None

@@ -15,7 +15,7 @@ from itertools import groupby
 import numpy as np
 
 from appliance.core.clock import Clock
-from appliance.core.errors import ApplianceError, NotFoundError
+from appliance.core.errors import ApplianceError
 from appliance.core.settings import Settings
 from appliance.core.types import EmbeddingModels
 from appliance.retrieval import jobs
@@ -25,6 +25,7 @@ from appliance.retrieval.files import UploadedFiles
 from appliance.retrieval.ingest import PASSING, Ingest
 from appliance.retrieval.jobs import Claims
 from appliance.retrieval.parts import Cut, Keywords, Parser, Searcher, TokenCounter, Turns, VectorIndexes
+from appliance.retrieval.reembedding import Reembedding
 from appliance.retrieval.stores import Stores
 from appliance.retrieval.truth import StoredTexts
 from appliance.retrieval.upkeep import Upkeep
@@ -111,6 +112,9 @@ class Documents:
             vectors=vectors,
             turns=turns,
         )
+        self._reembedding = Reembedding(
+            database, clock, claims, embedding=self._embedding, vectors=vectors, turns=turns
+        )
         loop = asyncio.get_running_loop()
         self.files = UploadedFiles(database, folder, settings.max_file_bytes, clock, self._erasure)
         self.stores = Stores(
@@ -120,11 +124,13 @@ class Documents:
             searcher=searcher,
             upkeep=Upkeep(database, keywords, vectors, turns),
             embedder=settings.embedding_model,
+            counter=counter,
             on_work=lambda: loop.call_soon_threadsafe(self._on_work),  # files are added from other threads too
         )
 
     def _on_work(self) -> None:
         self._take_in.set()
+        self._embed.set()
         self._erasure.wake()
 
     async def run(self) -> None:
@@ -151,7 +157,7 @@ class Documents:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._erasure.run(), name="erasure")
             tasks.create_task(self._work(self._keyword_step, self._take_in), name="ingest")
-            tasks.create_task(self._work(self._embedding.step, self._embed), name="ingest embedding")
+            tasks.create_task(self._work(self._embedding_step, self._embed), name="ingest embedding")
             tasks.create_task(self._every(self._claims.lease_s / 3, self._renew), name="ingest claims")
             tasks.create_task(self._every(SWEEP_EVERY_S, self._sweep), name="expiry")
 
@@ -160,6 +166,9 @@ class Documents:
         if worked:
             self._embed.set()
         return worked
+
+    async def _embedding_step(self) -> bool:
+        return await self._embedding.step() or await self._reembedding.step()
 
     async def _work(self, step: Callable[[], Awaitable[bool]], wake: asyncio.Event) -> None:
         """Do what there is to do; after an error that passes, wait as long as it says, or ever longer."""
@@ -199,26 +208,6 @@ class Documents:
 
         while await self._database.write(remove):
             self._erasure.wake()
-
-    async def reembed(self, store: str, *, tenant: str) -> None:
-        """Drop a store's vectors, and embed all of it with the model that the settings name now.
-
-        Keyword search goes on meanwhile; vectors catch up. Raises NotFoundError.
-        """
-        async with self._turns.vectors:
-
-            def write(connection: Connection) -> int:
-                row = connection.execute(
-                    "SELECT key FROM stores WHERE id = ? AND tenant = ?", (store, tenant)
-                ).fetchone()
-                if row is None:
-                    raise NotFoundError(f"There is no vector store {store!r}.")
-                jobs.embed_again(connection, row[0])
-                return int(row[0])
-
-            key = await self._database.write(write)
-            await asyncio.to_thread(self._vectors.drop, key)
-        self._embed.set()
 
     async def check_keywords(self) -> None:
         """Bring the keyword index to what the truth has: what a killed process had not written, or too much."""

@@ -89,7 +89,7 @@ class Embedding:
             return False
         texts = {row["text_hash"]: row["text"] for row in batch.rows if row["text_hash"] not in batch.known}
         try:
-            model, computed, failed = await self._embed(batch, texts)
+            model, computed, failed = await self.compute(batch.tenant, batch.model, texts)
         except NotFoundError as error:
             await self._without_model(batch, error)
             return True
@@ -104,7 +104,8 @@ class Embedding:
         now = self._clock.unix()
         free, values = self._claims.free(now)
         sql = f"""
-            SELECT key, tenant, model, dimensions FROM stores WHERE (lease_owner = ? OR {free}) AND key IN (
+            SELECT key, tenant, model, dimensions FROM stores
+            WHERE next_model IS NULL AND (lease_owner = ? OR {free}) AND key IN (
                 SELECT store FROM store_files WHERE stage = 'keywords' AND status = 'in_progress'
             )
         """  # noqa: S608
@@ -113,21 +114,31 @@ class Embedding:
             if rows:
                 sql = "UPDATE stores SET lease_owner = ?, lease_until = ? WHERE key = ?"
                 connection.execute(sql, (self._claims.owner, now + self._claims.lease_s, store))
-                return _Batch(store, tenant, model, dimensions, rows, _known(connection, model, rows))
+                return _Batch(store, tenant, model, dimensions, rows, known_hashes(connection, model, rows))
             _complete(connection, store)  # what a killed process had no time for
         return None
 
     # Computing
 
-    async def _embed(
-        self, batch: _Batch, texts: dict[bytes, str]
+    async def compute(
+        self, tenant: str, model: str, texts: dict[bytes, str]
     ) -> tuple[str, dict[bytes, Vector], dict[bytes, ApplianceError]]:
-        """Return the model that answered, vectors by hash, and why others have none."""
+        """Return the model that answered, vectors by hash, and why others have none.
+
+        Args:
+            tenant: Whose texts they are.
+            model: Full name, or "" for the one that embeds new stores.
+            texts: By hash.
+
+        Raises:
+            NotFoundError: There is no such model.
+            ApplianceError: One of `PASSING`.
+        """
         if not texts:
-            return batch.model, {}, {}
+            return model, {}, {}
         try:
-            model, vectors = await self._request(batch, list(texts.values()))
-            return model, dict(zip(texts, vectors, strict=True)), {}
+            answered, vectors = await self._request(tenant, model, list(texts.values()))
+            return answered, dict(zip(texts, vectors, strict=True)), {}
         except (*PASSING, NotFoundError):
             raise
         except ApplianceError as error:
@@ -136,17 +147,22 @@ class Embedding:
         failed: dict[bytes, ApplianceError] = {}
         for hashed, text in texts.items():
             try:
-                full, vectors = await self._request(batch, [text])
+                full, vectors = await self._request(tenant, model, [text])
                 computed[hashed], answered = vectors[0], full
             except (*PASSING, NotFoundError):
                 raise
             except ApplianceError as error:
                 failed[hashed] = error
-        return answered if computed else batch.model, computed, failed
+        return answered if computed else model, computed, failed
 
-    async def _request(self, batch: _Batch, texts: Sequence[str]) -> tuple[str, Sequence[Vector]]:
+    async def _request(self, tenant: str, model: str, texts: Sequence[str]) -> tuple[str, Sequence[Vector]]:
         request = EmbeddingRequest(
-            batch.model or self._embedder, texts, truncate=True, priority=Priority.FLEX, tenant=batch.tenant
+            model or self._embedder,
+            texts,
+            truncate=True,
+            keep=False,  # `retrieval.db` has them, and erases them with their texts
+            priority=Priority.FLEX,
+            tenant=tenant,
         )
         answer = await self._models.embed(request)
         if not all(np.isfinite(each).all() for each in answer.vectors):
@@ -233,7 +249,8 @@ class Embedding:
         found = sorted({len(each) for each in computed.values()})
         message = (
             f"{model} answers with vectors of {', '.join(map(str, found))} numbers; the store has vectors of "
-            f"{batch.dimensions} from {batch.model or 'no model'}. Embed the store again."
+            f"{batch.dimensions} from {batch.model or 'no model'}. "
+            "Embed the store again: appliance docs reembed."
         )
 
         def write(connection: Connection) -> None:
@@ -254,7 +271,8 @@ def _waiting(connection: Connection, store: int, limit: int) -> list[Row]:
     return connection.execute(sql, {"store": store}).fetchall()
 
 
-def _known(connection: Connection, model: str, rows: Sequence[Row]) -> frozenset[bytes]:
+def known_hashes(connection: Connection, model: str, rows: Sequence[Row]) -> frozenset[bytes]:
+    """Return the hashes of those texts whose vectors are there."""
     sql = "SELECT 1 FROM vectors WHERE text_hash = ? AND model = ?"
     hashes = {bytes(row["text_hash"]) for row in rows}
     return frozenset(each for each in hashes if connection.execute(sql, (each, model)).fetchone())

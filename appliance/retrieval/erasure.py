@@ -207,11 +207,11 @@ def _delete_slice(connection: Connection, job: Row) -> bool:
     if job["store"] is None:
         return False
     column, key = ("store", job["store"]) if job["store_file"] is None else ("store_file", job["store_file"])
-    sql = f"SELECT id, vector FROM chunks WHERE {column} = ? LIMIT {SLICE}"  # noqa: S608
+    sql = f"SELECT id, vector, next_vector FROM chunks WHERE {column} = ? LIMIT {SLICE}"  # noqa: S608
     rows = connection.execute(sql, (key,)).fetchall()
     ids = sorted(int(row["id"]) for row in rows)
     connection.executemany("DELETE FROM chunks WHERE id = ?", [(each,) for each in ids])
-    delete_unused(connection, [int(row["vector"]) for row in rows if row["vector"] is not None])
+    delete_unused(connection, [int(each) for row in rows for each in (row["vector"], row["next_vector"]) if each])
     connection.executemany(
         "INSERT INTO erased_chunks (erasure, store, first, last) VALUES (?, ?, ?, ?)",
         [(job["key"], job["store"], first, last) for first, last in ranges(ids)],
@@ -222,7 +222,10 @@ def _delete_slice(connection: Connection, job: Row) -> bool:
 def delete_unused(connection: Connection, vectors: Sequence[int]) -> None:
     """Delete those of the vectors that no chunk has any more."""
     connection.executemany(
-        "DELETE FROM vectors WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM chunks WHERE vector = ?1)",
+        """
+        DELETE FROM vectors WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM chunks WHERE vector = ?1)
+            AND NOT EXISTS (SELECT 1 FROM chunks WHERE next_vector = ?1)
+        """,
         [(each,) for each in vectors],
     )
 

@@ -52,6 +52,11 @@ def condition(wanted: Filter, column: str = "store_files.attributes") -> Conditi
     return Condition(sql, tuple(parameters))
 
 
+def is_key(name: str) -> bool:
+    """Return True if a name has nothing in it that would make another of it in a path of JSON."""
+    return not any(each in '"\\\x7f' or each < " " for each in name)
+
+
 def _check_size(wanted: Filter) -> None:
     comparisons = values = depth = 0
     level: list[Filter] = [wanted]
@@ -88,7 +93,7 @@ def _translated(wanted: Filter, column: str) -> tuple[str, list[SqlValue]]:
 
 def _comparison(wanted: Comparison, column: str) -> tuple[str, list[SqlValue]]:
     _check_text(wanted.key, MOST_KEY, "key")
-    if any(each in wanted.key for each in '"\\') or any(each < " " for each in wanted.key):
+    if not is_key(wanted.key):
         raise _bad(f"The key {wanted.key!r} has a quotation mark, a backslash or a control character.", "")
     test, parameters = _test(wanted)
     negation = "NOT " if wanted.type in ("ne", "nin") else ""

@@ -12,6 +12,7 @@ from appliance.core.clock import Clock
 from appliance.core.encoders import TextClassifiers
 from appliance.core.errors import UnavailableError
 from appliance.core.settings import Settings
+from appliance.core.tensors import TensorModels
 from appliance.core.types import EmbeddingModels
 from appliance.retrieval.chunks import cut
 from appliance.retrieval.documents import Documents
@@ -20,6 +21,7 @@ from appliance.retrieval.ownership import DocumentsElsewhere, own
 from appliance.retrieval.parsing.parser import DocumentParser
 from appliance.retrieval.parts import TokenCounter
 from appliance.retrieval.passages import Passages
+from appliance.retrieval.reading import ReadingParser
 from appliance.retrieval.schema import open_retrieval
 from appliance.retrieval.search import Reranking, Search
 from appliance.retrieval.truth import StoredVectors
@@ -36,6 +38,7 @@ async def open_documents(
     models: EmbeddingModels,
     counter: TokenCounter,
     rerankers: TextClassifiers,
+    tensors: TensorModels,
 ) -> AsyncIterator[Documents | DocumentsElsewhere]:
     """Open what is stored, and close it on leaving, newest first; `Documents.run` does the work meanwhile.
 
@@ -47,6 +50,7 @@ async def open_documents(
         models: Whatever embeds.
         counter: Counts in the embedder's tokens.
         rerankers: Whatever reads a hit with its query.
+        tensors: Whatever runs the models that read pictures.
 
     Raises:
         StorageError: The database or an index cannot be opened.
@@ -59,7 +63,9 @@ async def open_documents(
             LOGGER.warning("%s", error)
             documents = DocumentsElsewhere(error)
         else:
-            documents = await _open(stack, settings, clock, models=models, counter=counter, rerankers=rerankers)
+            documents = await _open(
+                stack, settings, clock, models=models, counter=counter, rerankers=rerankers, tensors=tensors
+            )
         yield documents
 
 
@@ -71,6 +77,7 @@ async def _open(
     models: EmbeddingModels,
     counter: TokenCounter,
     rerankers: TextClassifiers,
+    tensors: TensorModels,
 ) -> Documents:
     """Open what this process owns; the stack closes it."""
     database = await asyncio.to_thread(open_retrieval, settings.retrieval_path)
@@ -95,7 +102,7 @@ async def _open(
         settings,
         database,
         clock,
-        parser=parser,
+        parser=ReadingParser(parser, tensors),
         cut=cut,
         counter=counter,
         models=models,

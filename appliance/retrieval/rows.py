@@ -11,7 +11,16 @@ from typing import Any
 import msgspec
 
 from appliance.core.errors import InvalidRequestError, NotFoundError
-from appliance.core.retrieval import AttributeValue, Chunking, FileCounts, StoredFile, StoreFile, VectorStore
+from appliance.core.retrieval import (
+    AttributeValue,
+    Chunking,
+    FileCounts,
+    Reembedding,
+    StoredFile,
+    StoreFile,
+    VectorStore,
+)
+from appliance.retrieval.filters import is_key
 from appliance.store.database import Connection, Row
 
 DAY_S = 86_400
@@ -37,18 +46,27 @@ def attributes_text(attributes: Mapping[str, AttributeValue]) -> str:
     """Return a file's attributes as JSON.
 
     Raises:
-        InvalidRequestError: There are more than 16, or one is too long or no finite number.
+        InvalidRequestError: There are more than 16, or one is too long or no finite number, or has a name that no
+            filter can have.
     """
     if len(attributes) > MOST_ATTRIBUTES:
         raise _bad(f"There are {len(attributes)} attributes; {MOST_ATTRIBUTES} are the most.")
     for key, value in attributes.items():
         if not 0 < len(key) <= MOST_KEY:
             raise _bad(f"An attribute's name has {len(key)} characters; 1 to {MOST_KEY} are taken.")
+        if not is_key(key):
+            raise _bad(f"The attribute's name {key!r} has a quotation mark, a backslash or a control character.")
+        if not _is_text(key) or (isinstance(value, str) and not _is_text(value)):
+            raise _bad(f"The attribute {key!r} has a NUL or half a surrogate pair.")
         if isinstance(value, str) and len(value) > MOST_VALUE:
             raise _bad(f"The attribute {key!r} has {len(value)} characters; {MOST_VALUE} are the most.")
         if isinstance(value, float) and not math.isfinite(value):
             raise _bad(f"The attribute {key!r} is no finite number.")
     return msgspec.json.encode(dict(attributes)).decode()
+
+
+def _is_text(text: str) -> bool:
+    return "\0" not in text and not any("\ud800" <= each <= "\udfff" for each in text)
 
 
 def _bad(message: str) -> InvalidRequestError:
@@ -80,7 +98,14 @@ def to_store(connection: Connection, row: Row) -> VectorStore:
         model=row["model"],
         expires_after_days=days,
         expires=None if days is None else row["last_active"] + days * DAY_S,
+        reembedding=None if row["next_model"] is None else _reembedding(connection, row),
     )
+
+
+def _reembedding(connection: Connection, row: Row) -> Reembedding:
+    sql = "SELECT count(*), coalesce(sum(id <= ?), 0) FROM chunks WHERE store = ?"
+    total, done = connection.execute(sql, (row["next_chunk"], row["key"])).fetchone()
+    return Reembedding(row["next_model"], done, total)
 
 
 def to_store_file(row: Row) -> StoreFile:

@@ -6,6 +6,7 @@ every search at once, and their own rows are erased behind it. So whatever a sea
 
     stages of a store_file     queued → cut (chunks are there) → keywords (keyword index has them) → done (vectors too)
     chunks.vector              NULL until embedded; within a store, chunks are embedded in the order of their ids
+    stores.next_model          set while a store is embedded with another model: `reembedding`
     vectors                    one for each text and model of a tenant, however many chunks have that text
     erased_chunks              ids whose rows are gone, and that may still be in an index: ranges, both ends included
 """
@@ -147,6 +148,17 @@ MIGRATIONS: tuple[Migration, ...] = (
                 count INTEGER NOT NULL
             ) STRICT
             """,
+        ),
+    ),
+    Migration(
+        2,
+        "embedding with another model",
+        (
+            "ALTER TABLE stores ADD COLUMN next_model TEXT",
+            "ALTER TABLE stores ADD COLUMN next_dimensions INTEGER NOT NULL DEFAULT 0",
+            "ALTER TABLE stores ADD COLUMN next_chunk INTEGER NOT NULL DEFAULT 0",
+            "ALTER TABLE chunks ADD COLUMN next_vector INTEGER",
+            "CREATE INDEX chunks_next_vector ON chunks (next_vector) WHERE next_vector IS NOT NULL",
         ),
     ),
 )

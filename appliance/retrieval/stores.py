@@ -20,7 +20,8 @@ from appliance.core.retrieval import (
     VectorStore,
 )
 from appliance.retrieval.erasure import Erasure
-from appliance.retrieval.parts import Searcher
+from appliance.retrieval.parts import Searcher, TokenCounter
+from appliance.retrieval.reembedding import ask
 from appliance.retrieval.rows import (
     SELECT_STORE_FILE,
     attributes_text,
@@ -51,6 +52,7 @@ class Stores:
         *,
         searcher: Searcher,
         upkeep: Upkeep,
+        counter: TokenCounter,
         embedder: str,
         on_work: Callable[[], object],
     ) -> None:
@@ -62,6 +64,7 @@ class Stores:
             erasure: Erases what is removed.
             searcher: Searches.
             upkeep: Checks and remakes indexes.
+            counter: Knows which embedders there are.
             embedder: The model that embeds new stores, as `name` or `name:version`.
             on_work: Called when there is something to take in.
         """
@@ -70,6 +73,7 @@ class Stores:
         self._erasure = erasure
         self._searcher = searcher
         self._upkeep = upkeep
+        self._counter = counter
         self._embedder = embedder
         self._on_work = on_work
 
@@ -186,12 +190,12 @@ class Stores:
         return name, added
 
     def _check_embedder(self, store: Row) -> None:
-        model = str(store["model"])
+        model = str(store["model"] if store["next_model"] is None else store["next_model"])
         if model and self._embedder not in (model, model.partition(":")[0]):
             raise ConflictError(
                 f"The store {store['id']} was embedded with {model} ({store['dimensions']} numbers a vector); "
                 f"files are embedded with {self._embedder} now, and their vectors do not compare.",
-                advice=f"Embed the store again, or set `embedding_model` back to {model}.",
+                advice=f"Embed the store again, `appliance docs reembed`, or set `embedding_model` back to {model}.",
                 code="embedder_changed",
             )
 
@@ -332,6 +336,19 @@ class Stores:
     async def verify(self, store: str, *, tenant: str) -> Sequence[str]:
         """Return what is wrong with a store's indexes, one sentence each; nothing is the rule."""
         return await self._upkeep.verify(self._key(store, tenant))
+
+    async def reembed(self, store: str, *, tenant: str) -> VectorStore:
+        """Have a store embedded with another model; see `core.retrieval.VectorStores.reembed`."""
+        self._key(store, tenant)
+        await self._counter.count_tokens(self._embedder, ["."])  # whether there is such a model
+
+        def write(connection: Connection) -> VectorStore:
+            ask(connection, self._store(connection, store, tenant), self._embedder)
+            return to_store(connection, self._store(connection, store, tenant))
+
+        found = await self._database.write(write)
+        self._on_work()
+        return found
 
     def _key(self, store: str, tenant: str) -> int:
         return int(self._database.read(lambda each: self._store(each, store, tenant))["key"])

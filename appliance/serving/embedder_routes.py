@@ -65,11 +65,13 @@ class EmbedderRoute:
     space: bytes
     cache: EmbeddingCache
 
-    async def embed(self, inputs: Sequence[array[int]], priority: Priority = Priority.DEFAULT) -> Sequence[Vector]:
-        """Return a vector for each input, from the cache where it is there."""
+    async def embed(
+        self, inputs: Sequence[array[int]], priority: Priority = Priority.DEFAULT, *, keep: bool = True
+    ) -> Sequence[Vector]:
+        """Return a vector for each input, from the cache where it is there; `keep` what is computed."""
         model = self.model
         compute = partial(model.embed, priority=priority) if isinstance(model, OnnxEncoder) else model.embed
-        return await self.cache.embed(model.name, self.space, inputs, compute)
+        return await self.cache.embed(model.name, self.space, inputs, compute, keep=keep)
 
 
 class EmbedderRoutes:

@@ -22,6 +22,7 @@ from appliance.core.retrieval import (
     Filter,
     Hit,
     NewStoreFile,
+    Reembedding,
     SearchRequest,
     SearchResult,
     StoreChange,
@@ -133,6 +134,7 @@ class ScriptedStores:
         searches: What was looked for.
         problems: What the next verification finds.
         rebuilt: The stores that were.
+        reembedded: The stores that were asked to be.
         failures: Raised instead by the next calls of `add`, one each.
     """
 
@@ -141,6 +143,7 @@ class ScriptedStores:
         self.searches: list[SearchRequest] = []
         self.problems: list[str] = []
         self.rebuilt: list[str] = []
+        self.reembedded: list[str] = []
         self.failures: list[Exception] = []
         self._files = files
         self._stores: dict[str, _Store] = {}
@@ -292,6 +295,11 @@ class ScriptedStores:
     async def rebuild(self, store: str, *, tenant: str) -> None:
         self._of(store, tenant)
         self.rebuilt.append(store)
+
+    async def reembed(self, store: str, *, tenant: str) -> VectorStore:
+        begun = replace(self._of(store, tenant).store, reembedding=Reembedding("", 0, 4))
+        self.reembedded.append(store)
+        return begun
 
     async def verify(self, store: str, *, tenant: str) -> Sequence[str]:
         self._of(store, tenant)

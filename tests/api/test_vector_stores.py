@@ -363,6 +363,10 @@ BAD_FILES: list[dict[str, Any]] = [
     {"file_id": "f", "attributes": {"k": None}},
     {"file_id": "f", "attributes": {"k": ["v"]}},
     {"file_id": "f", "attributes": {"k": 2**63}},
+    {"file_id": "f", "attributes": {'a"b': 1}},
+    {"file_id": "f", "attributes": {"a\\b": 1}},
+    {"file_id": "f", "attributes": {"a\tb": 1}},
+    {"file_id": "f", "attributes": {"a": "b\0"}},
 ]
 
 
@@ -410,6 +414,7 @@ async def test_a_bad_batch_is_refused(box: ScriptedBox, store: VectorStore, docu
         ("POST", "/file_batches/vsfb_none/cancel", None),
         ("GET", "/file_batches/vsfb_none/files", None),
         ("POST", "/rebuild", None),
+        ("POST", "/reembed", None),
         ("GET", "/verify", None),
     ],
 )
@@ -426,6 +431,13 @@ async def test_what_is_not_there_is_404_and_what_is_anothers_is_not_there(
     other = {"authorization": f"Bearer {secret}"}
     assert (await box.ask(method, f"/v1/vector_stores/{store.id}{path}", document, headers=other)).status == 404
     assert (await box.ask("GET", "/v1/vector_stores", headers=other)).json()["data"] == []
+
+
+async def test_a_store_is_embedded_again_by_its_owner(box: ScriptedBox, store: VectorStore) -> None:
+    answer = (await box.ask("POST", f"/v1/vector_stores/{store.id}/reembed")).json()
+    assert (answer["id"], answer["reembedding"]) == (store.id, {"model": "", "done": 0, "total": 4})
+    assert box.stores.reembedded == [store.id]
+    assert (await box.ask("GET", f"/v1/vector_stores/{store.id}")).json()["reembedding"] is None
 
 
 async def test_a_store_can_be_verified_and_rebuilt_by_an_admin_only(tmp_path: Any) -> None:

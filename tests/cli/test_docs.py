@@ -116,6 +116,14 @@ async def test_indexes_are_verified_and_rebuilt(docs: Docs, box: ScriptedBox) ->
     assert box.stores.rebuilt == [store]
 
 
+async def test_a_store_is_embedded_with_another_model(docs: Docs, box: ScriptedBox) -> None:
+    store = box.stores.create(tenant="", name="documents").id
+    assert "old vectors answer" in (await docs("reembed", "--no-wait")).output
+    assert "is embedded with" in (await docs("reembed")).output
+    assert json.loads((await docs("reembed", "--json")).output) == {"store": store, "model": "", "done": True}
+    assert box.stores.reembedded == [store] * 3
+
+
 async def test_a_large_file_is_sent_in_pieces(docs: Docs, box: ScriptedBox, tmp_path: Path) -> None:
     content = bytes(range(256)) * 4 * 3000
     box.files._most_bytes = len(content)
@@ -140,7 +148,7 @@ async def test_more_documents_than_a_page_has_are_all_known(docs: Docs, tmp_path
     assert "120 unchanged" in (await docs("add", str(folder))).output
 
 
-@pytest.mark.parametrize("verb", ["add", "list", "search", "remove", "rebuild", "verify"])
+@pytest.mark.parametrize("verb", ["add", "list", "search", "remove", "rebuild", "reembed", "verify"])
 def test_each_verb_explains_itself_with_an_example(verb: str) -> None:
     said = CliRunner().invoke(appliance, ["docs", verb, "--help"]).output
     assert "Example" in said

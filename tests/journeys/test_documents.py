@@ -166,6 +166,7 @@ def doors(client: openai.OpenAI) -> dict[str, Callable[[], object]]:
         "delete store": lambda: stores.delete("vs_1"),
         "search": lambda: stores.search("vs_1", query="oil"),
         "rebuild": lambda: client.post("/vector_stores/vs_1/rebuild", cast_to=object),
+        "reembed": lambda: client.post("/vector_stores/vs_1/reembed", cast_to=object),
         "verify": lambda: client.get("/vector_stores/vs_1/verify", cast_to=object),
         "add file": lambda: stores.files.create(vector_store_id="vs_1", file_id="file-1"),
         "list files of store": lambda: stores.files.list("vs_1"),

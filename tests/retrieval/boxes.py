@@ -170,6 +170,10 @@ class Box:
     async def until_through(self, store: str, tenant: str = "") -> None:
         await self.until(lambda: self.documents.stores.get(store, tenant=tenant).counts.in_progress == 0)
 
+    async def until_reembedded(self, store: str) -> None:
+        await self.until(lambda: self.documents.stores.get(store, tenant="").reembedding is None)
+        await self.until_through(store)
+
     def rows(self, sql: str, *values: object) -> list[tuple[object, ...]]:
         return self.database.read(lambda each: [tuple(row) for row in each.execute(sql, values)])
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import docx
 import openpyxl
 from docx.oxml import parse_xml
+from PIL import Image, ImageDraw, ImageFont
 
 from appliance.retrieval.parsing import sniff
 from appliance.retrieval.parsing.document import Block
@@ -174,3 +175,12 @@ def write_mail(path: Path) -> Path:
     message.add_attachment(inner)
     path.write_bytes(message.as_bytes())
     return path
+
+
+def draw_page(lines: Sequence[str], size: tuple[int, int] = (1240, 1754), letters: int = 34) -> Image.Image:
+    """Return a page as a scanner makes it, at 150 dpi: lines of text and nothing else."""
+    page = Image.new("L", size, "white")
+    pen = ImageDraw.Draw(page)
+    for number, line in enumerate(lines):
+        pen.text((120, 150 + 2 * number * letters), line, fill=20, font=ImageFont.load_default(letters))
+    return page

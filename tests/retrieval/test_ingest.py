@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from appliance.core.errors import ConflictError, NotFoundError, OverloadedError, UnavailableError
+from appliance.core.errors import (
+    ConflictError,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+    UnavailableError,
+)
 from appliance.core.retrieval import Chunking, NewStoreFile
 from tests.retrieval.boxes import CountingEmbedder, box
 
@@ -102,7 +108,7 @@ async def test_without_an_embedder_files_are_searchable_by_keyword(tmp_path: Pat
         await each.until_through(store.id)
         found = each.documents.stores.get_file(store.id, file.id, tenant="")
         assert (found.status, found.chunks, found.embedded) == ("completed", 1, 0)
-        await each.documents.reembed(store.id, tenant="")
+        await each.documents.stores.reembed(store.id, tenant="")
         await each.until(lambda: each.documents.stores.get_file(store.id, file.id, tenant="").embedded == 1)
 
 
@@ -119,8 +125,8 @@ async def test_another_embedder_is_refused_until_the_store_is_embedded_again(tmp
             await each.add(store.id, new.id)
         assert refused.value.code == "embedder_changed"
         assert each.rows("SELECT count(*) FROM store_files") == [(1,)]
-        await each.documents.reembed(store.id, tenant="")
-        await each.until_through(store.id)
+        await each.documents.stores.reembed(store.id, tenant="")
+        await each.until_reembedded(store.id)
         await each.add(store.id, new.id)
         await each.until_through(store.id)
         assert each.documents.stores.get(store.id, tenant="").model == "other:1"
@@ -218,3 +224,26 @@ async def test_the_claims_of_a_dead_worker_are_taken_over_at_the_start(tmp_path:
     async with box(tmp_path, lease_s=3600) as each:
         await each.until_through(store.id)
         assert each.rows("SELECT embedded, attempts FROM store_files") == [(1, 0)]
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "a\n", "a\x7f", "a\0", "\ud800", "", "k" * 65])
+async def test_an_attribute_that_no_filter_could_name_is_refused_and_nothing_changes(tmp_path: Path, name: str) -> None:
+    async with box(tmp_path, running=False) as each:
+        store, file = each.documents.stores.create(tenant=""), await each.upload("The pump needs oil.")
+        new = [NewStoreFile(file.id, {name: 1})]
+        with pytest.raises(InvalidRequestError) as refused:
+            each.documents.stores.add(store.id, new, tenant="", batch=False)
+        assert refused.value.param == "attributes"
+        await each.add(store.id, file.id)
+        with pytest.raises(InvalidRequestError):
+            each.documents.stores.change_file(store.id, file.id, {name: 1}, tenant="")
+        assert each.rows("SELECT attributes FROM store_files") == [("{}",)]
+
+
+@pytest.mark.parametrize("value", ["a\0b", "\udc00"])
+async def test_an_attribute_that_no_filter_could_equal_is_refused(tmp_path: Path, value: str) -> None:
+    async with box(tmp_path, running=False) as each:
+        store, file = each.documents.stores.create(tenant=""), await each.upload("The pump needs oil.")
+        with pytest.raises(InvalidRequestError, match="surrogate"):
+            each.documents.stores.add(store.id, [NewStoreFile(file.id, {"a": value})], tenant="", batch=False)
+        assert each.rows("SELECT count(*) FROM store_files") == [(0,)]

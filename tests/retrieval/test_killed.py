@@ -65,8 +65,11 @@ def opened(path):
 
 async def main():
     global armed
-    async with box(folder, database=opened, embedder=CountingEmbedder(log=folder.parent / "asked")) as each:
-        for part, names in ((each.keywords, ("add", "remove", "erase")), (each.vectors, ("add", "remove", "drop"))):
+    model, dimensions = ("other:1", 16) if action == "embed with another" else ("embedder:1", 8)
+    embedder = CountingEmbedder(log=folder.parent / "asked", model=model, dimensions=dimensions)
+    async with box(folder, database=opened, embedder=embedder, embedding_model=embedder.model) as each:
+        words, meanings = ("add", "remove", "erase"), ("add", "remove", "drop", "rebuild")
+        for part, names in ((each.keywords, words), (each.vectors, meanings)):
             for name in names:
                 setattr(part, name, watched(getattr(part, name), "index"))
         stores = each.documents.stores
@@ -80,9 +83,11 @@ async def main():
             await each.documents.files.delete(names["marked"], tenant="")
         elif action == "delete store":
             await stores.delete(store, tenant="")
-        elif action == "embed again":
-            await each.documents.reembed(store, tenant="")
-            await each.until_through(store)
+        elif action in ("embed again", "embed with another"):
+            await each.documents.stores.reembed(store, tenant="")
+            await each.until_reembedded(store)
+            async with each.documents._turns.vectors:  # the index is made anew behind the last commit
+                pass
         armed = False
 
 asyncio.run(main())
@@ -167,8 +172,26 @@ async def test_embedding_again_is_gone_on_with(tmp_path: Path, where: str) -> No
     for folder in await each_kill(tmp_path, "embed again", where, taken_in=True):
         async with box(folder) as each:
             [store] = each.documents.stores.list(tenant="", limit=1, after="", newest_first=True)[0]
-            await each.until_through(store.id)
+            await each.until_reembedded(store.id)
             await check_whole(each, 10)
+
+
+@pytest.mark.parametrize("where", ["before commit", "after commit", "before index", "after index"])
+async def test_embedding_with_another_model_is_gone_on_with(tmp_path: Path, where: str) -> None:
+    """Whatever the moment, a store has the vectors of one model, and what was embedded is not embedded again."""
+    for folder in await each_kill(tmp_path, "embed with another", where, taken_in=True):
+        embedder = CountingEmbedder(log=folder.parent / "asked", model="other:1", dimensions=16)
+        async with box(folder, embedder=embedder, embedding_model="other:1", running=False) as each:
+            [store] = each.documents.stores.list(tenant="", limit=1, after="", newest_first=True)[0]
+            model = each.documents.stores.get(store.id, tenant="").model
+            used = "SELECT DISTINCT v.model, length(v.vector) FROM chunks c JOIN vectors v ON v.id = c.vector"
+            assert each.rows(used) == [(model, 64 if model == "other:1" else 32)]
+        async with box(folder, embedder=embedder, embedding_model="other:1") as each:
+            await each.documents.stores.reembed(store.id, tenant="")  # it may have died before it was acknowledged
+            await each.until_reembedded(store.id)
+            await check_whole(each, 10)
+            assert each.rows("SELECT DISTINCT model, length(vector) FROM vectors") == [("other:1", 64)]
+            assert each.rows("SELECT count(*) FROM chunks WHERE next_vector IS NOT NULL") == [(0,)]
 
 
 @pytest.mark.parametrize("action", ["delete file", "delete store"])

@@ -523,3 +523,12 @@ async def test_prompt_tokens_over_onnx_are_counted_whether_computed_or_found(box
             on_disk(floor.cache)
             assert metric(floor.metrics, "prompt_tokens_total") == asked * sum(told.token_counts)
             assert metric(floor.metrics, "request_success_total") == asked
+
+
+async def test_what_may_not_be_kept_is_not_and_what_is_here_is_used(cache: EmbeddingCache) -> None:
+    await ask(cache, Engine(), 1)
+    engine = Engine()
+    await cache.embed(MODEL, SPACE, inputs_of(1, 2), engine, keep=False)
+    assert engine.asked == [inputs_of(2)]
+    on_disk(cache)
+    assert await hits(cache, 1, 2) == {1}

@@ -172,6 +172,14 @@ def _store_operations(stores: VectorStoreResource) -> Sequence[Operation]:
             response=VectorStoreObject,
         ),
         _operation(
+            "POST",
+            f"{STORE}/reembed",
+            "reembedVectorStore",
+            "Embed a store with the model that the settings name now; the old vectors answer until all are new",
+            stores.reembed,
+            response=VectorStoreObject,
+        ),
+        _operation(
             "GET",
             f"{STORE}/verify",
             "verifyVectorStore",

@@ -20,7 +20,9 @@ Key = Annotated[Text, Meta(min_length=1, max_length=64)]
 Value = Annotated[Text, Meta(max_length=512)]
 Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Pairs = Annotated[dict[Key, Value], Meta(max_length=16)]
-Attributes = Annotated[dict[Key, Value | bool | Integer | float], Meta(max_length=16)]
+AttributeKey = Annotated[str, Meta(min_length=1, max_length=64, pattern=r'^[^"\\\x00-\x1f\x7f]+$')]
+"""Filters name attributes in paths of JSON."""
+Attributes = Annotated[dict[AttributeKey, Value | bool | Integer | float], Meta(max_length=16)]
 FileId = Annotated[Id, Meta(min_length=1)]
 FileIds = Annotated[list[FileId], Meta(max_length=MOST_FILES)]
 Name = Annotated[Text, Meta(max_length=256)]
@@ -64,12 +66,25 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
     total: int
 
 
+class ReembeddingObject(msgspec.Struct, frozen=True, kw_only=True):
+    """A store gets vectors of another model, and is searched with the old ones until it has all.
+
+    Attributes:
+        model: Empty until it has answered.
+    """
+
+    model: str
+    done: int
+    total: int
+
+
 class VectorStoreObject(msgspec.Struct, frozen=True, kw_only=True):
-    """A vector store; `model` is an extension.
+    """A vector store; `model` and `reembedding` are extensions.
 
     Attributes:
         status: `in_progress` while any of its files is.
         model: The embedder, fixed by the first file that was embedded; empty until then.
+        reembedding: How far it is with being embedded with another model; null unless it is.
     """
 
     id: str
@@ -85,6 +100,7 @@ class VectorStoreObject(msgspec.Struct, frozen=True, kw_only=True):
     last_active_at: int
     metadata: dict[str, str]
     model: str
+    reembedding: ReembeddingObject | None
 
 
 class LastError(msgspec.Struct, frozen=True):
@@ -200,6 +216,11 @@ def vector_store_object(store: VectorStore) -> VectorStoreObject:
         last_active_at=store.last_active,
         metadata=dict(store.metadata),
         model=store.model,
+        reembedding=None
+        if store.reembedding is None
+        else ReembeddingObject(
+            model=store.reembedding.model, done=store.reembedding.done, total=store.reembedding.total
+        ),
     )
 
 

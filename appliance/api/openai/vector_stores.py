@@ -159,6 +159,15 @@ class VectorStoreResource:
         await self._stores.rebuild(request.path_params["vector_store_id"], tenant=tenant_of(request))
         return await self.retrieve(request)
 
+    async def reembed(self, request: Request) -> ASGIApp:
+        """Have a store embedded with the model that the settings name now, and answer with the store.
+
+        Raises:
+            NotFoundError: There is no such store or model.
+        """
+        name = request.path_params["vector_store_id"]
+        return _json(vector_store_object(await self._stores.reembed(name, tenant=tenant_of(request))))
+
     async def verify(self, request: Request) -> ASGIApp:
         """Answer with what is wrong with a store's indexes. Raises NotFoundError."""
         name = request.path_params["vector_store_id"]

@@ -7,17 +7,32 @@ import os
 import sys
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from appliance.core.errors import InvalidRequestError, UnavailableError
 from appliance.retrieval.parsing.document import BETWEEN, Block, ParsedDocument
-from appliance.retrieval.parsing.protocol import HEADER_BYTES, LARGEST_FRAME, End, Job, Piece, Pieces, to_frame
+from appliance.retrieval.parsing.protocol import (
+    HEADER_BYTES,
+    LARGEST_FRAME,
+    LONGEST_SIDE,
+    MOST_PICTURES,
+    STRIDE,
+    End,
+    Job,
+    Look,
+    Piece,
+    Pieces,
+    Strip,
+    to_frame,
+)
 
 START_TIMEOUT_S = 60.0
 """For Python to start; well under a second, but slow storage may be busy."""
 
 _PASSED_ON = ("LANG", "LC_ALL", "LD_LIBRARY_PATH")
 """All that the process may see of the environment."""
-_DECODER = msgspec.json.Decoder(Pieces | End)
+_DECODER = msgspec.json.Decoder(Pieces | Strip | End)
 
 
 class ChildDiedError(InvalidRequestError):
@@ -84,6 +99,26 @@ class ParserChild:
         Raises:
             ChildDiedError: The process ended, or is out of step.
         """
+        await self._send(job)
+        found = _Assembly(job.max_characters)
+        while not isinstance(message := await self._receive(), End):
+            if isinstance(message, Strip):
+                raise _died()
+            for piece in message.pieces:
+                found.add(piece)
+        return ParsedDocument(tuple(found.blocks), message.title, tuple(message.pages_without_text)), message
+
+    async def look(self, look: Look) -> tuple[list[NDArray[np.uint8]], End]:
+        """Have the pictures on a page shown; return them, and how it went. Raises as `parse`."""
+        await self._send(look)
+        pictures = _Pictures()
+        while not isinstance(message := await self._receive(), End):
+            if isinstance(message, Pieces):
+                raise _died()
+            pictures.add(message)
+        return pictures.whole(), message
+
+    async def _send(self, job: Job | Look) -> None:
         self.files += 1
         if self._stdin.is_closing():
             raise _died()
@@ -92,18 +127,13 @@ class ParserChild:
             await self._stdin.drain()
         except ConnectionError as error:
             raise _died() from error
-        found = _Assembly(job.max_characters)
-        while not isinstance(message := await self._receive(), End):
-            for piece in message.pieces:
-                found.add(piece)
-        return ParsedDocument(tuple(found.blocks), message.title, tuple(message.pages_without_text)), message
 
-    async def _receive(self) -> Pieces | End:
+    async def _receive(self) -> Pieces | Strip | End:
         try:
             length = int.from_bytes(await self._stdout.readexactly(HEADER_BYTES), "big")
             if length > LARGEST_FRAME:
                 raise _died()
-            message: Pieces | End = _DECODER.decode(await self._stdout.readexactly(length))
+            message: Pieces | Strip | End = _DECODER.decode(await self._stdout.readexactly(length))
         except (asyncio.IncompleteReadError, ConnectionError, msgspec.DecodeError) as error:
             raise _died() from error
         return message
@@ -141,6 +171,34 @@ class _Assembly:
         if not piece.more:
             self.blocks.append(Block(piece.kind, "".join(self._parts), piece.page, piece.level))
             self._parts.clear()
+
+
+class _Pictures:
+    """Makes pictures of strips, within the limits that are agreed."""
+
+    def __init__(self) -> None:
+        self._pictures: list[NDArray[np.uint8]] = []
+        self._size = (0, 0)
+        self._rows = bytearray()
+
+    def add(self, strip: Strip) -> None:
+        size = (strip.height, strip.width)
+        if self._rows:
+            is_fit = size == self._size
+        else:
+            is_fit = len(self._pictures) < MOST_PICTURES and all(
+                0 < side <= LONGEST_SIDE and side % STRIDE == 0 for side in size
+            )
+            self._size = size
+        self._rows += strip.pixels
+        if not is_fit or not strip.pixels or len(self._rows) > strip.height * strip.width:
+            raise _died()
+        if len(self._rows) == strip.height * strip.width:
+            self._pictures.append(np.frombuffer(bytes(self._rows), np.uint8).reshape(size))
+            self._rows.clear()
+
+    def whole(self) -> list[NDArray[np.uint8]]:
+        return self._pictures
 
 
 def _died() -> ChildDiedError:

@@ -25,8 +25,13 @@ _READERS = {
     sniff.PDF: ("pdf", "read"),
     sniff.DOCX: ("docx", "read"),
     sniff.XLSX: ("xlsx", "read"),
+    sniff.PNG: ("pictures", "read"),
+    sniff.JPEG: ("pictures", "read"),
 }
-ADVICE = "Text is taken from plain text, Markdown, HTML, PDF, DOCX, XLSX, CSV, JSON and e-mail."
+ADVICE = (
+    "Text is taken from plain text, Markdown, HTML, PDF, DOCX, XLSX, CSV, JSON and e-mail, and with the models that "
+    "read pictures, from scans, PNG and JPEG."
+)
 
 
 def read(path: Path, media_type: str, writer: BlockWriter) -> None:

@@ -6,14 +6,21 @@ Whatever a file does there, it costs at most its time limit and the child; the n
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from appliance.core.errors import InvalidRequestError, UnavailableError
 from appliance.core.printable import printable
 from appliance.core.settings import Settings
 from appliance.retrieval.parsing.child import ChildDiedError, ParserChild
 from appliance.retrieval.parsing.document import ParsedDocument
-from appliance.retrieval.parsing.protocol import End, Job
+from appliance.retrieval.parsing.protocol import End, Job, Look
+
+T = TypeVar("T")
 
 FILES_PER_CHILD = 200
 """A child that has read so many makes room for a fresh one, lest what its libraries keep adds up."""
@@ -47,10 +54,18 @@ class DocumentParser:
             UnavailableError: The child cannot be started, or the parser is closed.
         """
         job = Job(str(path), media_type, self._timeout_s, self._max_characters)
+        return await self._ask(lambda child: child.parse(job), filename)
+
+    async def show(self, path: Path, filename: str, media_type: str, page: int) -> list[NDArray[np.uint8]]:
+        """Return the pictures on a page, grey, shape (height, width). Raises as `parse`."""
+        look = Look(str(path), media_type, page, self._timeout_s)
+        return await self._ask(lambda child: child.look(look), filename)
+
+    async def _ask(self, ask: Callable[[ParserChild], Awaitable[tuple[T, End]]], filename: str) -> T:
         async with self._lock:
             self._stay()
             try:
-                document, end = await self._parse_with_retry(job, printable(filename))
+                found, end = await self._ask_with_retry(ask, printable(filename))
             finally:
                 self._retire_later()
         if end.problem is not None:
@@ -60,7 +75,7 @@ class DocumentParser:
                 code="unsupported_file" if end.problem == "unsupported_file" else "invalid_file",
                 param="file",
             )
-        return document
+        return found
 
     async def close(self) -> None:
         """End the child. Idempotent; waits for a file that is being parsed."""
@@ -69,30 +84,32 @@ class DocumentParser:
             self._stay()
             await self._discard_child()
 
-    async def _parse_with_retry(self, job: Job, filename: str) -> tuple[ParsedDocument, End]:
+    async def _ask_with_retry(
+        self, ask: Callable[[ParserChild], Awaitable[tuple[T, End]]], filename: str
+    ) -> tuple[T, End]:
         """Ask the child; if one that had been well is found dead, ask a fresh one: another file may be to blame."""
         was_used = self._child is not None and self._child.files > 0
         try:
-            return await self._parse(job, filename)
+            return await self._ask_once(ask, filename)
         except ChildDiedError as error:
             if not was_used:
                 raise _named(error, filename) from error
         try:
-            return await self._parse(job, filename)
+            return await self._ask_once(ask, filename)
         except ChildDiedError as error:
             raise _named(error, filename) from error
 
-    async def _parse(self, job: Job, filename: str) -> tuple[ParsedDocument, End]:
+    async def _ask_once(self, ask: Callable[[ParserChild], Awaitable[tuple[T, End]]], filename: str) -> tuple[T, End]:
         """Have one file read; on anything but an answer the child is out of step, so it ends."""
         child = await self._ready_child()
         answered = False
         try:
-            async with asyncio.timeout(job.timeout_s):
-                document, end = await child.parse(job)
+            async with asyncio.timeout(self._timeout_s):
+                found, end = await ask(child)
             answered = end.problem != "invalid_file"
         except TimeoutError as error:
             raise InvalidRequestError(
-                f"{filename} was not read within {job.timeout_s:g} s.",
+                f"{filename} was not read within {self._timeout_s:g} s.",
                 advice="Split it, or raise `document_timeout_s`.",
                 code="invalid_file",
                 param="file",
@@ -100,7 +117,7 @@ class DocumentParser:
         finally:
             if not answered:
                 await self._discard_child()
-        return document, end
+        return found, end
 
     async def _ready_child(self) -> ParserChild:
         if self._closed:

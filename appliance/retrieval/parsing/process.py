@@ -22,7 +22,7 @@ import msgspec
 
 import appliance
 from appliance.retrieval.parsing import formats
-from appliance.retrieval.parsing.protocol import HEADER_BYTES, End, Job, Pieces, to_frame
+from appliance.retrieval.parsing.protocol import HEADER_BYTES, STRIP_BYTES, End, Job, Look, Pieces, Strip, to_frame
 from appliance.retrieval.parsing.writer import BlockWriter, InvalidError, UnsupportedError, one_line
 
 MEMORY_BYTES = 2**30
@@ -70,6 +70,21 @@ def take_text(job: Job, send: Callable[[Pieces], None]) -> End:
     return End(title=writer.title, pages_without_text=writer.pages_without_text)
 
 
+def show_pictures(look: Look, send: Callable[[Strip], None]) -> End:
+    """Decode the pictures on a page, and return how it went."""
+    try:
+        from appliance.retrieval.parsing.pictures import show  # noqa: PLC0415  (few files need it)
+
+        for picture in show(Path(look.path), look.media_type, look.page):
+            pixels = picture.tobytes()
+            rows = max(1, STRIP_BYTES // picture.width) * picture.width
+            for start in range(0, len(pixels), rows):
+                send(Strip(picture.width, picture.height, pixels[start : start + rows]))
+    except Exception as error:  # noqa: BLE001  (as above)
+        return problem_of(error)
+    return End()
+
+
 def problem_of(error: Exception) -> End:
     """Return what tells the parent of an error."""
     match error:
@@ -90,22 +105,22 @@ def _clip(reason: str) -> str:
     return one_line(reason)[:_LONGEST_REASON].rstrip(".")
 
 
-def serve(inbound: BinaryIO, outbound: BinaryIO, prepare: Callable[[Job], None]) -> None:
+def serve(inbound: BinaryIO, outbound: BinaryIO, prepare: Callable[[Job | Look], None]) -> None:
     """Answer until the parent closes its end."""
 
-    def send(message: Pieces | End) -> None:
+    def send(message: Pieces | Strip | End) -> None:
         outbound.write(to_frame(message))
         outbound.flush()
 
     send(End())
-    decoder = msgspec.json.Decoder(Job)
+    decoder = msgspec.json.Decoder(Job | Look)
     while body := inbound.read(int.from_bytes(inbound.read(HEADER_BYTES), "big")):
         job = decoder.decode(body)
         prepare(job)
-        send(take_text(job, send))
+        send(show_pictures(job, send) if isinstance(job, Look) else take_text(job, send))
 
 
-def restrict_process() -> Callable[[Job], None]:
+def restrict_process() -> Callable[[Job | Look], None]:
     """Take from this process, for good, all that readers have no use for.
 
     Returns:
@@ -125,7 +140,7 @@ def restrict_process() -> Callable[[Job], None]:
     guard = Guard()
     sys.addaudithook(guard)
 
-    def prepare(job: Job) -> None:
+    def prepare(job: Job | Look) -> None:
         guard.path = job.path
         usage = resource.getrusage(resource.RUSAGE_SELF)
         seconds = int(usage.ru_utime + usage.ru_stime + job.timeout_s) + 1

@@ -24,9 +24,11 @@ PDF = "application/pdf"
 ZIP = "application/zip"
 DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
 XLSX = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
+PNG = "image/png"
+JPEG = "image/jpeg"
 BINARY = "application/octet-stream"
 
-PARSED = frozenset({PLAIN, MARKDOWN, HTML, CSV, TSV, JSON, JSON_LINES, MAIL, PDF, DOCX, XLSX})
+PARSED = frozenset({PLAIN, MARKDOWN, HTML, CSV, TSV, JSON, JSON_LINES, MAIL, PDF, DOCX, XLSX, PNG, JPEG})
 """Types that text can be taken from."""
 
 BYTE_ORDER_MARKS = (
