@@ -184,3 +184,14 @@ def draw_page(lines: Sequence[str], size: tuple[int, int] = (1240, 1754), letter
     for number, line in enumerate(lines):
         pen.text((120, 150 + 2 * number * letters), line, fill=20, font=ImageFont.load_default(letters))
     return page
+
+
+def png_bomb(side: int = 60_000) -> bytes:
+    """Return a small file that says it has a picture of billions of pixels."""
+
+    def part(name: bytes, body: bytes) -> bytes:
+        return len(body).to_bytes(4, "big") + name + body + zlib.crc32(name + body).to_bytes(4, "big")
+
+    head = side.to_bytes(4, "big") * 2 + bytes((8, 0, 0, 0, 0))
+    rows = zlib.compress(bytes(10_000_000))
+    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", rows) + part(b"IEND", b"")

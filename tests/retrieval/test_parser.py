@@ -104,6 +104,14 @@ def picture(path: Path) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(100))
 
 
+def picture_of_another_kind(path: Path) -> None:
+    path.write_bytes(b"GIF89a" + bytes(range(256)))
+
+
+def picture_bomb(path: Path) -> None:
+    path.write_bytes(documents.png_bomb())
+
+
 def archive(path: Path) -> None:
     documents.docx_with(path, "x")
     path.write_bytes(path.read_bytes().replace(b"word/document.xml", b"some/document.xml"))
@@ -160,7 +168,9 @@ def blanks_only(path: Path) -> None:
     [
         (empty, "invalid_file"),
         (blanks_only, "invalid_file"),
-        (picture, "unsupported_file"),
+        (picture, "invalid_file"),
+        (picture_of_another_kind, "unsupported_file"),
+        (picture_bomb, "invalid_file"),
         (archive, "unsupported_file"),
         (zip_bomb, "invalid_file"),
         (bomb_of_one_text, "invalid_file"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from pypdf import PdfReader
 
 from appliance.retrieval.parsing import sniff
@@ -27,9 +27,8 @@ MOST_LOOKED_AT = 64
 
 def read(path: Path, writer: BlockWriter) -> None:
     """Say that a picture is a page without a text layer; what can be read in it is read elsewhere."""
-    with Image.open(path, formats=["PNG", "JPEG"]) as picture:
-        _check(picture)
-    writer.without_text(1)
+    with _opened(path):
+        writer.without_text(1)
 
 
 def show(path: Path, media_type: str, page: int) -> Iterator[Image.Image]:
@@ -46,10 +45,18 @@ def show(path: Path, media_type: str, page: int) -> Iterator[Image.Image]:
                     return
                 yield _ready(each)
     else:
-        with Image.open(path, formats=["PNG", "JPEG"]) as picture:
-            _check(picture)
+        with _opened(path) as picture:
             picture.draft("L", (LONGEST_SIDE, LONGEST_SIDE))
             yield _ready(ImageOps.exif_transpose(picture))
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        picture = Image.open(path, formats=["PNG", "JPEG"])
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise InvalidError("is no picture that can be decoded") from error
+    _check(picture)
+    return picture
 
 
 def _of_page(file: object, number: int) -> Iterator[Image.Image]:
