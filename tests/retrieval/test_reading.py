@@ -55,7 +55,7 @@ class DarkIsText:
         if request.model == FIND:
             found = (array[:, :1] < 0).astype(np.float32)
         elif request.model == TURN:
-            found = np.tile(np.float32([1, 0]), (len(array), 1))
+            found = np.tile(np.array([1, 0], np.float32), (len(array), 1))
         else:
             found = np.zeros((len(array), 40, 4), np.float32)
             found[:, :, 0] = 1

@@ -22,6 +22,8 @@ from tests.retrieval.boxes import once, vector_of
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
 DEADLINE_S = 60.0
+NOBODY: Any = None
+"""Nothing here is reranked, and nothing is a scan."""
 FILES, PASSAGES = 12, 40
 
 
@@ -45,8 +47,8 @@ async def room(folder: Path) -> AsyncIterator[Documents]:
         SystemClock(),
         models=embedder,
         counter=embedder,
-        rerankers=None,  # type: ignore[arg-type]  (nothing here reranks)
-        tensors=None,  # type: ignore[arg-type]  (or is a scan)
+        rerankers=NOBODY,
+        tensors=NOBODY,
     )
     async with opened as documents, asyncio.TaskGroup() as tasks:
         work = tasks.create_task(documents.run())
@@ -93,7 +95,7 @@ async def answers(documents: Documents, store: str, mode: Any) -> list[tuple[str
 async def test_fifty_searches_at_a_time_go_on_while_files_are_taken_in(tmp_path: Path) -> None:
     async with room(tmp_path) as documents:
         store, _ = await fill(documents)
-        rounds, seen = 0, set()
+        rounds, seen = 0, set[str]()
         while documents.stores.get(store, tenant="").counts.in_progress:
             requests = [SearchRequest(store, [f"unit{each % FILES}n{each % PASSAGES}"]) for each in range(50)]
             async with asyncio.timeout(DEADLINE_S):
