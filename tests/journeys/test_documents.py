@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import openai
@@ -215,3 +217,51 @@ def test_a_second_server_on_a_folder_refuses_documents_until_it_is_started_witho
         third.wait_until_ready()
         assert [each.id for each in third.client().vector_stores.list()] == [store]
         assert third.end() == 0
+
+
+def test_the_embedding_cache_keeps_nothing_of_a_file(data: Path, tmp_path: Path) -> None:
+    with server_process(data, tmp_path, "--model", "", environment=ENVIRONMENT) as server:
+        server.wait_until_ready()
+        client = server.client()
+        store = client.vector_stores.create().id
+        taken = client.vector_stores.files.upload_and_poll(
+            vector_store_id=store, file=("manual.md", MARKDOWN.encode()), poll_interval_ms=50
+        )
+        assert (taken.model_extra or {})["embedded"] > 0
+        client.embeddings.create(model="encoder", input="what a client embeds itself is kept")
+        assert server.end() == 0
+    with closing(sqlite3.connect(data / "cache.db")) as cache:
+        assert cache.execute("SELECT count(*) FROM embeddings").fetchone() == (1,)
+
+
+def test_a_store_changes_to_an_embedder_of_another_dimension(data: Path, tmp_path: Path) -> None:
+    path = write_tiny_bert(tmp_path / "wide.gguf", embedding=64, seed=1)
+    done = appliance("models", "import", str(path), "--name", "wide", "--licence", "MIT", data=data)
+    assert done.returncode == 0, done.stderr
+    with server_process(data, tmp_path, "--model", "", environment=ENVIRONMENT) as server:
+        server.wait_until_ready()
+        client = server.client()
+        store = client.vector_stores.create(name="documents").id
+        client.vector_stores.files.upload_and_poll(
+            vector_store_id=store, file=("manual.md", MARKDOWN.encode()), poll_interval_ms=50
+        )
+        assert found(client, store, FILTER, "semantic")
+        assert server.end() == 0
+
+    environment = {"APPLIANCE_EMBEDDING_MODEL": "wide"}
+    with server_process(data, tmp_path, "--model", "", environment=environment) as server:
+        server.wait_until_ready()
+        client = server.client()
+        assert found(client, store, FILTER, "semantic"), "the old embedder still answers"
+        file = client.files.create(file=("more.md", b"More about oil."), purpose="assistants").id
+        with pytest.raises(openai.ConflictError, match="appliance docs reembed"):
+            client.vector_stores.files.create(store, file_id=file)
+        done = appliance("docs", "reembed", "--url", server.url, data=data)
+        assert done.returncode == 0, done.stderr
+        assert "is embedded with wide:" in done.stdout
+        assert found(client, store, FILTER, "semantic")
+        answer = client.get(f"/vector_stores/{store}/verify", cast_to=dict)
+        assert answer["problems"] == []
+        taken = client.vector_stores.files.create_and_poll(file, vector_store_id=store, poll_interval_ms=50)
+        assert taken.status == "completed"
+        assert server.end() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pypdf import PdfReader, PdfWriter
+from pypdf.generic import DictionaryObject, NameObject, NumberObject, StreamObject
 
 from appliance.core.errors import ApplianceError, EngineError, InvalidRequestError, NotFoundError, OverloadedError
 from appliance.core.settings import Settings
@@ -53,7 +55,7 @@ class DarkIsText:
         if request.model == FIND:
             found = (array[:, :1] < 0).astype(np.float32)
         elif request.model == TURN:
-            found = np.tile(np.float32([1, 0]), (len(array), 1))
+            found = np.tile(np.array([1, 0], np.float32), (len(array), 1))
         else:
             found = np.zeros((len(array), 40, 4), np.float32)
             found[:, :, 0] = 1
@@ -200,8 +202,17 @@ def large_but_allowed_by_the_library(path: Path) -> None:
 
 
 def bomb_in_pdf(path: Path) -> None:
-    scan(path, bar())
-    path.write_bytes(path.read_bytes().replace(b"/Width 800", b"/Width 99999999").replace(b"/Height 800", b"/Height 9"))
+    picture = StreamObject()
+    picture._data = zlib.compress(bytes(100_000_000))
+    names = {"Type": "XObject", "Subtype": "Image", "ColorSpace": "DeviceGray", "Filter": "FlateDecode"}
+    picture.update({NameObject(f"/{key}"): NameObject(f"/{value}") for key, value in names.items()})
+    numbers = {"Width": 60_000, "Height": 60_000, "BitsPerComponent": 8}
+    picture.update({NameObject(f"/{key}"): NumberObject(value) for key, value in numbers.items()})
+    writer = PdfWriter()
+    page = writer.add_blank_page(100, 100)
+    pictures = DictionaryObject({NameObject("/a"): writer._add_object(picture)})
+    page[NameObject("/Resources")] = DictionaryObject({NameObject("/XObject"): pictures})
+    writer.write(path)
 
 
 @pytest.mark.parametrize("make", [cut_png, bomb, large_but_allowed_by_the_library, bomb_in_pdf])
