@@ -356,7 +356,7 @@ class TokenCounter(Protocol):
         ...
 
     async def longest_input(self, model: str) -> int:
-        """Return how many tokens of a text the model embeds, those that it wants around it included; raises the same."""
+        """Return how many tokens of a text the model embeds, those around it included; raises the same."""
         ...
 
 
