@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.benchmarks.searching.corpus import K, SHARES, TEXTS_A_FILE, Corpus, attribute, recall
+from tests.benchmarks.searching.corpus import SHARES, TEXTS_A_FILE, Corpus, K, attribute, recall
 from tests.benchmarks.searching.vectors import BLOCK, DIMENSION, Mixture
 
 COUNT = BLOCK + 1000
