@@ -134,6 +134,7 @@ def merge_ivf(old: Any, keep: Mask, order: npt.NDArray[np.intp], new: Iterator[F
     lists = np.concatenate([np.empty(0, np.int32), *(each for each, _ in added)])
     source = library.downcast_InvertedLists(old.invlists)
     stays = [keep[_list(library, source, number, old.code_size)[0]] for number in range(old.nlist)]
+    release_pages(_mapped(source))
     filled = np.array([int(each.sum()) for each in stays], np.int64)
     _size_lists(index, filled + np.bincount(lists, minlength=old.nlist))
     for number, chosen in enumerate(stays):
@@ -200,7 +201,9 @@ def mapped_codes(index: Any) -> tuple[Codes, Ids]:
     for number in range(index.nlist):
         positions, _ = _list(library, lists, number, index.code_size)
         where[positions] = lists.lists.at(number).offset + np.arange(len(positions)) * index.code_size
-    return _mapped(lists), where
+    mapped = _mapped(lists)
+    release_pages(mapped)  # to read the positions alone took most of the file along
+    return mapped, where
 
 
 def _mapped(lists: Any) -> Codes:
