@@ -83,10 +83,10 @@ async def evaluate(
     began = time.perf_counter()
     files: dict[str, str] = {}
     with await server.connect() as connection:
-        store = (await _call(connection, "POST", "/v1/vector_stores", {"name": "evaluation"}))["id"]
+        store = (await call(connection, "POST", "/v1/vector_stores", {"name": "evaluation"}))["id"]
         try:
-            await _upload(server, collection.documents, files, progress)
-            await _take_in(connection, store, list(files), progress)
+            await upload(server, collection.documents, files, progress)
+            await take_in(connection, store, list(files), progress)
             ingest_s = time.perf_counter() - began
             queries = dict(islice(collection.queries.items(), most_queries))
             legs = []
@@ -97,13 +97,13 @@ async def evaluate(
                 legs.append(figures(mode, found, collection, seconds))
         finally:
             progress("erasing the store")
-            await _call(connection, "DELETE", f"/v1/vector_stores/{store}")
+            await call(connection, "DELETE", f"/v1/vector_stores/{store}")
             for file in files:
-                await _call(connection, "DELETE", f"/v1/files/{file}")
+                await call(connection, "DELETE", f"/v1/files/{file}")
     return Evaluation(len(collection.documents), len(queries), ingest_s, legs)
 
 
-async def _upload(server: Server, documents: Mapping[str, str], files: dict[str, str], progress: Progress) -> None:
+async def upload(server: Server, documents: Mapping[str, str], files: dict[str, str], progress: Progress) -> None:
     """Upload every document as a file, several at once; `files` gets each one's document."""
     progress(f"uploading {len(documents):,} documents")
     waiting = iter([(number, *each) for number, each in enumerate(documents.items()) if each[1].strip()])
@@ -112,7 +112,7 @@ async def _upload(server: Server, documents: Mapping[str, str], files: dict[str,
         with await server.connect() as connection:
             for number, document, text in waiting:
                 body = _form(f"{number}.txt", text.encode())
-                answer = await _call(connection, "POST", "/v1/files", body, f"multipart/form-data; boundary={_BORDER}")
+                answer = await call(connection, "POST", "/v1/files", body, f"multipart/form-data; boundary={_BORDER}")
                 files[answer["id"]] = document
 
     async with asyncio.TaskGroup() as tasks:
@@ -127,14 +127,19 @@ def _form(filename: str, content: bytes) -> bytes:
     return head.encode() + content + f"\r\n--{_BORDER}--\r\n".encode()
 
 
-async def _take_in(connection: Connection, store: str, files: Sequence[str], progress: Progress) -> None:
+async def take_in(connection: Connection, store: str, files: Sequence[str], progress: Progress) -> None:
+    """Add uploaded files to a store, and wait until all are searchable by meaning too.
+
+    Raises:
+        UnavailableError: The server answers with an error or not at all, or a file failed.
+    """
     for first in range(0, len(files), FILES_A_BATCH):
         batch = {"file_ids": files[first : first + FILES_A_BATCH]}
-        await _call(connection, "POST", f"/v1/vector_stores/{store}/file_batches", batch)
+        await call(connection, "POST", f"/v1/vector_stores/{store}/file_batches", batch)
     said = -1.0
     async with asyncio.timeout(INGEST_TIMEOUT_S):
         while True:
-            counts = (await _call(connection, "GET", f"/v1/vector_stores/{store}"))["file_counts"]
+            counts = (await call(connection, "GET", f"/v1/vector_stores/{store}"))["file_counts"]
             if counts["in_progress"] == 0:
                 break
             done = 1 - counts["in_progress"] / len(files)
@@ -182,7 +187,7 @@ async def _search(connection: Connection, store: str, mode: Mode, query: str) ->
     for after in range(0, DEPTH, HITS_A_PAGE):
         body = {"query": query, "mode": mode, "max_num_results": HITS_A_PAGE, "after": str(after)}
         began = time.perf_counter()
-        page = await _call(connection, "POST", f"/v1/vector_stores/{store}/search", body)
+        page = await call(connection, "POST", f"/v1/vector_stores/{store}/search", body)
         first_s = first_s or time.perf_counter() - began
         found += [each["file_id"] for each in page["data"]]
         if not page["has_more"]:
@@ -190,13 +195,14 @@ async def _search(connection: Connection, store: str, mode: Mode, query: str) ->
     return found, first_s
 
 
-async def _call(
+async def call(
     connection: Connection,
     method: str,
     path: str,
     document: Mapping[str, Any] | bytes | None = None,
     content_type: str = "application/json",
 ) -> Any:
+    """Return the answer to a request, decoded. Raises UnavailableError, which says which request failed."""
     with _answers(method, path):
         return (await connection.request(method, path, document, content_type)).json()
 

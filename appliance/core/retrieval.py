@@ -48,6 +48,12 @@ class Chunking:
     most_tokens: int = 320
     overlap_tokens: int = 40
 
+    def within(self, longest: int) -> Chunking:
+        """Return the same for an embedder that reads no more than so many tokens of a text, itself if that suffices."""
+        if self.most_tokens <= longest:
+            return self
+        return Chunking(longest, self.overlap_tokens * longest // self.most_tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class FileCounts:

@@ -357,6 +357,10 @@ class TokenCounter(Protocol):
         """
         ...
 
+    async def longest_input(self, model: str) -> int:
+        """Return how many tokens of a text the model embeds, those around it included; raises the same."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class ModelRuntime:

@@ -167,6 +167,13 @@ class Embedding:
         answer = await self._models.embed(request)
         if not all(np.isfinite(each).all() for each in answer.vectors):
             raise EngineError(f"{answer.model} answers with numbers that are not finite.")
+        if answer.truncated:  # chunks that were cut for an embedder that reads more
+            LOGGER.warning(
+                "%s reads the beginning of %d of %d chunks only; add their files again to have them cut for it",
+                answer.model,
+                len(answer.truncated),
+                len(texts),
+            )
         return answer.model, answer.vectors
 
     def _fits(self, batch: _Batch, model: str, vectors: Iterable[Vector]) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from appliance.core.clock import Clock
@@ -104,7 +105,8 @@ class Ingest:
         claimed = await self._claim("queued", MOST_FILES)
         finished: list[tuple[Job, Sequence[Piece]]] = []
         characters = 0
-        for job in claimed:
+        for asked in claimed:
+            job = await self._fitting(asked)
             pieces = await self._pieces(job)
             if pieces is None:
                 continue
@@ -115,6 +117,16 @@ class Ingest:
                 finished, characters = [], 0
         await self._keep(finished)
         return bool(claimed)
+
+    async def _fitting(self, job: Job) -> Job:
+        """Return the job with chunks that the embedder reads to their end; it would cut off the rest."""
+        try:
+            longest = await self._counter.longest_input(job.model or self._embedder)
+        except PASSING:
+            raise
+        except ApplianceError:  # no embedder yet, or one that fails, which counting says again
+            return job
+        return replace(job, chunking=job.chunking.within(longest))
 
     async def _pieces(self, job: Job) -> Sequence[Piece] | None:
         """Return the chunks of a file, or None having noted why there are none."""

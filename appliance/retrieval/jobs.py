@@ -115,7 +115,7 @@ def fail(connection: Connection, key: int, code: str, message: str) -> None:
 
 
 def keep_chunks(connection: Connection, claims: Claims, cut: Sequence[tuple[Job, Sequence[Piece]]]) -> None:
-    """Write the chunks of files that are still the worker's, and still wanted."""
+    """Write the chunks of files that are still the worker's, and still wanted, and how they were cut in fact."""
     sql = "SELECT 1 FROM store_files WHERE key = ? AND stage = 'queued' AND status = 'in_progress' AND lease_owner = ?"
     for job, pieces in cut:
         if connection.execute(sql, (job.key, claims.owner)).fetchone() is None:
@@ -131,8 +131,12 @@ def keep_chunks(connection: Connection, claims: Claims, cut: Sequence[tuple[Job,
             [_row(first + position, position, job, each) for position, each in enumerate(pieces)],
         )
         usage = sum(len(each.text.encode()) for each in pieces)
-        update = "UPDATE store_files SET stage = 'cut', chunks = ?, usage = ? WHERE key = ?"
-        connection.execute(update, (len(pieces), usage, job.key))
+        update = """
+            UPDATE store_files SET stage = 'cut', chunks = ?, usage = ?, most_tokens = ?, overlap_tokens = ?
+            WHERE key = ?
+        """
+        sizes = job.chunking.most_tokens, job.chunking.overlap_tokens
+        connection.execute(update, (len(pieces), usage, *sizes, job.key))
 
 
 def _row(chunk: int, position: int, job: Job, piece: Piece) -> tuple[object, ...]:

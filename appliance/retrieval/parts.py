@@ -73,6 +73,10 @@ class TokenCounter(Protocol):
         """Return the tokens of each text. Raises as `EmbeddingModels.embed` does."""
         ...
 
+    async def longest_input(self, model: str) -> int:
+        """Return how many tokens of a text it embeds. Raises as `EmbeddingModels.embed` does."""
+        ...
+
 
 class Keywords(Protocol):
     """The keyword index, as far as it is written to and checked."""

@@ -32,6 +32,11 @@ class Embedder(Protocol):
         ...
 
     @property
+    def longest_input(self) -> int:
+        """Tokens that an input may have, those that the model wants around it included."""
+        ...
+
+    @property
     def pooling(self) -> str:
         """How the states of an input's tokens become one vector."""
         ...

@@ -24,6 +24,11 @@ class TokenCounts:
         async with self._routes.embedder(self._routes.resolve(model), "") as route:
             return [count for batch in _batches(texts) for count in await route.model.count_tokens(batch)]
 
+    async def longest_input(self, model: str) -> int:
+        """Return how many tokens of a text the model embeds; see `core.types.TokenCounter.longest_input`."""
+        async with self._routes.embedder(self._routes.resolve(model), "") as route:
+            return route.model.longest_input
+
 
 def _batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
     start = size = 0

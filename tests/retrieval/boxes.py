@@ -83,6 +83,7 @@ class CountingEmbedder:
     texts: Counter[str] = field(default_factory=Counter)
     errors: list[ApplianceError] = field(default_factory=list)
     poison: str = "\0"
+    longest: int = 4096
     gate: asyncio.Event | None = None
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
@@ -103,6 +104,9 @@ class CountingEmbedder:
 
     async def count_tokens(self, model: str, texts: Sequence[str]) -> Sequence[int]:
         return [len(each.split()) for each in texts]
+
+    async def longest_input(self, model: str) -> int:
+        return self.longest
 
 
 class PlainVectors:

@@ -46,6 +46,9 @@ class Thesaurus:
     async def count_tokens(self, model: str, texts: Sequence[str]) -> Sequence[int]:
         return [len(each.split()) + 2 for each in texts]
 
+    async def longest_input(self, model: str) -> int:
+        return 4096
+
     def _vector(self, text: str) -> array[float]:
         total = np.zeros(64, np.float32)
         for word in re.findall("[a-z]+", text.lower()):

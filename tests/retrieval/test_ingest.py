@@ -36,6 +36,18 @@ async def test_a_file_is_searchable_by_keyword_and_has_its_vectors(tmp_path: Pat
         assert texts == ["The pump needs oil.", "Valve B7 opens at 4 bar."]
 
 
+async def test_chunks_are_cut_no_longer_than_the_embedder_reads(tmp_path: Path) -> None:
+    async with box(tmp_path, embedder=CountingEmbedder(longest=160)) as each:
+        store = each.documents.stores.create(tenant="")
+        wanted = [Chunking(), Chunking(800, 400), Chunking(120, 20)]
+        files = [await each.upload(f"The pump needs oil {number}.") for number in range(len(wanted))]
+        new = [NewStoreFile(file.id, chunking=chunking) for file, chunking in zip(files, wanted, strict=True)]
+        each.documents.stores.add(store.id, new, tenant="", batch=True)
+        await each.until_through(store.id)
+        cut = [each.documents.stores.get_file(store.id, file.id, tenant="").chunking for file in files]
+        assert cut == [Chunking(160, 20), Chunking(160, 80), Chunking(120, 20)]
+
+
 async def test_keyword_search_sees_a_file_before_its_vectors_are_there(tmp_path: Path) -> None:
     embedder = CountingEmbedder(gate=asyncio.Event())
     async with box(tmp_path, embedder=embedder) as each:

@@ -41,6 +41,17 @@ async def test_no_text_is_too_long_and_none_too_short(counting_box: Box, model: 
         assert none < one
 
 
+@pytest.mark.parametrize("model", ["onnx", "gguf"])
+async def test_the_longest_input_is_where_embedding_begins_to_cut(counting_box: Box, model: str) -> None:
+    async with serving(counting_box) as floor:
+        longest = await floor.token_counts.longest_input(model)
+        none, one = await floor.token_counts.count_tokens(model, ["", "the"])
+        fits = "the " * ((longest - none) // (one - none))
+        told = await floor.embedding.embed(EmbeddingRequest(model, [fits, fits + "the"], truncate=True))
+        assert list(told.truncated) == [1]
+        assert max(told.token_counts) == longest
+
+
 async def test_many_texts_are_counted_in_batches_off_the_loop(
     counting_box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:

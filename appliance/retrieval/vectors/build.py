@@ -35,7 +35,7 @@ def trained(truth: VectorTruth, store: int, ids: Ids, kind: Kind) -> BuiltIndex 
     try:
         index = train(kind, sample, len(ids))
         del sample
-        fill(index, vectors_of(truth, store, ids, dimension))
+        fill(index, kind, lambda: vectors_of(truth, store, ids, dimension))
         trial_vectors = np.concatenate(list(vectors_of(truth, store, ids[tried], dimension)))
         probes = trial(index, trial_vectors) if kind == "ivf" else 1
     except (RuntimeError, MemoryError) as error:

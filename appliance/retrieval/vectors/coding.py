@@ -6,14 +6,14 @@ it aborts or shifts. What is removed is left out when the next index is made; no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from appliance.retrieval.vectors.id_sets import Mask
-from appliance.retrieval.vectors.native import faiss
+from appliance.retrieval.vectors.native import faiss, release_pages
 from appliance.retrieval.vectors.policy import Kind, least_probes, lists_for
 from appliance.retrieval.vectors.truth import Floats, Ids
 
@@ -25,6 +25,7 @@ BLOCK = 8192
 WANTED_RECALL = 0.985
 """At the trial of the lists; queries differ more from the chunks than the trial's do."""
 
+_LISTS_A_RELEASE = 256
 _POINTS_A_LIST = 32
 _TRAINING_ROUNDS = 8
 _FLAT_SAMPLE = 50_000
@@ -53,11 +54,29 @@ def train(kind: Kind, sample: Floats, count: int) -> Any:
     return index
 
 
-def fill(index: Any, blocks: Iterable[Floats]) -> None:
-    """Encode vectors that come in the order of their ids into an empty index."""
+def fill(index: Any, kind: Kind, blocks: Callable[[], Iterable[Floats]]) -> None:
+    """Encode vectors that come in the order of their ids into an empty index.
+
+    Args:
+        index: As `train` returned it.
+        kind: Its kind.
+        blocks: Yields them all; called twice for lists, which get their lengths first: lists that grow take up to
+            twice the memory.
+    """
     faiss()
-    for block in blocks:
-        index.add(block)  # faiss numbers them from 0 on
+    if kind == "flat":
+        for block in blocks():
+            index.add(block)  # faiss numbers them from 0 on
+        return
+    lists = np.concatenate([_nearest_lists(index, block) for block in blocks()])
+    _size_lists(index, np.bincount(lists, minlength=index.nlist))
+    filled = np.zeros(index.nlist, np.int64)
+    start = 0
+    for block in blocks():
+        chosen = lists[start : start + len(block)]
+        _enter(index, chosen, np.arange(start, start + len(block)), index.sq.compute_codes(block), filled)
+        start += len(block)
+    index.ntotal = start
 
 
 def trial(index: Any, vectors: Floats) -> int:
@@ -111,20 +130,53 @@ def merge_ivf(old: Any, keep: Mask, order: npt.NDArray[np.intp], new: Iterator[F
     kept = int(keep.sum())
     renamed = np.full(len(keep), -1, np.int64)
     renamed[keep] = position_of[:kept]
-    source, target = library.downcast_InvertedLists(old.invlists), index.invlists
-    for number in range(old.nlist):
+    added = [(_nearest_lists(index, block), index.sq.compute_codes(block)) for block in new]  # few beside the old ones
+    lists = np.concatenate([np.empty(0, np.int32), *(each for each, _ in added)])
+    source = library.downcast_InvertedLists(old.invlists)
+    stays = [keep[_list(library, source, number, old.code_size)[0]] for number in range(old.nlist)]
+    release_pages(_mapped(source))
+    filled = np.array([int(each.sum()) for each in stays], np.int64)
+    _size_lists(index, filled + np.bincount(lists, minlength=old.nlist))
+    for number, chosen in enumerate(stays):
         positions, codes = _list(library, source, number, old.code_size)
-        stays = keep[positions]
-        entries = np.ascontiguousarray(renamed[positions[stays]])
-        chosen = np.ascontiguousarray(codes[stays])
-        if len(entries):
-            target.add_entries(number, len(entries), library.swig_ptr(entries), library.swig_ptr(chosen))
-    index.ntotal = kept
+        _write_entries(index, number, 0, renamed[positions[chosen]], codes[chosen])
+        if number % _LISTS_A_RELEASE == 0:
+            release_pages(_mapped(source))
+    release_pages(_mapped(source))
     done = kept
-    for block in new:
-        index.add_with_ids(block, np.ascontiguousarray(position_of[done : done + len(block)]))
-        done += len(block)
+    for numbers, codes in added:
+        _enter(index, numbers, position_of[done : done + len(numbers)], codes, filled)
+        done += len(numbers)
+    index.ntotal = done
     return index
+
+
+def _nearest_lists(index: Any, block: Floats) -> npt.NDArray[np.int32]:
+    return np.asarray(index.quantizer.assign(block, 1), np.int32).reshape(-1)
+
+
+def _size_lists(index: Any, sizes: npt.NDArray[np.int64]) -> None:
+    for number, size in enumerate(sizes.tolist()):
+        index.invlists.resize(number, size)
+
+
+def _enter(
+    index: Any, lists: npt.NDArray[np.int32], positions: Ids, codes: Codes, filled: npt.NDArray[np.int64]
+) -> None:
+    """Write each of these entries into its list, behind the `filled` ones, which grow."""
+    order = np.argsort(lists, kind="stable")
+    numbers, starts = np.unique(lists[order], return_index=True)
+    for number, entries in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
+        _write_entries(index, number, int(filled[number]), positions[entries], codes[entries])
+        filled[number] += len(entries)
+
+
+def _write_entries(index: Any, number: int, offset: int, positions: Ids, codes: Codes) -> None:
+    library = faiss()
+    if len(positions):
+        positions, codes = np.ascontiguousarray(positions, np.int64), np.ascontiguousarray(codes)
+        pointers = library.swig_ptr(positions), library.swig_ptr(codes)
+        index.invlists.update_entries(number, offset, len(positions), *pointers)
 
 
 def flat_codes(index: Any) -> Codes:
@@ -149,8 +201,15 @@ def mapped_codes(index: Any) -> tuple[Codes, Ids]:
     for number in range(index.nlist):
         positions, _ = _list(library, lists, number, index.code_size)
         where[positions] = lists.lists.at(number).offset + np.arange(len(positions)) * index.code_size
-    mapped: Codes = library.rev_swig_ptr(lists.ptr, lists.totsize)
+    mapped = _mapped(lists)
+    release_pages(mapped)  # to read the positions alone took most of the file along
     return mapped, where
+
+
+def _mapped(lists: Any) -> Codes:
+    """Return the file that lists were mapped from."""
+    mapped: Codes = faiss().rev_swig_ptr(lists.ptr, lists.totsize)
+    return mapped
 
 
 def _list(library: Any, lists: Any, number: int, code_size: int) -> tuple[Ids, Codes]:

@@ -344,11 +344,14 @@ class VectorIndexes:
             if fresh is None:
                 return self._next(store, entry, old)
             built = fresh
+            del fresh
         with entry.files:
             if entry.is_dropped:
                 return None
             manifest = folder.write(built, model)
             folder.flip(manifest)
+            del built  # a million take 400 MB, and as much when they are mapped
+            return_memory()
             return folder.open(manifest)
 
     def _differences(self, store: int, generation: Generation) -> list[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from appliance.retrieval.vectors.truth import Floats
 
@@ -26,6 +28,18 @@ def return_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
     if trim is not None:
         trim(0)
+
+
+def release_pages(mapped: npt.NDArray[np.uint8]) -> None:
+    """Let pages of a file that is mapped to be read go, which are read again when they are needed.
+
+    A store of a million keeps 400 MB resident otherwise while as much is made beside it.
+    """
+    advise = getattr(ctypes.CDLL(None), "madvise", None)
+    if advise is not None and len(mapped):
+        start = mapped.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
+        length = mapped.ctypes.data + len(mapped) - start
+        advise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
 
 
 def inner_products(query: Floats, rows: Floats) -> Floats:

@@ -27,7 +27,7 @@ class Limits:
 
     most_loose: int = 4096
     most_delta: int = 16_384
-    most_flat: int = 200_000
+    most_flat: int = 50_000
     most_gathered: int = 20_000
 
     def delta(self, count: int) -> int:

@@ -1,14 +1,9 @@
-"""How many small files a second become searchable by keyword, with the real parser, chunker and index.
-
-python -m tests.benchmarks.ingest_files [FILES]
-"""
+"""How many small files a second become searchable by keyword, with the real parser, chunker and index."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -26,7 +21,7 @@ from appliance.retrieval.schema import open_retrieval
 from appliance.retrieval.truth import StoredVectors
 from appliance.retrieval.vectors import VectorIndexes
 
-FILES = 10_000
+UPLOADED, QUEUED, SEARCHABLE = "uploaded", "queued", "searchable by keyword"
 WORDS = [f"word{number}" for number in range(20_000)]
 
 
@@ -40,8 +35,13 @@ class NeverReady:
     async def count_tokens(self, model: str, texts: Sequence[str]) -> Sequence[int]:
         return [len(each.split()) for each in texts]
 
+    async def longest_input(self, model: str) -> int:
+        return 4096
 
-async def measure(folder: Path, count: int) -> None:
+
+async def measure(folder: Path, count: int) -> dict[str, float]:
+    """Return the files a second of each step."""
+    rates = {}
     settings = Settings(data_dir=folder)
     database = open_retrieval(folder / "retrieval.db")
     keywords = KeywordIndex(folder / "keywords")
@@ -67,30 +67,26 @@ async def measure(folder: Path, count: int) -> None:
         new.append(
             NewStoreFile((await documents.files.create(f"{number}.txt", "assistants", _once(text), tenant="")).id)
         )
-    print(f"uploaded    {count / (time.perf_counter() - started):8.0f} files/s")
+    rates[UPLOADED] = count / (time.perf_counter() - started)
     store = documents.stores.create(tenant="").id
     started = time.perf_counter()
     await asyncio.to_thread(documents.stores.add, store, new, tenant="", batch=True)
-    print(f"queued      {count / (time.perf_counter() - started):8.0f} files/s")
+    rates[QUEUED] = count / (time.perf_counter() - started)
     started = time.perf_counter()
     async with asyncio.TaskGroup() as tasks:
         work = tasks.create_task(documents.run())
         sql = "SELECT count(*) FROM store_files WHERE stage IN ('queued', 'cut')"
         while database.read(lambda each: each.execute(sql).fetchone()[0]):  # noqa: ASYNC110  (it is polled)
             await asyncio.sleep(0.05)
-        print(f"searchable  {count / (time.perf_counter() - started):8.0f} files/s")
+        rates[SEARCHABLE] = count / (time.perf_counter() - started)
         work.cancel()
     assert len(keywords.chunk_ids()) >= count
     await parser.close()
     keywords.close()
     vectors.close()
     database.close()
+    return rates
 
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:
     yield data
-
-
-if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as name:
-        asyncio.run(measure(Path(name), int(sys.argv[1]) if len(sys.argv) > 1 else FILES))
