@@ -27,12 +27,15 @@ from appliance.api.server import HttpServer
 from appliance.core.clock import SystemClock
 from appliance.core.errors import ApplianceError
 from appliance.core.settings import Settings
-from appliance.engine.cpu_budget import CpuBudget
+from appliance.engine.cpu_budget import THREADS_A_CORE, CpuBudget
 from appliance.observe.allocator import keep_freed_memory
 from appliance.observe.logs import configure_logging
 from appliance.observe.metrics import Metrics
 from appliance.observe.resources import physical_cores
 from appliance.registry.versions import open_registry
+from appliance.retrieval.documents import Documents
+from appliance.retrieval.ownership import DocumentsElsewhere
+from appliance.retrieval.room import open_documents
 from appliance.security.keys import KeyStore
 from appliance.serving.floor import ServingFloor
 from appliance.store.database import Database
@@ -57,6 +60,7 @@ class Appliance:
 
     settings: Settings
     floor: ServingFloor
+    documents: Documents | DocumentsElsewhere
     server: HttpServer
     systemd: sdnotify.SystemdNotifier
     port: int = 0
@@ -79,6 +83,7 @@ class Appliance:
             running = [
                 tasks.create_task(self._run_models(http, run), name=name) for name, run in self.floor.runs.items()
             ]
+            running.append(tasks.create_task(self.documents.run(), name="documents"))
             running.append(tasks.create_task(self._tell_systemd(), name="systemd"))
             await self._stop.wait()
             LOGGER.info("stopping: open requests have %g s to end", self.settings.shutdown_grace_s)
@@ -158,14 +163,26 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
         check_exposure(settings, keys.has_keys())
         metrics = Metrics()
         registry = open_registry(settings, database)
-        floor = ServingFloor(settings, registry, metrics, CpuBudget(physical_cores()))
+        floor = ServingFloor(settings, registry, metrics, CpuBudget(THREADS_A_CORE * physical_cores()))
         stack.push_async_callback(floor.close)
+        documents = await stack.enter_async_context(
+            open_documents(
+                settings,
+                SystemClock(),
+                models=floor.embedding,
+                counter=floor.token_counts,
+                rerankers=floor.classifiers,
+                tensors=floor.tensors,
+            )
+        )
         app = create_app(
             settings=settings,
             text_models=floor.text,
             embedding_models=floor.embedding,
             classifiers=floor.classifiers,
             tensor_models=floor.tensors,
+            files=documents.files,
+            vector_stores=documents.stores,
             tunable_models=floor.tuning,
             keys=keys,
             metrics=metrics,
@@ -174,7 +191,7 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
         systemd = sdnotify.SystemdNotifier()
         if systemd.socket is not None:
             stack.callback(systemd.socket.close)
-        yield Appliance(settings, floor, HttpServer(app, settings), systemd)
+        yield Appliance(settings, floor, documents, HttpServer(app, settings), systemd)
 
 
 def serve(settings: Settings) -> int:

@@ -18,13 +18,24 @@ SCRIPTS = sorted((CHECKOUT / "firmware_scripts").glob("*.py"))
 MOST_LINES = 400
 
 HOMES = {
+    "charset_normalizer": ("retrieval/parsing/",),
+    "Stemmer": ("retrieval/words.py",),
     "click": ("cli/",),
-    "ctypes": ("observe/allocator.py", "engine/llama/", "engine/llama_embedding/context.py"),
+    "ctypes": (
+        "observe/allocator.py",
+        "engine/llama/",
+        "engine/llama_embedding/context.py",
+        "retrieval/vectors/native.py",
+    ),
+    "faiss": ("retrieval/vectors/",),
+    "filetype": ("retrieval/parsing/",),
     "httptools": ("bench/",),
     "jinja2": ("serving/template_process.py", "serving/template_child.py"),
     "llama_cpp": ("engine/llama/",),
+    "lxml": ("retrieval/parsing/",),
+    "markdown_it": ("retrieval/parsing/",),
     "ml_dtypes": ("api/oip/", "engine/onnx/"),
-    "numpy": ("api/oip/", "core/tensors.py", "engine/"),
+    "numpy": ("api/oip/", "core/tensors.py", "engine/", "retrieval/"),
     "onnx": (
         "engine/onnx/quantize.py",
         "registry/onnx_header.py",
@@ -33,8 +44,12 @@ HOMES = {
         "registry/onnx_wire.py",
     ),
     "onnxruntime": ("engine/onnx/",),
+    "openpyxl": ("retrieval/parsing/",),
     "prometheus_client": ("observe/metrics.py",),
     "psutil": ("observe/resources.py", "bench/"),
+    "PIL": ("retrieval/parsing/pictures.py",),
+    "pypdf": ("retrieval/parsing/",),
+    "python_multipart": ("api/multipart.py",),
     "rich": ("cli/",),
     "sdnotify": ("compose.py",),
     "simdjson": ("api/oip/",),
@@ -42,13 +57,16 @@ HOMES = {
     "sqlite_utils": ("store/",),
     "sseclient": ("cli/chat_client.py",),
     "starlette": ("api/",),
-    # model.py starts no thread: it guards the vocabulary, which any thread may use, with a lock.
+    # model.py and lexical.py start no thread: they guard what any thread may use with a lock.
+    # model.py and indexes.py start no thread: they guard with locks what any thread may use.
     "threading": (
         "engine/llama/model.py",
         "engine/llama/worker.py",
         "engine/llama_embedding/worker.py",
         "engine/onnx/worker.py",
         "engine/cpu_budget.py",
+        "retrieval/lexical.py",
+        "retrieval/vectors/indexes.py",
         "store/database.py",
     ),
     "tokenizers": ("engine/onnx/",),

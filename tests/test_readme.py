@@ -86,6 +86,8 @@ def all_operations() -> list[Operation]:
         embedding_models=nothing,
         classifiers=nothing,
         tensor_models=nothing,
+        files=nothing,
+        vector_stores=nothing,
         tunable_models=nothing,
         keys=nothing,
         metrics=Metrics(),

@@ -28,6 +28,7 @@ from appliance.api.openai.completions import Completion, CompletionRequest, Comp
 from appliance.api.openai.embeddings import EmbeddingList, EmbeddingResource, EmbeddingsRequest
 from appliance.api.openai.models import ModelList, ModelResponse, Models
 from appliance.api.openai.rerank import RerankingRequest, RerankResource, RerankResponse
+from appliance.api.openai.retrieval_operations import retrieval_operations
 from appliance.api.openai.tokenize import Tokenize, TokenizeChatRequest, TokenizeResponse, TokenizeTextRequest
 from appliance.api.openapi import openapi_document
 from appliance.api.routes import Operation, starlette_routes
@@ -38,6 +39,7 @@ from appliance.observe.metrics import Metrics
 if TYPE_CHECKING:
     from appliance.api.auth import Keys
     from appliance.core.encoders import TextClassifiers
+    from appliance.core.retrieval import Files, VectorStores
     from appliance.core.settings import Settings
     from appliance.core.tensors import TensorModels
     from appliance.core.types import EmbeddingModels, HealthSource, TextModels, TunableModels
@@ -52,6 +54,8 @@ def create_app(
     embedding_models: EmbeddingModels,
     classifiers: TextClassifiers,
     tensor_models: TensorModels,
+    files: Files,
+    vector_stores: VectorStores,
     tunable_models: TunableModels,
     keys: Keys,
     metrics: Metrics,
@@ -68,6 +72,8 @@ def create_app(
         embedding_models: What embeds.
         classifiers: What reranks and classifies.
         tensor_models: What turns tensors into tensors.
+        files: What was uploaded.
+        vector_stores: What can be searched.
         tunable_models: What can be changed while it runs.
         keys: The API keys.
         metrics: Counts requests and is read by `/metrics`.
@@ -78,6 +84,7 @@ def create_app(
     operations = (
         *openai_operations(settings, text_models),
         *encoder_operations(settings, embedding_models, classifiers),
+        *retrieval_operations(settings, files, vector_stores),
         *inference_operations(settings, tensor_models, health),
         *admin_operations(tunable_models),
         *box_operations(Observation(health, metrics), document),

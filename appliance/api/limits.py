@@ -17,14 +17,22 @@ from appliance.api.body_buffer import BODY_BUFFER, BodyBuffer
 from appliance.core.errors import InvalidRequestError, TooLargeError
 from appliance.core.settings import Settings
 
+UPLOAD_PATH = "/v1/files"
+
 LINGER_S = 5.0
 """Longest time to read the rest of a refused body."""
+
+FORM_BYTES = 64 * 1024
+"""What a form may have around the file that it brings."""
+
+_MEBIBYTE = 1024 * 1024
 
 
 class BodyLimits:
     """ASGI middleware that holds each request body to a size and to `body_timeout_s`.
 
-    The size is `max_tensor_body_bytes` for inference by the Open Inference Protocol, and `max_body_bytes` for the rest.
+    The size is `max_tensor_body_bytes` for inference by the Open Inference Protocol, `max_file_bytes` and the form
+    around it for an upload, and `max_body_bytes` for the rest. An upload has its time for each MiB.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -48,9 +56,10 @@ class _Body:
         self.declared = int(length) if length.isdecimal() else 0
         self.complete = self.declared == 0 and "transfer-encoding" not in headers
         self.awaits_continue = headers.get("expect", "").lower() == "100-continue"
-        self.deadline: float | None = None
+        self.started: float | None = None
         self._handed_over = 0
         self._limit_name, self._limit = _limit(scope["path"], settings)
+        self._extends = scope["path"] == UPLOAD_PATH
         self._limit_s = settings.body_timeout_s
         self._state = scope.setdefault("state", {})
         self._receive = receive
@@ -73,14 +82,15 @@ class _Body:
             return await self.next()
         if self.declared > self._limit:
             raise self._too_large(self.declared)
-        if self.deadline is None:
-            self.deadline = asyncio.get_running_loop().time() + limit_s
+        if self.started is None:
+            self.started = asyncio.get_running_loop().time()
+        times = 1 + self.received // _MEBIBYTE if self._extends else 1
         try:
-            async with asyncio.timeout_at(self.deadline):
+            async with asyncio.timeout_at(self.started + times * limit_s):
                 message = await self.next()
         except TimeoutError as error:
             raise InvalidRequestError(
-                f"The request body was not complete after {limit_s:g} s; {self.received} bytes had come.",
+                f"The request body was not complete after {times * limit_s:g} s; {self.received} bytes had come.",
                 advice="Send it faster, or raise body_timeout_s.",
                 code="body_timeout",
             ) from error
@@ -140,4 +150,6 @@ def _limit(path: str, settings: Settings) -> tuple[str, int]:
     """Return the name and the bytes of the limit that holds for a path."""
     if path.startswith("/v2/models/") and path.endswith("/infer"):
         return "max_tensor_body_bytes", settings.max_tensor_body_bytes
+    if path == UPLOAD_PATH:
+        return "max_file_bytes", settings.max_file_bytes + FORM_BYTES
     return "max_body_bytes", settings.max_body_bytes

@@ -28,9 +28,9 @@ _MEANINGS = {
     400: "The request is wrong; `param` says where.",
     401: "No API key, or one that is not valid.",
     403: "The API key lacks the scope, or the request comes from a foreign web page.",
-    404: "No such model; the message names those that exist.",
+    404: "There is no such model, file or vector store.",
     413: "The request body is too large.",
-    415: "The request body is not JSON.",
+    415: "The request body has another media type.",
     429: "The queue is full.",
     431: "The request head is too large.",
     500: "The appliance failed; its log has the reason under the request id.",
@@ -124,15 +124,29 @@ def _operation(operation: Operation, keys_required: bool) -> dict[str, Any]:
         document["description"] = f"Needs the scope `{operation.access}` where API keys are required."
     if protected:
         document["security"] = [{"apiKey": []}]
-    if operation.parameters:
-        document["parameters"] = [
-            {"name": name, "in": "path", "required": True, "description": words, "schema": {"type": "string"}}
-            for name, words in operation.parameters.items()
-        ]
+    if operation.parameters or operation.query is not None:
+        document["parameters"] = [*_path_parameters(operation), *_query_parameters(operation)]
     if operation.request:
         required = not operation.request_optional
-        document["requestBody"] = {"required": required, "content": {"application/json": _request(operation)}}
+        document["requestBody"] = {"required": required, "content": {operation.request_media_type: _request(operation)}}
     return document
+
+
+def _path_parameters(operation: Operation) -> Iterable[dict[str, Any]]:
+    return (
+        {"name": name, "in": "path", "required": True, "description": words, "schema": {"type": "string"}}
+        for name, words in operation.parameters.items()
+    )
+
+
+def _query_parameters(operation: Operation) -> Iterable[dict[str, Any]]:
+    if operation.query is None:
+        return
+    _, schemas = msgspec.json.schema_components([operation.query], ref_template=REF)
+    for name, schema in schemas[operation.query.__name__]["properties"].items():
+        given = {key: value for key, value in schema.items() if key not in ("default", "description")}
+        words = schema.get("description", "")
+        yield {"name": name, "in": "query", "required": False, "description": words, "schema": given}
 
 
 def _request(operation: Operation) -> dict[str, Any]:

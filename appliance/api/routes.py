@@ -28,7 +28,9 @@ class Operation:
         path: The template, as `/v1/models/{model}`.
         access: The scope that an API key needs, or None for a public operation.
         parameters: Meaning of each path parameter.
+        query: Wire type of the query string's parameters, which all are optional.
         request: Wire types of the body; more than one are alternatives; none means no body.
+        request_media_type: Of the body.
         request_optional: No body at all stands for an empty object.
         examples: Bodies that work on a box as it is set up, by name.
         response: Wire type of the answer, or None when it is not JSON of ours.
@@ -46,7 +48,9 @@ class Operation:
     handler: Handler
     access: str | None
     parameters: Mapping[str, str] = field(default_factory=dict)
+    query: type[msgspec.Struct] | None = None
     request: tuple[type[msgspec.Struct], ...] = ()
+    request_media_type: str = "application/json"
     request_optional: bool = False
     examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     response: type[msgspec.Struct] | None = None

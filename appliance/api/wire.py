@@ -28,7 +28,7 @@ _NUL_PATTERN = "matching regex '^[^\\\\x00]*$'"
 _LONE_SURROGATE = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 )
-_AT_PATH = re.compile(r" - at `(?P<path>[^`]*)`$")
+_AT_PATH = re.compile(r" - at (?:`key` in )?`(?P<path>[^`]*)`$")
 _AT_BYTE = re.compile(r"\(byte (\d+)\)")
 _UNKNOWN_FIELD = re.compile(r"object contains unknown field `(?P<name>.*)`", re.DOTALL)
 
@@ -81,6 +81,20 @@ def convert(value: Any, request_type: type[RequestT]) -> RequestT:
         )
     try:
         return msgspec.convert(value, request_type)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error), request_type) from error
+    except RecursionError as error:
+        raise _bad_json("is nested too deeply") from error
+
+
+def convert_query(values: Mapping[str, str], request_type: type[RequestT]) -> RequestT:
+    """Check the parameters of a query string, whose numbers are text, against a request type.
+
+    Raises:
+        InvalidRequestError: As by `convert`.
+    """
+    try:
+        return msgspec.convert(values, request_type, strict=False)
     except msgspec.ValidationError as error:
         raise _invalid(str(error), request_type) from error
 

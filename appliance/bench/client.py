@@ -86,11 +86,13 @@ class Connection(asyncio.Protocol):
 
     Attributes:
         patient: After each reading, read no more until `look`; what the server sends waits in the kernel.
+        headers: Sent with every request, besides what HTTP needs.
     """
 
     def __init__(self) -> None:
         """Use `open`."""
         self.patient = False
+        self.headers: Mapping[str, str] = {}
         self._transport: asyncio.Transport | None = None
         self._parser: Any = None
         self._response: Response | None = None
@@ -123,20 +125,26 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def send(self, method: str, path: str, document: Mapping[str, Any] | bytes | None = None) -> Response:
+    def send(
+        self,
+        method: str,
+        path: str,
+        document: Mapping[str, Any] | bytes | None = None,
+        content_type: str = "application/json",
+    ) -> Response:
         """Write a request and return its answer, which grows from now on; `wait` for its end.
 
         Args:
-            method: GET or POST.
+            method: GET, POST or DELETE.
             path: With leading slash.
-            document: Sent as JSON; bytes are JSON already.
+            document: Sent as JSON; bytes are sent as they are.
+            content_type: What the document is.
         """
         assert self._transport is not None, "the connection is open"
         assert self._answered is None or self._answered.done(), "one request after another"
-        body = (
-            document if isinstance(document, bytes) else msgspec.json.encode(document) if document is not None else b""
-        )
-        head = f"{method} {path} HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
+        body = document or b"" if isinstance(document, bytes | None) else msgspec.json.encode(document)
+        head = f"{method} {path} HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: {content_type}\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
         head += f"Content-Length: {len(body)}\r\n\r\n"
         self._parser = httptools.HttpResponseParser(self)
         self._answered = asyncio.get_running_loop().create_future()
@@ -175,13 +183,19 @@ class Connection(asyncio.Protocol):
         assert self._answered is not None, "a request was sent"
         await self._answered
 
-    async def request(self, method: str, path: str, document: Mapping[str, Any] | bytes | None = None) -> Response:
-        """Send a request and return its whole answer.
+    async def request(
+        self,
+        method: str,
+        path: str,
+        document: Mapping[str, Any] | bytes | None = None,
+        content_type: str = "application/json",
+    ) -> Response:
+        """Send a request and return its whole answer; see `send`.
 
         Raises:
             ConnectionLostError: The connection ended before the answer was whole.
         """
-        response = self.send(method, path, document)
+        response = self.send(method, path, document, content_type)
         await self.wait()
         return response
 

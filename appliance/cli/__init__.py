@@ -18,7 +18,9 @@ VERBS = {
     "keys": "Create, list and revoke API keys.",
     "config": "Show every setting with its effective value and where it came from.",
     "doctor": "Check whether this machine is fit to serve, with advice.",
+    "docs": "Add, list, search, remove and check documents on a running server.",
     "bench": "Measure this box: throughput, latency, memory.",
+    "eval": "Measure how well your own documents are found.",
 }
 
 

@@ -174,7 +174,7 @@ class ChatClient:
         Raises:
             ApplianceError: It cannot be reached, or refuses.
         """
-        return decode(self._call("GET", "/models"), ModelList, self.url).data
+        return decode(self.call("GET", "/models"), ModelList, self.url).data
 
     def tune(self, model: str, changes: Mapping[str, Any]) -> ModelRuntime:
         """Change what an appliance's loaded model runs with, and return what it then runs with.
@@ -187,12 +187,33 @@ class ChatClient:
             ApplianceError: The server cannot be reached, or refuses.
         """
         path = f"/models/{quote(model, safe='')}/runtime"
-        body = self._call("PATCH", path, encode(changes)) if changes else self._call("GET", path)
+        body = self.call("PATCH", path, encode(changes)) if changes else self.call("GET", path)
         return decode(body, ModelRuntime, self.url)
 
-    def _call(self, method: str, path: str, document: bytes | None = None) -> bytes:
-        """Send a request, with a JSON document if one is given, and return the body of the answer."""
-        headers = self._headers if document is None else {**self._headers, "Content-Type": "application/json"}
+    def call(
+        self,
+        method: str,
+        path: str,
+        document: bytes | Iterator[bytes] | None = None,
+        *,
+        media_type: str = "application/json",
+        length: int | None = None,
+    ) -> bytes:
+        """Send a request and return the body of the answer.
+
+        Args:
+            method: Of HTTP.
+            path: Behind `/v1`.
+            document: The body: whole, or piece by piece.
+            media_type: Of the body.
+            length: Its bytes, where it comes in pieces.
+
+        Raises:
+            ApplianceError: The server cannot be reached, or refuses.
+        """
+        headers = self._headers if document is None else {**self._headers, "Content-Type": media_type}
+        if length is not None:
+            headers = {**headers, "Content-Length": str(length)}
         with _connection_errors(self.url):
             response = self._pool.request(
                 method, f"{self.url}{path}", body=document, headers=headers, preload_content=False, redirect=False

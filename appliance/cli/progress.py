@@ -17,11 +17,12 @@ QUIET_S = 1.0
 
 
 class ProgressReport:
-    """Called with what is being done, how many bytes of it are done, and how many there are. A context manager."""
+    """Called with what is being done, how much of it is done, and how much there is. A context manager."""
 
-    def __init__(self, *, silent: bool) -> None:
-        """Show bars in a terminal, lines elsewhere, nothing if `silent`."""
+    def __init__(self, *, silent: bool, unit: str = "") -> None:
+        """Show bars in a terminal, lines elsewhere, nothing if `silent`; counts are of `unit`, or else of bytes."""
         self._silent = silent
+        self._unit = unit
         self._activity = ""
         self._began = 0.0
         self._shown = False
@@ -29,21 +30,22 @@ class ProgressReport:
         self._task: TaskID | None = None
 
     def __call__(self, activity: str, done: int, total: int) -> None:
-        """Report that `done` of the `total` bytes of the activity are done."""
+        """Report that `done` of the `total` bytes, or other units, of the activity are done."""
         if activity != self._activity:
             self._activity, self._began, self._shown, self._task = activity, time.monotonic(), False, None
         if self._silent or not (self._shown or self._is_long(activity)):
             return
         if not sys.stderr.isatty():
             if not self._shown:
-                click.echo(f"{activity.capitalize()}: {total / 1e6:,.1f} MB ...", err=True)
+                size = f"{total:,} {self._unit}" if self._unit else f"{total / 1e6:,.1f} MB"
+                click.echo(f"{activity.capitalize()}: {size} ...", err=True)
             self._shown = True
             return
         self._shown = True
         bars = self._started_bars()
         if self._task is None:
             self._task = bars.add_task(activity.capitalize(), total=total)
-        bars.update(self._task, completed=done)
+        bars.update(self._task, completed=done, total=total)
 
     def _is_long(self, activity: str) -> bool:
         """Tell whether a step is worth showing: a download always is, since the network may fall silent."""
@@ -55,17 +57,18 @@ class ProgressReport:
             from rich.progress import (
                 BarColumn,
                 DownloadColumn,
+                MofNCompleteColumn,
                 Progress,
                 TextColumn,
                 TimeRemainingColumn,
                 TransferSpeedColumn,
             )
 
+            speed = (MofNCompleteColumn(),) if self._unit else (DownloadColumn(), TransferSpeedColumn())
             self._bars = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
-                DownloadColumn(),
-                TransferSpeedColumn(),
+                *speed,
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
             )

@@ -65,7 +65,12 @@ class Settings:
     max_loaded_models: Count = _setting(1, "Models held in memory at once; the idle one longest unused makes room")
     max_loaded_embedders: Count = _setting(1, "Models held for embeddings at once, beside those for text")
     max_loaded_tensor_models: Count = _setting(8, "ONNX models held in memory at once, encoders included")
-    embedding_model: str = _setting("all-minilm-l6-v2", "Model whose embeddings rerank where a request names no model")
+    embedding_model: str = _setting(
+        "all-minilm-l6-v2", "Model that embeds vector stores, and reranks where a request names no model"
+    )
+    rerank_model: str = _setting(
+        "", "Cross-encoder that reads the best hits of a search again; empty leaves them as they are"
+    )
     max_loaded_adapters: Count = _setting(
         4, "LoRA adapters held in memory beside each model; the idle one longest unused makes room"
     )
@@ -130,12 +135,17 @@ class Settings:
     embedding_cache_bytes: BytesOrZero = _setting(
         128 * 1024 * 1024, "Disk for embeddings that may be asked for again; 0 is none"
     )
+    index_memory_bytes: Bytes = _setting(
+        256 * 1024 * 1024,
+        "Memory for the vector indexes of stores; the one longest unused is closed, a single larger one is not",
+    )
     queue_size: CountOrZero = _setting(64, "Requests that may wait for a sequence; one more is answered 429")
     stalled_engine_s: Seconds = _setting(60.0, "Heartbeat age at which an engine counts as dead")
 
     # Limits of a request
     max_body_bytes: Bytes = _setting(16 * 1024 * 1024, "Largest request body")
     max_tensor_body_bytes: Bytes = _setting(64 * 1024 * 1024, "Largest request body of /v2 inference")
+    max_file_bytes: Bytes = _setting(512 * 1024 * 1024, "Largest file that /v1/files takes")
     max_header_bytes: Annotated[int, Meta(ge=1024, le=2**24)] = _setting(32 * 1024, "Largest request head")
     max_prompt_characters: Count = _setting(4_000_000, "Longest prompt before it is tokenized")
     max_choices: Annotated[int, Meta(ge=1, le=64)] = _setting(8, "Largest `n`")
@@ -150,7 +160,7 @@ class Settings:
         2048, "Longest input of an embedding in tokens, where the model was not trained on less"
     )
     header_timeout_s: Seconds = _setting(10.0, "Longest time for a client to send a request head")
-    body_timeout_s: Seconds = _setting(60.0, "Longest time for a client to send a request body")
+    body_timeout_s: Seconds = _setting(60.0, "Longest time for a client to send a request body; of a file, each MiB")
     write_timeout_s: Seconds = _setting(60.0, "Longest time for a client to take in what is written to it")
     request_timeout_s: Seconds = _setting(600.0, "Longest time for one request's work, queueing included")
     keep_alive_timeout_s: Seconds = _setting(75.0, "Idle time after which a connection is closed")
@@ -159,6 +169,10 @@ class Settings:
     shutdown_grace_s: Seconds = _setting(20.0, "Time for running requests to end after SIGTERM")
     template_timeout_s: Seconds = _setting(2.0, "Longest time to render a chat template")
     max_rendered_bytes: Bytes = _setting(16 * 1024 * 1024, "Largest rendered chat template")
+    max_document_characters: Annotated[int, Meta(ge=1_000, le=10**9)] = _setting(
+        20_000_000, "Longest text that is taken from a file"
+    )
+    document_timeout_s: Seconds = _setting(300.0, "Longest time to take the text from a file")
 
     # Observability
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "Least severity that is logged")
@@ -190,6 +204,26 @@ class Settings:
     def onnx_engines_dir(self) -> Path:
         """Return the folder of what TensorRT made of ONNX models, which takes it minutes."""
         return self.data_dir / "onnx-engines"
+
+    @property
+    def retrieval_path(self) -> Path:
+        """Return the path of `retrieval.db`, which holds files, vector stores, chunks and vectors."""
+        return self.data_dir / "retrieval.db"
+
+    @property
+    def retrieval_lock_path(self) -> Path:
+        """Return the path of the file whose lock makes a process the one that has files, stores and their indexes."""
+        return self.data_dir / "retrieval.lock"
+
+    @property
+    def keyword_index_dir(self) -> Path:
+        """Return the folder of the keyword index, which is derived from `retrieval.db`."""
+        return self.data_dir / "indexes" / "keywords"
+
+    @property
+    def vector_indexes_dir(self) -> Path:
+        """Return the folder of the vector indexes, which are derived from `retrieval.db`."""
+        return self.data_dir / "indexes" / "vectors"
 
     @property
     def parking_dir(self) -> Path:

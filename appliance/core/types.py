@@ -288,6 +288,8 @@ class EmbeddingRequest:
         inputs: One or more.
         truncate: Cut inputs that are too long instead of refusing them.
         dimensions: Numbers of a vector, or None for the model's own.
+        keep: Whether vectors may be kept for later requests. Whoever has to erase texts keeps their vectors himself.
+        priority: Order of admission, where the engine has one; others serve all who wait in turns.
         tenant: The API key's id, or "" on an open loopback server.
         deadline_s: Seconds from now after which the work is given up, or None.
         request_id: As in `X-Request-Id`, for the log.
@@ -297,6 +299,8 @@ class EmbeddingRequest:
     inputs: Sequence[EmbeddingInput]
     truncate: bool = False
     dimensions: int | None = None
+    keep: bool = True
+    priority: Priority = Priority.DEFAULT
     tenant: str = ""
     deadline_s: float | None = None
     request_id: str = ""
@@ -335,6 +339,26 @@ class EmbeddingModels(Protocol):
             DeadlineExceededError: It took longer than `deadline_s`.
             EngineError: An input could not be evaluated.
         """
+        ...
+
+
+class TokenCounter(Protocol):
+    """Whatever knows how many tokens a model makes of a text."""
+
+    async def count_tokens(self, model: str, texts: Sequence[str]) -> Sequence[int]:
+        """Return the tokens of each text as the model embeds it, those that it wants around a text included.
+
+        Nothing is cut, however long; a blank text counts too.
+
+        Raises:
+            NotFoundError: No such model; the message names those that exist.
+            InvalidRequestError: The model is for something else.
+            UnavailableError: The model cannot be loaded now.
+        """
+        ...
+
+    async def longest_input(self, model: str) -> int:
+        """Return how many tokens of a text the model embeds, those around it included; raises the same."""
         ...
 
 

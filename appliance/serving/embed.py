@@ -35,7 +35,7 @@ class TextEmbedding:
             model = route.model
             _check_dimensions(model, request.dimensions)
             tokens, truncated = await model.tokenize(request.inputs, truncate=request.truncate)
-            vectors = await route.embed(tokens)
+            vectors = await route.embed(tokens, request.priority, keep=request.keep)
             if request.dimensions not in (None, model.dimensions):
                 vectors = [_cut(each, request.dimensions or 0) for each in vectors]
             return Embeddings(model.name, vectors, [len(each) for each in tokens], truncated)

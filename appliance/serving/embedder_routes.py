@@ -6,9 +6,10 @@ from array import array
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
-from appliance.core.types import EmbeddingInput, Vector
+from appliance.core.types import EmbeddingInput, Priority, Vector
 from appliance.engine.onnx.encoder import OnnxEncoder
 from appliance.registry.versions import RegisteredModel, Registry
 from appliance.serving.embedders import LoadedEmbedders
@@ -31,6 +32,11 @@ class Embedder(Protocol):
         ...
 
     @property
+    def longest_input(self) -> int:
+        """Tokens that an input may have, those that the model wants around it included."""
+        ...
+
+    @property
     def pooling(self) -> str:
         """How the states of an input's tokens become one vector."""
         ...
@@ -47,6 +53,10 @@ class Embedder(Protocol):
         """
         ...
 
+    async def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Return how many tokens each text has, uncut, those that the model wants around it included."""
+        ...
+
     async def embed(self, inputs: Sequence[array[int]]) -> Sequence[Vector]:
         """Return a vector of length 1 for each input. Leaving cancels, and nobody else notices."""
         ...
@@ -60,9 +70,13 @@ class EmbedderRoute:
     space: bytes
     cache: EmbeddingCache
 
-    async def embed(self, inputs: Sequence[array[int]]) -> Sequence[Vector]:
-        """Return a vector for each input, from the cache where it is there."""
-        return await self.cache.embed(self.model.name, self.space, inputs, self.model.embed)
+    async def embed(
+        self, inputs: Sequence[array[int]], priority: Priority = Priority.DEFAULT, *, keep: bool = True
+    ) -> Sequence[Vector]:
+        """Return a vector for each input, from the cache where it is there; `keep` what is computed."""
+        model = self.model
+        compute = partial(model.embed, priority=priority) if isinstance(model, OnnxEncoder) else model.embed
+        return await self.cache.embed(model.name, self.space, inputs, compute, keep=keep)
 
 
 class EmbedderRoutes:

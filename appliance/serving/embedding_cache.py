@@ -83,7 +83,9 @@ class EmbeddingCache:
         files = sorted((each.role, each.sha256) for each in registered.files)
         return hashlib.sha256(repr((FORMAT, files, how, tenant)).encode()).digest()
 
-    async def embed(self, model: str, space: bytes, inputs: Inputs, compute: Compute) -> Sequence[Vector]:
+    async def embed(
+        self, model: str, space: bytes, inputs: Inputs, compute: Compute, *, keep: bool = True
+    ) -> Sequence[Vector]:
         """Return a vector for each input: one that is here, or else what `compute` returns, which is kept.
 
         An input that comes twice is computed once.
@@ -93,6 +95,7 @@ class EmbeddingCache:
             space: As `space` returns it.
             inputs: Token ids as they are evaluated.
             compute: Called with the inputs that are not here, if there are any; its errors are the caller's.
+            keep: Whether what is computed may be kept.
         """
         if self._database is None:
             return await compute(inputs)
@@ -109,7 +112,7 @@ class EmbeddingCache:
             elapsed = asyncio.get_running_loop().time() - started
             metrics.request_finished(FinishReason.STOP, 0.0, elapsed, elapsed)
         fresh = dict(zip(missing, computed, strict=True))
-        self._keep(fresh)
+        self._keep(fresh if keep else {})
         return [found[key] if key in found else fresh[key] for key in keys]
 
     def keys(self, space: bytes, inputs: Inputs) -> list[bytes]:

@@ -22,6 +22,7 @@ from appliance.serving.readiness import Readiness
 from appliance.serving.room import share_memory
 from appliance.serving.tensor_loader import TensorModelLoader
 from appliance.serving.tensor_models import LoadedTensorModels
+from appliance.serving.token_counts import TokenCounts
 from appliance.serving.tuning import ModelTuning
 
 
@@ -35,6 +36,7 @@ class ServingFloor:
         cache: Embeddings that were computed before.
         text: Answers `core.types.TextModels`.
         embedding: Answers `core.types.EmbeddingModels`.
+        token_counts: Answers `core.types.TokenCounter`.
         classifiers: Answers `core.encoders.TextClassifiers`.
         tensors: Answers `core.tensors.TensorModels`.
         tuning: Answers `core.types.TunableModels`.
@@ -60,6 +62,7 @@ class ServingFloor:
         routes = EmbedderRoutes(registry, self.embedders, self.tensor_models, self.cache)
         self.text = TextGeneration(registry, self.models, self.tensor_models)
         self.embedding = TextEmbedding(routes)
+        self.token_counts = TokenCounts(routes)
         self.classifiers = TextClassification(settings, routes)
         self.tensors = TensorInference(settings, registry, self.tensor_models)
         self.tuning = ModelTuning(self.models)

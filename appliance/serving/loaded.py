@@ -166,7 +166,7 @@ class LoadedModels:
         return self._attempted
 
     def drain(self) -> None:
-        """Turn readiness red: the process is about to stop."""
+        """Turn readiness red and load the settings' model no more: the process is about to stop."""
         self._draining = True
 
     async def close(self) -> None:
@@ -215,7 +215,9 @@ class LoadedModels:
             raise
 
     async def _load_default(self) -> None:
-        """Wish for the model of the settings for as long as it does not run."""
+        """Wish for the model of the settings for as long as it does not run and the process is not about to stop."""
+        if self._draining:
+            return  # `close` unloads it, and would have to wait for its successor too
         if not self._settings.model:
             self._problem = ""
             return

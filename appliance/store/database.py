@@ -56,6 +56,7 @@ class Database:
         read_only: bool = False,
         migrations: Sequence[Migration] = MIGRATIONS,
         durable: bool = True,
+        overwrite_deleted: bool = False,
     ) -> None:
         """Open or create the file and bring its schema up to date.
 
@@ -67,6 +68,7 @@ class Database:
             migrations: The history of its schema, oldest first.
             durable: False lets the last writes be lost with the power, which spares an fsync each; the file stays
                 sound, and what a killed process had written is there.
+            overwrite_deleted: Fill what is deleted with zeros; until `erase_log` the log may still have it.
 
         Raises:
             UnreadableDatabaseError: The file is damaged, or was written by a newer version.
@@ -79,6 +81,8 @@ class Database:
         with _storage_errors(path):
             connection = _connect(path, read_only=read_only, durable=durable)
             try:
+                if overwrite_deleted:
+                    connection.execute("PRAGMA secure_delete=ON").fetchall()
                 (check_history if read_only else migrate)(connection, migrations)
             except BaseException:
                 connection.close()

@@ -27,6 +27,7 @@ from appliance.security.keys import KeyStore
 from appliance.serving.floor import ServingFloor
 from appliance.store.database import Database
 from tests.api.scripted import ScriptedClassifiers, ScriptedEmbedding, ScriptedHealth, ScriptedModels, ScriptedTuning
+from tests.api.scripted_retrieval import ScriptedFiles, ScriptedStores
 from tests.api.scripted_tensors import ScriptedTensors
 
 DEADLINE_S = 30.0
@@ -120,6 +121,8 @@ class ScriptedBox(Box):
     embedding: ScriptedEmbedding = field(default_factory=ScriptedEmbedding)
     classifiers: ScriptedClassifiers = field(default_factory=ScriptedClassifiers)
     tensors: ScriptedTensors = field(default_factory=ScriptedTensors)
+    files: ScriptedFiles = field(default_factory=ScriptedFiles)
+    stores: ScriptedStores = field(default_factory=lambda: ScriptedStores(ScriptedFiles()))
     tuning: ScriptedTuning = field(default_factory=ScriptedTuning)
     health: ScriptedHealth = field(default_factory=ScriptedHealth)
     metrics: Metrics = field(default_factory=Metrics)
@@ -154,12 +157,16 @@ async def scripted_box(folder: Path, deadline_s: float = DEADLINE_S, **changes: 
         keys = KeyStore(database, SystemClock())
         tuning, embedding = ScriptedTuning(), ScriptedEmbedding()
         classifiers, tensors = ScriptedClassifiers(), ScriptedTensors()
+        files = ScriptedFiles(settings.max_file_bytes)
+        stores = ScriptedStores(files)
         app = create_app(
             settings=settings,
             text_models=models,
             embedding_models=embedding,
             classifiers=classifiers,
             tensor_models=tensors,
+            files=files,
+            vector_stores=stores,
             tunable_models=tuning,
             keys=keys,
             metrics=metrics,
@@ -174,6 +181,8 @@ async def scripted_box(folder: Path, deadline_s: float = DEADLINE_S, **changes: 
                 embedding=embedding,
                 classifiers=classifiers,
                 tensors=tensors,
+                files=files,
+                stores=stores,
                 tuning=tuning,
                 health=health,
                 metrics=metrics,
@@ -202,12 +211,15 @@ async def real_box(
             import_model(encoder, registry, name="encoder", licence="Apache-2.0")
         floor = ServingFloor(settings, registry, metrics, CpuBudget(2))
         keys = KeyStore(database, SystemClock())
+        files = ScriptedFiles()
         app = create_app(
             settings=settings,
             text_models=floor.text,
             embedding_models=floor.embedding,
             classifiers=floor.classifiers,
             tensor_models=floor.tensors,
+            files=files,
+            vector_stores=ScriptedStores(files),
             tunable_models=floor.tuning,
             keys=keys,
             metrics=metrics,

@@ -21,9 +21,12 @@ from appliance.security.keys import KeyStore
 from appliance.store.database import Database
 from tests.api.boxes import Box, ScriptedBox, real_box, scripted_box, settings_with
 from tests.api.scripted import ScriptedClassifiers, ScriptedEmbedding, ScriptedHealth, ScriptedModels, ScriptedTuning
+from tests.api.scripted_retrieval import ScriptedFiles, ScriptedStores
 from tests.api.scripted_tensors import ScriptedTensors
 
 SCHEMATHESIS_TIMEOUT_S = 100.0
+
+DOCUMENTS = "^/v1/(files|vector_stores)"
 
 
 async def document_of(box: Box, headers: dict[str, str] | None = None) -> dict[str, Any]:
@@ -55,6 +58,8 @@ def test_every_route_of_the_application_is_in_the_document_and_no_other(tmp_path
             embedding_models=ScriptedEmbedding(),
             classifiers=ScriptedClassifiers(),
             tensor_models=ScriptedTensors(),
+            files=ScriptedFiles(),
+            vector_stores=ScriptedStores(ScriptedFiles()),
             tunable_models=ScriptedTuning(),
             keys=KeyStore(database, SystemClock()),
             metrics=Metrics(),
@@ -72,6 +77,21 @@ def test_every_route_of_the_application_is_in_the_document_and_no_other(tmp_path
         "/v1/rerank",
         "/v1/classify",
         "/v1/tokenize",
+        "/v1/files",
+        "/v1/files/{file_id}",
+        "/v1/files/{file_id}/content",
+        "/v1/vector_stores",
+        "/v1/vector_stores/{vector_store_id}",
+        "/v1/vector_stores/{vector_store_id}/rebuild",
+        "/v1/vector_stores/{vector_store_id}/verify",
+        "/v1/vector_stores/{vector_store_id}/search",
+        "/v1/vector_stores/{vector_store_id}/files",
+        "/v1/vector_stores/{vector_store_id}/files/{file_id}",
+        "/v1/vector_stores/{vector_store_id}/files/{file_id}/content",
+        "/v1/vector_stores/{vector_store_id}/file_batches",
+        "/v1/vector_stores/{vector_store_id}/file_batches/{batch_id}",
+        "/v1/vector_stores/{vector_store_id}/file_batches/{batch_id}/cancel",
+        "/v1/vector_stores/{vector_store_id}/file_batches/{batch_id}/files",
         "/v2",
         "/v2/health/live",
         "/v2/health/ready",
@@ -98,7 +118,7 @@ def test_every_route_of_the_application_is_in_the_document_and_no_other(tmp_path
 async def test_the_document_is_whole(box: ScriptedBox) -> None:
     document = await document_of(box)
     assert document["openapi"] == "3.1.0"
-    assert len(document["paths"]) == 28
+    assert len(document["paths"]) == 43
     for reference in references(document):
         assert resolve(document, reference)
     operations = [each for path in document["paths"].values() for each in path.values()]
@@ -178,8 +198,25 @@ async def run_schemathesis(document: dict[str, Any], box: Box, folder: Path, *ar
 @pytest.mark.anyio
 async def test_the_server_does_what_the_document_says_and_nothing_else(tmp_path: Path) -> None:
     async with scripted_box(tmp_path, deadline_s=SCHEMATHESIS_TIMEOUT_S, model="tiny", max_choices=4) as box:
-        arguments = ("--checks", "all", "--exclude-path-regex", "/infer$|/ready$|/unload$", "--max-examples", "10")
+        others = f"/infer$|/ready$|/unload$|{DOCUMENTS}"
+        arguments = ("--checks", "all", "--exclude-path-regex", others, "--max-examples", "10")
         await run_schemathesis(await document_of(box), box, tmp_path, *arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.anyio
+async def test_documents_do_what_the_document_says(tmp_path: Path) -> None:
+    """Valid data may be refused here: no schema says which conditions go together, or which files there are."""
+    async with scripted_box(tmp_path, deadline_s=SCHEMATHESIS_TIMEOUT_S) as box:
+        document = await document_of(box)
+        store = box.stores.create(tenant="").id
+        for name, operations in document["paths"].items():
+            for parameter in [each for one in operations.values() for each in one.get("parameters", ())]:
+                if parameter["name"] == "vector_store_id" and name != "/v1/vector_stores/{vector_store_id}":
+                    parameter["schema"] = {"enum": [store]}
+        checks = "positive_data_acceptance,ensure_resource_availability"
+        arguments = ("--checks", "all", "--exclude-checks", checks, "--max-examples", "10")
+        await run_schemathesis(document, box, tmp_path, *arguments, "--include-path-regex", DOCUMENTS)
 
 
 @pytest.mark.slow
@@ -197,8 +234,9 @@ async def test_inference_does_what_the_document_says(tmp_path: Path) -> None:
 async def test_no_request_brings_down_a_real_engine(tmp_path: Path, tiny_model_path: Path) -> None:
     """Valid data may be refused here: no schema knows the vocabulary's size or how many tokens a text has."""
     async with real_box(tmp_path, tiny_model_path, deadline_s=SCHEMATHESIS_TIMEOUT_S) as box:
-        arguments = ("--checks", "all", "--exclude-checks", "positive_data_acceptance", "--include-method", "POST")
-        await run_schemathesis(await document_of(box), box, tmp_path, *arguments, "--max-examples", "5")
+        checks = ("--checks", "all", "--exclude-checks", "positive_data_acceptance")
+        arguments = (*checks, "--include-method", "POST", "--exclude-path-regex", DOCUMENTS, "--max-examples", "5")
+        await run_schemathesis(await document_of(box), box, tmp_path, *arguments)
         assert (await box.chat(max_tokens=3)).status == 200
 
 

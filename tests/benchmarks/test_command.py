@@ -9,6 +9,7 @@ import pytest
 
 from tests.benchmarks.__main__ import NAMES
 from tests.benchmarks.peers import HERE, PEERS, THREADS
+from tests.benchmarks.searching.peers import CHROMADB
 from tests.benchmarks.tensor.peers import MLSERVER
 from tests.benchmarks.workload import Effort
 
@@ -32,7 +33,7 @@ def test_help_names_every_workload_and_peer_and_the_defaults() -> None:
 def test_help_names_every_peer_that_can_be_built() -> None:
     result = run("build_peer", "--help")
     assert result.returncode == 0
-    assert all(f"\n  {name} " in result.stdout for name in (*PEERS, MLSERVER))
+    assert all(f"\n  {name} " in result.stdout for name in (*PEERS, MLSERVER, CHROMADB))
 
 
 @pytest.mark.parametrize("script", ["engine", "build_peer"])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 from collections.abc import Callable
 
 import pytest
 
-from appliance.engine.cpu_budget import LATELY_S, CpuBudget, CpuShare
+from appliance.engine.cpu_budget import CpuBudget, CpuShare
 
 DEADLINE_S = 10.0
 
@@ -94,25 +93,6 @@ def test_an_engine_that_computes_elsewhere_waits_for_nobody() -> None:
     budget = CpuBudget(1)
     with CpuShare(budget, 1).turn(), CpuShare(None, 1).turn():
         assert budget.free == 0
-
-
-def test_an_engine_knows_whether_others_computed_of_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    budget = CpuBudget(2)
-    first, second, elsewhere = CpuShare(budget, 1), CpuShare(budget, 1), CpuShare(None, 1)
-    with first.turn(), elsewhere.turn():
-        assert [each.is_contested for each in (first, second, elsewhere)] == [False, True, False]
-    with second.turn():
-        assert [first.is_contested] == [True]
-    clock[0] += LATELY_S
-    assert [first.is_contested] == [False]
-    with second.turn():
-        pass
-    assert first.is_contested
-    del second  # its engine was unloaded
-    gc.collect()
-    assert not first.is_contested
 
 
 def test_many_engines_never_hold_more_cores_than_there_are_and_all_get_their_turns() -> None:

@@ -16,12 +16,10 @@ import numpy as np
 import pytest
 
 from appliance.core.errors import DeadlineExceededError, EngineError
-from appliance.engine import cpu_budget
-from appliance.engine.cpu_budget import CpuBudget, CpuShare
+from appliance.engine.cpu_budget import CpuBudget
 from appliance.engine.onnx import worker as worker_module
-from appliance.engine.onnx.worker import CONTESTED_BATCH_TOKENS, Lane
+from appliance.engine.onnx.worker import Lane
 from tests import tiny_onnx
-from tests.engine.conftest import DEADLINE_S
 from tests.engine.test_onnx_engine import Doubling, Subject, failing, numbers, rows, running
 
 pytestmark = pytest.mark.anyio
@@ -231,22 +229,6 @@ def test_a_lane_at_rest_keeps_nothing_of_its_last_batch() -> None:
     assert batch() is None
     lane.stop()
     lane.join()
-
-
-# Neighbours
-
-
-async def test_batches_are_short_while_another_engine_computes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_budget, "LATELY_S", 2 * DEADLINE_S)
-    async with running(tiny_onnx.identity(path), CpuBudget(1)) as subject:
-        another = CpuShare(subject.cpu, 1)
-        long = numbers(*range(16), length=CONTESTED_BATCH_TOKENS // 4)
-        assert await subject.engine.submit(long, Doubling()) == list(range(16))
-        assert subject.engine.statistics.batches.keys() == {16}
-        with another.turn():
-            pass
-        assert await subject.engine.submit(long, Doubling()) == list(range(16))
-        assert subject.engine.statistics.batches.keys() == {16, 4}
 
 
 # Outputs

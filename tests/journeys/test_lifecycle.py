@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import openai
@@ -47,14 +48,15 @@ def test_sigterm_under_load_lets_answers_finish_and_exits_cleanly(tiny_data: Pat
         stream(server, 1)
         one = server.metric("appliance_prompt_tokens_total")
         answers = [threads.submit(stream, server, 400) for _ in range(16)]
-        wait_until(lambda: server.metric("appliance_prompt_tokens_total") == 17 * one)  # all are accepted
+        accepted = partial(server.metric, "appliance_prompt_tokens_total")
+        wait_until(lambda: accepted() == 17 * one, lambda: f"{accepted()} of {17 * one} {answers} {server.log}")
         assert server.end() == 0
         assert {answer.result(DEADLINE_S)[1] for answer in answers} == {"length"}
         assert '"unloaded tiny:1"' in server.log
 
 
 def test_sigterm_cuts_off_what_does_not_end_in_time_and_says_so_in_the_stream(tiny_data: Path, tmp_path: Path) -> None:
-    slow = {"APPLIANCE_SHUTDOWN_GRACE_S": "0.2", "AFTER": "40", "FAILURE": "hang"}
+    slow = {"APPLIANCE_SHUTDOWN_GRACE_S": "0.2", "AFTER": "40", "FAILURE": "hang", "STOP_S": "1"}
     with (
         server_process(tiny_data, tmp_path, "--model", "tiny", script=FAILING, environment=slow) as server,
         ThreadPoolExecutor(1) as threads,

@@ -158,6 +158,19 @@ async def test_draining_turns_readiness_red_and_refuses_new_loads(box: Box) -> N
             await floor.text.generate(ask("tiny"))
 
 
+async def test_what_is_unloaded_at_the_end_is_not_loaded_again(box: Box) -> None:
+    async with serving(box, model="tiny") as floor:
+        await ready(floor.models)
+        floor.models.drain()
+        await floor.models.close()
+        floor.models._attempted = False
+        floor.models._wake.set()
+        async with asyncio.timeout(10):
+            while not floor.models.attempted:  # noqa: ASYNC110  (a state without an event)
+                await asyncio.sleep(0.001)
+        assert floor.models.names == frozenset()
+
+
 async def test_the_end_answers_those_who_wait_for_a_load(box: Box) -> None:
     from appliance.engine.cpu_budget import CpuBudget
     from appliance.observe.metrics import Metrics

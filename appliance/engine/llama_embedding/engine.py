@@ -27,6 +27,9 @@ from appliance.observe.metrics import ModelMetrics
 WEIGHT = 0.2
 """Share of the newest batch in the seconds a token takes."""
 
+TEXT_CHARACTERS = 32
+"""As many characters take the time that a text takes by itself."""
+
 Input = str | Sequence[int]
 
 
@@ -154,6 +157,20 @@ class LlamaEmbedder:
         if sum(len(each) for each in inputs if isinstance(each, str)) <= INLINE_TOKENIZE_CHARACTERS:
             return self._tokenize(inputs, truncate)
         return await asyncio.to_thread(self._tokenize, inputs, truncate)
+
+    async def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Return how many tokens each text has, uncut, those that the model wants around it included.
+
+        Raises:
+            InvalidRequestError: A text is over 2 GiB or cannot be tokenized.
+        """
+        if sum(map(len, texts)) + TEXT_CHARACTERS * len(texts) <= INLINE_TOKENIZE_CHARACTERS:
+            return self._count_tokens(texts)
+        return await asyncio.to_thread(self._count_tokens, texts)
+
+    def _count_tokens(self, texts: Sequence[str]) -> list[int]:
+        model = self._worker.model
+        return [len(model.tokenize(each, add_special=True, parse_special=False)) for each in texts]
 
     def _tokenize(self, inputs: Sequence[Input], truncate: bool) -> tuple[list[array[int]], list[int]]:
         tokenized = [self._tokens(each, f"input[{index}]", truncate) for index, each in enumerate(inputs)]

@@ -140,19 +140,18 @@ class Batcher:
             del self._jobs[number]
         return expired
 
-    def next_batch(self, now: float = 0.0, most_rows: float = math.inf, most_tokens: float = math.inf) -> list[Place]:
+    def next_batch(self, now: float = 0.0, most_rows: float = math.inf) -> list[Place]:
         """Take the next items to evaluate together; empty only when nothing waits.
 
         Args:
             now: The time, in seconds.
             most_rows: Close the batch at so many rows, if it would not close before.
-            most_tokens: The same for tokens with padding.
         """
         if not self._jobs:
             return []
         turns = sorted(self._jobs, key=lambda number: (self._jobs[number].tier(now), self._jobs[number].turn))
         key = next(iter(self._jobs[turns[0]].groups))
-        frame = _Frame(min(self._rows, most_rows), min(self._tokens, most_tokens))
+        frame = _Frame(min(self._rows, most_rows), self._tokens)
         batch = [self._lead(turns[0], key, frame)]
         if key is not None:
             turns = [*turns[1:], turns[0]]

@@ -137,6 +137,14 @@ class OnnxEncoder:
         self._check(given, "input[{}]", truncate=truncate)
         return [each.tokens for each in given], _cut(given)
 
+    async def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Return how many tokens each text has, uncut, those that the model wants around it included.
+
+        Raises:
+            EngineError: The tokenizer failed on them.
+        """
+        return await self._tokenized(texts, lambda: self._is.tokenizer.counts(texts))
+
     async def embed(
         self,
         inputs: Sequence[array[int]],

@@ -131,6 +131,14 @@ class TextTokenizer:
         texts = [self._prompt + each for each in texts] if self._prompt else texts
         return [self._text.around([each], [room]) for each in self._plain(texts, longest)]
 
+    def counts(self, texts: Sequence[str]) -> list[int]:
+        """Return how many tokens each text has, uncut, those that the model wants around it included.
+
+        Raises:
+            EngineError: The tokenizer failed on them.
+        """
+        return [row.whole for row in self.texts(texts, self._text.added)]
+
     def pairs(self, first: str, seconds: Sequence[str], longest: int) -> list[Row]:
         """Return the tokens of each pair as the model reads it; the longer text of one that is too long is cut first.
 

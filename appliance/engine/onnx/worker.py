@@ -40,8 +40,6 @@ CPU_BATCH_TOKENS = 512
 MiniLM (int8, one core) evaluates in a second 5,400 tokens as 32 rows of 12 and 4,200 as one row; of 64 5,100 as 4
 rows, 5,000 as 16, 4,500 as 64; of 256 tokens 4,000 as one row, and 3,200 as 16, which take 400 MB more.
 """
-CONTESTED_BATCH_TOKENS = 128
-"""The same while another engine computes, too: its next turn, such as a token of a stream, waits for all of a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,8 +304,7 @@ class Worker:
         self._take(evaluated)
 
     def _next_batch(self, now: float, most_rows: float = math.inf) -> list[Piece]:
-        most_tokens = CONTESTED_BATCH_TOKENS if self._share.is_contested else math.inf
-        places = self._batcher.next_batch(now, most_rows, most_tokens)
+        places = self._batcher.next_batch(now, most_rows)
         batch = [Piece(self._jobs[each.job], each.index) for each in places]
         for each in batch:
             if each.job.started is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,10 +17,11 @@ import uvloop
 
 from appliance import __version__
 from appliance.bench.report import Machine, this_machine
-from appliance.core.errors import ApplianceError, UnavailableError
+from appliance.core.errors import UnavailableError
 from appliance.core.settings import Settings
 from appliance.registry.versions import Registry, open_registry
 from appliance.store.database import Database
+from tests.benchmarks.options import finished, options, say, write
 from tests.benchmarks.results import Result, print_workloads
 from tests.benchmarks.tensor.models import DERIVED, ENCODER, Models, Tokens
 from tests.benchmarks.tensor.peers import PEERS, THREADS, peers
@@ -48,65 +48,38 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
 
 def main() -> None:
     """Measure, print and write what was asked for."""
-    options = _options()
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            results = runner.run(_until_terminated(options))
-    except asyncio.CancelledError:
-        sys.exit(128 + signal.SIGTERM)
-    except ApplianceError as error:
-        sys.exit(f"Error: {error}")
+    given = _options()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        results = finished(_measure(given), runner.run)
     _print(results)
-    if options.json is not None:
-        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(results)) + b"\n")
+    write(results, given.json)
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="tests/benchmarks/tensors", usage="see tests/benchmarks/tensors --help")
-    parser.add_argument("--workload", nargs="+", choices=WORKLOADS, default=tuple(WORKLOADS))
-    parser.add_argument("--peer", nargs="+", choices=PEERS, default=PEERS)
-    parser.add_argument("--runs", type=_count)
-    parser.add_argument("--threads", type=_count, default=THREADS)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--quick", action="store_true")
-    options = parser.parse_args()
-    options.data = Path(os.environ["BENCHMARK_DATA"]).absolute()
-    return options
+    found = options("tests/benchmarks/tensors", workloads=WORKLOADS, peers=PEERS, threads=THREADS)
+    found.data = Path(os.environ["BENCHMARK_DATA"]).absolute()
+    return found
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
-    return int(text)
-
-
-async def _until_terminated(options: argparse.Namespace) -> Results:
-    """Measure; SIGTERM, as Ctrl-C, ends the servers before it ends this program."""
-    task = asyncio.current_task()
-    assert task is not None, "this runs in a task"
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    return await _measure(options)
-
-
-async def _measure(options: argparse.Namespace) -> Results:
-    effort = QUICK if options.quick else Effort()
-    effort = replace(effort, runs=options.runs or effort.runs)
-    models = registered_models(options.data)
+async def _measure(given: argparse.Namespace) -> Results:
+    effort = QUICK if given.quick else Effort()
+    effort = replace(effort, runs=given.runs or effort.runs)
+    models = registered_models(given.data)
     tokens = Tokens(models.tokenizer)
-    found = peers(models, options.data, options.peer, options.threads, build=True)
-    if "sentences" in options.workload and not options.quick:
-        found = await tuned(found, effort, tokens, _say)
-    results = [await run(name, found, effort, tokens, _say) for name in options.workload]
+    found = peers(models, given.data, given.peer, given.threads, build=True)
+    if "sentences" in given.workload and not given.quick:
+        found = await tuned(found, effort, tokens, say)
+    results = [await run(name, found, effort, tokens, say) for name in given.workload]
     return Results(
         machine=this_machine(),
         appliance=__version__,
         onnxruntime=version("onnxruntime"),
         python=sys.version.split()[0],
         model=ENCODER,
-        threads=options.threads,
-        peers={each.name: each.about for name in options.workload for each in WORKLOADS[name].contestants(found)},
+        threads=given.threads,
+        peers={each.name: each.about for name in given.workload for each in WORKLOADS[name].contestants(found)},
         runs=effort.runs,
-        quick=options.quick,
+        quick=given.quick,
         workloads=results,
     )
 
@@ -159,10 +132,6 @@ def _print(results: Results) -> None:
     if results.quick:
         print("Quick: the figures mean nothing.")
     print_workloads(results.peers, results.workloads)
-
-
-def _say(progress: str) -> None:
-    print(f"{progress} ...", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

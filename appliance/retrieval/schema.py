@@ -1,0 +1,175 @@
+"""The schema of `retrieval.db`: the truth of files, stores, chunks and vectors. Both indexes are derived from it.
+
+A chunk counts only while the row of its `store_files` is there: deleting that row takes all of a file's chunks out of
+every search at once, and their own rows are erased behind it. So whatever a search finds is looked up with a join on
+`store_files`.
+
+    stages of a store_file     queued → cut (chunks are there) → keywords (keyword index has them) → done (vectors too)
+    chunks.vector              NULL until embedded; within a store, chunks are embedded in the order of their ids
+    stores.next_model          set while a store is embedded with another model: `reembedding`
+    vectors                    one for each text and model of a tenant, however many chunks have that text
+    erased_chunks              ids whose rows are gone, and that may still be in an index: ranges, both ends included
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from appliance.store.database import Database
+from appliance.store.migrations import Migration
+
+MIGRATIONS: tuple[Migration, ...] = (
+    Migration(
+        1,
+        "documents",
+        (
+            """
+            CREATE TABLE files (
+                key INTEGER PRIMARY KEY AUTOINCREMENT,
+                id TEXT NOT NULL UNIQUE,
+                tenant TEXT NOT NULL,
+                filename TEXT NOT NULL,
+                purpose TEXT NOT NULL,
+                size INTEGER NOT NULL,
+                media_type TEXT NOT NULL,
+                created INTEGER NOT NULL,
+                expires INTEGER
+            ) STRICT
+            """,
+            "CREATE INDEX files_tenant ON files (tenant)",
+            "CREATE INDEX files_expires ON files (expires) WHERE expires IS NOT NULL",
+            """
+            CREATE TABLE stores (
+                key INTEGER PRIMARY KEY AUTOINCREMENT,
+                id TEXT NOT NULL UNIQUE,
+                tenant TEXT NOT NULL,
+                name TEXT NOT NULL,
+                description TEXT NOT NULL,
+                metadata TEXT NOT NULL,
+                created INTEGER NOT NULL,
+                last_active INTEGER NOT NULL,
+                expires_after_days INTEGER,
+                model TEXT NOT NULL DEFAULT '',
+                dimensions INTEGER NOT NULL DEFAULT 0,
+                lease_owner TEXT NOT NULL DEFAULT '',
+                lease_until REAL NOT NULL DEFAULT 0
+            ) STRICT
+            """,
+            "CREATE INDEX stores_tenant ON stores (tenant)",
+            """
+            CREATE TABLE batches (
+                key INTEGER PRIMARY KEY AUTOINCREMENT,
+                id TEXT NOT NULL UNIQUE,
+                store INTEGER NOT NULL REFERENCES stores (key) ON DELETE CASCADE,
+                created INTEGER NOT NULL,
+                cancelled INTEGER NOT NULL DEFAULT 0
+            ) STRICT
+            """,
+            "CREATE INDEX batches_store ON batches (store)",
+            """
+            CREATE TABLE store_files (
+                key INTEGER PRIMARY KEY AUTOINCREMENT,
+                store INTEGER NOT NULL REFERENCES stores (key),
+                file INTEGER NOT NULL REFERENCES files (key),
+                created INTEGER NOT NULL,
+                status TEXT NOT NULL CHECK (status IN ('in_progress', 'completed', 'cancelled', 'failed')),
+                stage TEXT NOT NULL CHECK (stage IN ('queued', 'cut', 'keywords', 'done')),
+                attributes TEXT NOT NULL,
+                most_tokens INTEGER NOT NULL,
+                overlap_tokens INTEGER NOT NULL,
+                batch TEXT NOT NULL,
+                error_code TEXT NOT NULL DEFAULT '',
+                error TEXT NOT NULL DEFAULT '',
+                chunks INTEGER NOT NULL DEFAULT 0,
+                embedded INTEGER NOT NULL DEFAULT 0,
+                usage INTEGER NOT NULL DEFAULT 0,
+                lease_owner TEXT NOT NULL DEFAULT '',
+                lease_until REAL NOT NULL DEFAULT 0,
+                attempts INTEGER NOT NULL DEFAULT 0,
+                UNIQUE (store, file)
+            ) STRICT
+            """,
+            "CREATE INDEX store_files_file ON store_files (file)",
+            "CREATE INDEX store_files_status ON store_files (store, status)",
+            "CREATE INDEX store_files_batch ON store_files (batch) WHERE batch <> ''",
+            "CREATE INDEX store_files_waiting ON store_files (stage, key) WHERE status = 'in_progress'",
+            """
+            CREATE TABLE chunks (
+                id INTEGER PRIMARY KEY AUTOINCREMENT,
+                store INTEGER NOT NULL,
+                store_file INTEGER NOT NULL,
+                position INTEGER NOT NULL,
+                text TEXT NOT NULL,
+                start INTEGER NOT NULL,
+                "end" INTEGER NOT NULL,
+                page INTEGER,
+                heading TEXT NOT NULL,
+                tokens INTEGER NOT NULL,
+                text_hash BLOB NOT NULL CHECK (length(text_hash) = 32),
+                vector INTEGER
+            ) STRICT
+            """,
+            "CREATE INDEX chunks_store_file ON chunks (store_file, position)",
+            "CREATE INDEX chunks_store ON chunks (store)",
+            "CREATE INDEX chunks_embedded ON chunks (store) WHERE vector IS NOT NULL",
+            "CREATE INDEX chunks_waiting ON chunks (store) WHERE vector IS NULL",
+            "CREATE INDEX chunks_vector ON chunks (vector) WHERE vector IS NOT NULL",
+            """
+            CREATE TABLE vectors (
+                id INTEGER PRIMARY KEY AUTOINCREMENT,
+                text_hash BLOB NOT NULL CHECK (length(text_hash) = 32),
+                model TEXT NOT NULL,
+                vector BLOB NOT NULL,
+                UNIQUE (text_hash, model)
+            ) STRICT
+            """,
+            """
+            CREATE TABLE erasures (
+                key INTEGER PRIMARY KEY AUTOINCREMENT,
+                store INTEGER,
+                store_file INTEGER,
+                file TEXT
+            ) STRICT
+            """,
+            """
+            CREATE TABLE erased_chunks (
+                erasure INTEGER NOT NULL REFERENCES erasures (key) ON DELETE CASCADE,
+                store INTEGER NOT NULL,
+                first INTEGER NOT NULL,
+                last INTEGER NOT NULL,
+                PRIMARY KEY (erasure, first)
+            ) STRICT
+            """,
+            """
+            CREATE TABLE generations (
+                store INTEGER PRIMARY KEY,
+                generation INTEGER NOT NULL,
+                last_chunk INTEGER NOT NULL,
+                count INTEGER NOT NULL
+            ) STRICT
+            """,
+        ),
+    ),
+    Migration(
+        2,
+        "embedding with another model",
+        (
+            "ALTER TABLE stores ADD COLUMN next_model TEXT",
+            "ALTER TABLE stores ADD COLUMN next_dimensions INTEGER NOT NULL DEFAULT 0",
+            "ALTER TABLE stores ADD COLUMN next_chunk INTEGER NOT NULL DEFAULT 0",
+            "ALTER TABLE chunks ADD COLUMN next_vector INTEGER",
+            "CREATE INDEX chunks_next_vector ON chunks (next_vector) WHERE next_vector IS NOT NULL",
+        ),
+    ),
+)
+"""The history of the schema, oldest first."""
+
+
+def open_retrieval(path: Path) -> Database:
+    """Open or create `retrieval.db`; what is deleted from it is overwritten.
+
+    Raises:
+        UnreadableDatabaseError: The file is damaged, or was written by a newer version.
+        StorageError: It cannot be opened.
+    """
+    return Database(path, migrations=MIGRATIONS, overwrite_deleted=True)

@@ -1,0 +1,84 @@
+"""What the derived indexes are made of and checked against, read from `retrieval.db`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+import numpy as np
+
+from appliance.retrieval.parts import Ids, Vectors
+from appliance.store.database import Connection, Database
+
+SLICE = 1000
+"""Rows that one read returns; each has a snapshot of its own."""
+
+_IN_KEYWORDS = "FROM chunks c JOIN store_files w ON w.key = c.store_file WHERE w.stage IN ('keywords', 'done')"
+
+
+class StoredVectors:
+    """Every store's embedded chunks. Any thread may ask."""
+
+    def __init__(self, database: Database) -> None:
+        """Read from `retrieval.db`."""
+        self._database = database
+
+    def model(self, store: int) -> str:
+        """Return the full name of the embedder that made a store's vectors, or "" when there are none."""
+        sql = "SELECT model FROM stores WHERE key = ?"
+        row = self._database.read(lambda each: each.execute(sql, (store,)).fetchone())
+        return "" if row is None else str(row[0])
+
+    def ids(self, store: int) -> Ids:
+        """Return the ids of all chunks that have a vector, ascending; none for a store that does not exist."""
+        sql = "SELECT id FROM chunks WHERE store = ? AND vector IS NOT NULL ORDER BY id"
+
+        def read(connection: Connection) -> Ids:
+            return np.fromiter((row[0] for row in connection.execute(sql, (store,))), np.int64)
+
+        return self._database.read(read)
+
+    def fetch(self, store: int, ids: Ids) -> tuple[Ids, Vectors]:
+        """Return those of the chunks that are there and have a vector, in any order, and their vectors, one a row."""
+        sql = """
+            SELECT c.id, v.vector FROM json_each(?) wanted
+            CROSS JOIN chunks c ON c.id = wanted.value CROSS JOIN vectors v ON v.id = c.vector WHERE c.store = ?
+        """
+        wanted = msgspec.json.encode(ids.tolist()).decode()
+
+        def read(connection: Connection) -> tuple[Ids, Vectors]:
+            rows = connection.execute(sql, (wanted, store)).fetchall()
+            vectors = np.frombuffer(b"".join(row[1] for row in rows), "<f4").reshape(len(rows), -1 if rows else 0)
+            return np.array([row[0] for row in rows], np.int64), vectors
+
+        return self._database.read(read)
+
+
+class StoredTexts:
+    """Every chunk that the keyword index should have. Any thread may ask."""
+
+    def __init__(self, database: Database) -> None:
+        """Read from `retrieval.db`."""
+        self._database = database
+
+    def ids(self, store: int | None = None) -> Ids:
+        """Return the ids of all of them, or of those of one store, ascending."""
+        sql = f"SELECT c.id {_IN_KEYWORDS} AND :store IN (c.store, -1)"
+        values = {"store": -1 if store is None else store}
+
+        def read(connection: Connection) -> Ids:
+            return np.sort(np.fromiter((row[0] for row in connection.execute(sql, values)), np.int64))
+
+        return self._database.read(read)
+
+    def rows(self, ids: Ids) -> Iterator[tuple[int, int, str]]:
+        """Yield store, id and text of those of the chunks that are still there, ascending."""
+        sql = f"""
+            SELECT c.store, c.id, c.text {_IN_KEYWORDS} AND c.id IN (SELECT value FROM json_each(?)) ORDER BY c.id
+        """  # noqa: S608
+        for first in range(0, len(ids), SLICE):
+            wanted = msgspec.json.encode(ids[first : first + SLICE].tolist()).decode()
+            yield from self._read(sql, wanted)
+
+    def _read(self, sql: str, wanted: str) -> list[tuple[int, int, str]]:
+        return self._database.read(lambda each: [tuple(row) for row in each.execute(sql, (wanted,))])
