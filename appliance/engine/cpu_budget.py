@@ -61,7 +61,7 @@ class CpuBudget:
     def _give_back(self, threads: int) -> None:
         with self._lock:
             self._free += threads
-            while self._queue and self._queue[0].cores <= self._free:
+            while self._queue and self._queue[0].threads <= self._free:
                 following = self._queue.popleft()
                 self._free -= following.threads
                 assert following.granted is not None, "who waits has a lock to wait for"

@@ -268,9 +268,3 @@ def test_an_item_with_more_rows_than_are_asked_for_runs_alone() -> None:
     batcher.submit(1, items(1, 1, rows=4))
     assert len(batcher.next_batch(most_rows=2)) == 1
     assert batcher.rows == 4
-
-
-def test_a_batch_closes_at_the_tokens_that_are_asked_for() -> None:
-    batcher = Batcher(rows=8, tokens=100)
-    batcher.submit(1, items(*[10] * 8))
-    assert [len(batcher.next_batch(most_tokens=tokens)) for tokens in (30, 1000)] == [3, 5]

@@ -584,7 +584,7 @@ def recorded(cpu: CpuBudget) -> Iterator[list[int]]:
 
     def noting(turn: Any) -> None:
         take(turn)
-        lent.append(cpu._cores - cpu.free)
+        lent.append(cpu._threads - cpu.free)
 
     cpu._take = noting  # type: ignore[method-assign]
     yield lent

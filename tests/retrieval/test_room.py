@@ -38,6 +38,9 @@ class Embedder:
     async def count_tokens(self, model: str, texts: Any) -> list[int]:
         return [len(each.split()) for each in texts]
 
+    async def longest_input(self, model: str) -> int:
+        return 512
+
 
 @asynccontextmanager
 async def room(folder: Path) -> AsyncIterator[Documents]:
@@ -51,6 +54,7 @@ async def room(folder: Path) -> AsyncIterator[Documents]:
         tensors=NOBODY,
     )
     async with opened as documents, asyncio.TaskGroup() as tasks:
+        assert isinstance(documents, Documents), "nobody else has the folder"
         work = tasks.create_task(documents.run())
         try:
             yield documents

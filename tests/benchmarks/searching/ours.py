@@ -157,7 +157,10 @@ async def search(corpus: Corpus, home: Path) -> Searched:
     embedder = KnownQueries(corpus)
     queries, settings = corpus.query_texts(), Settings(data_dir=home)
     began = time.perf_counter()
-    async with open_documents(settings, SystemClock(), models=embedder, counter=nothing, rerankers=nothing) as room:
+    async with open_documents(
+        settings, SystemClock(), models=embedder, counter=nothing, rerankers=nothing, tensors=nothing
+    ) as room:
+        assert isinstance(room, Documents), "nobody else has the folder"
         await room.check_keywords()
         await _hybrid(room, queries[:1])
         start_s = time.perf_counter() - began
