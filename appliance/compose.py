@@ -37,6 +37,7 @@ from appliance.retrieval.documents import Documents
 from appliance.retrieval.room import open_documents
 from appliance.security.keys import KeyStore
 from appliance.serving.floor import ServingFloor
+from appliance.sessions.room import Sessions, open_sessions
 from appliance.store.database import Database
 
 LOGGER = logging.getLogger("appliance")
@@ -60,6 +61,7 @@ class Appliance:
     settings: Settings
     floor: ServingFloor
     documents: Documents
+    sessions: Sessions
     server: HttpServer
     systemd: sdnotify.SystemdNotifier
     port: int = 0
@@ -83,6 +85,7 @@ class Appliance:
                 tasks.create_task(self._run_models(http, run), name=name) for name, run in self.floor.runs.items()
             ]
             running.append(tasks.create_task(self.documents.run(), name="documents"))
+            running.append(tasks.create_task(self.sessions.upkeep.run(), name="sessions"))
             running.append(tasks.create_task(self._tell_systemd(), name="systemd"))
             await self._stop.wait()
             LOGGER.info("stopping: open requests have %g s to end", self.settings.shutdown_grace_s)
@@ -173,6 +176,7 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
                 rerankers=floor.classifiers,
             )
         )
+        sessions = await stack.enter_async_context(open_sessions(settings, SystemClock()))
         app = create_app(
             settings=settings,
             text_models=floor.text,
@@ -189,7 +193,7 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
         systemd = sdnotify.SystemdNotifier()
         if systemd.socket is not None:
             stack.callback(systemd.socket.close)
-        yield Appliance(settings, floor, documents, HttpServer(app, settings), systemd)
+        yield Appliance(settings, floor, documents, sessions, HttpServer(app, settings), systemd)
 
 
 def serve(settings: Settings) -> int:

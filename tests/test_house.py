@@ -19,7 +19,7 @@ MOST_LINES = 400
 
 HOMES = {
     "charset_normalizer": ("retrieval/parsing/",),
-    "Stemmer": ("retrieval/words.py",),
+    "Stemmer": ("core/words.py",),
     "click": ("cli/",),
     "ctypes": (
         "observe/allocator.py",

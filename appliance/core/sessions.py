@@ -82,19 +82,20 @@ class Conversations(Protocol):
         ...
 
     async def delete(self, conversation: str, *, tenant: str) -> None:
-        """Erase a conversation: no byte of what only it holds is left in the files when this returns."""
+        """Erase a conversation with its responses: no byte of what only it holds is left when this returns."""
         ...
 
     async def append(
         self, conversation: str, items: Sequence[Item], *, tenant: str, after: str | None = None, fork: bool = False
     ) -> tuple[Conversation, Sequence[Item]]:
-        """Append items; an item whose id is there already is not appended again.
+        """Append items; an item whose id is there already is not appended again, so an append can be repeated.
 
         Args:
             conversation: Its id.
             items: OpenAI's input items.
             tenant: Whose it is.
-            after: Id of the newest item that the caller knows of, or None to append whatever was appended meanwhile.
+            after: Id of the newest item that the caller knows of, "" if there was none, or None to append whatever was
+                appended meanwhile.
             fork: Where another was appended behind `after`, continue in a fork from there instead of refusing.
 
         Returns:
@@ -102,6 +103,7 @@ class Conversations(Protocol):
 
         Raises:
             ConflictError: Another item was appended behind `after`.
+            InvalidRequestError: An item has no type, or its id is none.
         """
         ...
 
@@ -116,11 +118,14 @@ class Conversations(Protocol):
         ...
 
     async def remove_item(self, conversation: str, item: str, *, tenant: str) -> Conversation:
-        """Erase one item of a conversation; forks that hold it keep it."""
+        """Erase one item of a conversation and of the response that said it; forks that hold it keep it.
+
+        Summaries that cover it go as well, and the journal and events of that response.
+        """
         ...
 
     async def fork(self, conversation: str, *, tenant: str, at: str | None = None) -> Conversation:
-        """Begin a conversation with the past of another up to the item `at`, or all of it; nothing is copied."""
+        """Begin a conversation with the past of another up to the item `at`, or all of it; no item is copied."""
         ...
 
     def search(self, query: str, *, tenant: str, limit: int) -> Sequence[Found]:
@@ -128,7 +133,10 @@ class Conversations(Protocol):
         ...
 
     def memory(self, conversation: str, query: str, *, tenant: str, before: str, limit: int) -> Sequence[Item]:
-        """Return items of one conversation older than the item `before` that the query's words speak of, best first."""
+        """Return items of one conversation older than the item `before` that the query's words speak of, best first.
+
+        `before` may be "", for all items.
+        """
         ...
 
     def summary(self, conversation: str, *, tenant: str) -> Summary | None:
@@ -144,7 +152,7 @@ class Conversations(Protocol):
         ...
 
     async def import_(self, document: Mapping[str, Any], *, tenant: str) -> Conversation:
-        """Make a conversation of what `export` returned, with new ids where those are taken.
+        """Make a conversation of what `export` returned, under a new id; its items keep theirs.
 
         Raises:
             InvalidRequestError: It is not what `export` returns.
@@ -200,7 +208,12 @@ class Responses(Protocol):
     """Durable responses, the journal of their loop, and their events for those who come back to a stream."""
 
     async def begin(self, response: StoredResponse) -> None:
-        """Keep a new response, before any work is done for it."""
+        """Keep a new response, before any work is done for it.
+
+        Raises:
+            NotFoundError: The tenant has no such previous response, or no such conversation.
+            ConflictError: The id is taken.
+        """
         ...
 
     async def add_step(self, response: str, step: Step) -> None:
@@ -227,13 +240,15 @@ class Responses(Protocol):
         *,
         append: Sequence[Item] = (),
         after: str | None = None,
+        events: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Keep how it ended; in the same transaction append items to its conversation, if it has one.
+        """Keep how it ended; in the same transaction append items to its conversation, if it has one, and last events.
 
         A response ends once: a second end is ConflictError, and changes nothing.
 
         Raises:
             ConflictError: It has ended, or its conversation has another item behind `after`.
+            NotFoundError: It was deleted, or its conversation was, which takes its responses along.
         """
         ...
 
@@ -242,7 +257,7 @@ class Responses(Protocol):
         ...
 
     def past(self, response: str, *, tenant: str) -> Sequence[Item]:
-        """Return input and output items of a response and of all before it, oldest first."""
+        """Return input and output items of a response and of all before it, oldest first, without what was deleted."""
         ...
 
     def unfinished(self) -> Sequence[StoredResponse]:

@@ -138,6 +138,15 @@ class Settings:
     queue_size: CountOrZero = _setting(64, "Requests that may wait for a sequence; one more is answered 429")
     stalled_engine_s: Seconds = _setting(60.0, "Heartbeat age at which an engine counts as dead")
 
+    # Memory of conversations
+    conversation_days: CountOrZero = _setting(
+        0, "Days after its last change that a conversation is kept; 0 is for ever"
+    )
+    response_days: CountOrZero = _setting(30, "Days that a response is kept, what follows it included; 0 is for ever")
+    max_conversations: CountOrZero = _setting(
+        0, "Most conversations of an API key; those longest unchanged are erased. 0 is no limit"
+    )
+
     # Limits of a request
     max_body_bytes: Bytes = _setting(16 * 1024 * 1024, "Largest request body")
     max_tensor_body_bytes: Bytes = _setting(64 * 1024 * 1024, "Largest request body of /v2 inference")
@@ -205,6 +214,11 @@ class Settings:
     def retrieval_path(self) -> Path:
         """Return the path of `retrieval.db`, which holds files, vector stores, chunks and vectors."""
         return self.data_dir / "retrieval.db"
+
+    @property
+    def sessions_path(self) -> Path:
+        """Return the path of `sessions.db`, which holds conversations and responses."""
+        return self.data_dir / "sessions.db"
 
     @property
     def keyword_index_dir(self) -> Path:
