@@ -42,13 +42,15 @@ class TextGeneration:
         began = time.monotonic()
         async with self._models.lease(request.model) as route:
             tokens = await prompt_tokens(route.model, request.prompt)
-            left_s = None if request.deadline_s is None else max(0.0, request.deadline_s - (time.monotonic() - began))
             sampling = request.sampling
             if isinstance(request.prompt, tuple):
                 sampling = replace(sampling, stop=(*sampling.stop, *route.model.registered.stop))
+            constraints = await route.model.engine.grammars.constrain(sampling.grammar, request.n)
+            left_s = None if request.deadline_s is None else max(0.0, request.deadline_s - (time.monotonic() - began))
             return route.submit(
                 tokens,
                 sampling,
+                constraints=constraints,
                 n=request.n,
                 priority=request.priority,
                 tenant=request.tenant,
