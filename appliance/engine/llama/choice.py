@@ -90,7 +90,8 @@ class RunningChoice:
         if ends or token in self.choice.sampling.stop_token_ids:
             return self._last_delta(FinishReason.STOP)
         start = self.assembler.received
-        text = self.assembler.push(model.piece(token))
+        shown = token in self.choice.sampling.shown_tokens
+        text = self.assembler.push(model.name(token) if shown else model.piece(token))
         if logprob is not None:
             self._logprobs.append((start, logprob))
         if self.assembler.stopped:

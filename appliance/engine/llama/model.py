@@ -205,6 +205,11 @@ class LlamaModel:
                 piece = self._pieces[token] = self._piece(token, special=False)
         return piece
 
+    def name(self, token: int) -> bytes:
+        """Return a token's bytes, or the name of one that stands for no text."""
+        with self._in_use():
+            return self._piece(token, special=True)
+
     @contextmanager
     def vocabulary(self) -> Iterator[tuple[Any, list[tuple[bytes, bool]]]]:
         """Lend the native vocabulary, with what each token adds to a text.
