@@ -1,11 +1,11 @@
 """How families of models write tool calls, and which of them a chat template means.
 
-Every dialect here wraps JSON: marks around a call or around all of them, the name, and the arguments as an object. Where
-a template speaks of tools in another form, or of none, the appliance describes the tools itself, in Hermes' form,
+Every dialect here wraps JSON: marks around a call or around all of them, the name, and the arguments as an object.
+Where a template speaks of tools in another form, or of none, the appliance describes the tools itself, in Hermes' form,
 which most models have seen; Gemma, which knows none, gets the form of Google's guide. Pure.
 
-Sources: the chat templates of Qwen 2.5 and 3, Hermes 2 and 3, Llama 3.1 to 3.3, Mistral 7B v0.3 to Small 3.2, Phi 4 mini;
-https://ai.google.dev/gemma/docs/capabilities/function-calling.
+Sources: the chat templates of Qwen 2.5 and 3, Hermes 2 and 3, Llama 3.1 to 3.3, Mistral 7B v0.3 to Small 3.2 and
+Phi 4 mini; https://ai.google.dev/gemma/docs/capabilities/function-calling.
 """
 
 from __future__ import annotations

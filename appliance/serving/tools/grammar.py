@@ -59,9 +59,7 @@ def call_grammar(
     return Grammar("lark", "\n".join(["%llguidance {}", *rules, ""]), param="tools")
 
 
-def _call_rules(
-    dialect: Dialect, tools: Sequence[Tool], *, parallel: bool, tokens: Mapping[str, int]
-) -> list[str]:
+def _call_rules(dialect: Dialect, tools: Sequence[Tool], *, parallel: bool, tokens: Mapping[str, int]) -> list[str]:
     rules = [f"calls: {_calls(dialect, tokens, parallel=parallel)}"]
     names = []
     size = 0

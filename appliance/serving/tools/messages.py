@@ -159,7 +159,8 @@ def _hermes_instructions(tools: Sequence[Tool]) -> Iterator[str]:
 
 
 def _gemma_instructions(tools: Sequence[Tool]) -> Iterator[str]:
-    yield "You have access to functions. If you decide to invoke any of the function(s), you MUST put it in the format of"
+    yield "You have access to functions. If you decide to invoke any of the function(s),"
+    yield "you MUST put it in the format of"
     yield '{"name": function name, "parameters": dictionary of argument name and its value}'
     yield "You SHOULD NOT include any other text in the response if you call a function"
     yield json.dumps([each["function"] for each in function_objects(tools)], ensure_ascii=False)

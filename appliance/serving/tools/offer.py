@@ -1,7 +1,7 @@
 """Tools for one request: what the model is told, what holds it to them, and who reads its calls. Pure.
 
-Only the tools that may be called are in the grammar, but all are told of: the prompt stays the same, and its prefix shared,
-whichever of them a request allows.
+Only the tools that may be called are in the grammar, but all are told of: the prompt stays the same, and its prefix
+shared, whichever of them a request allows.
 """
 
 from __future__ import annotations

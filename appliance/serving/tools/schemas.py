@@ -41,7 +41,7 @@ def argument_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
             param="tools",
             code="invalid_tool_schema",
         )
-    whole = parameters if parameters else {"properties": {}}
+    whole = parameters or {"properties": {}}
     closed = _closed({**whole, "type": "object"})
     return {**closed, "x-guidance": ONE_WAY}
 
