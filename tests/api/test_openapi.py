@@ -156,7 +156,7 @@ async def test_limits_that_are_settings_are_in_the_document(tmp_path: Path) -> N
         for name in ("ChatCompletionRequest", "CompletionRequest"):
             assert schemas[name]["properties"]["n"]["anyOf"][0]["maximum"] == 3
             assert schemas[name]["additionalProperties"] is False
-        assert "Not supported" in schemas["ChatCompletionRequest"]["properties"]["tools"]["description"]
+        assert "Not supported" in schemas["ChatCompletionRequest"]["properties"]["functions"]["description"]
         assert "ignored" in schemas["ChatCompletionRequest"]["properties"]["user"]["description"]
 
 
