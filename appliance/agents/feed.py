@@ -57,8 +57,8 @@ class Feed:
         self._keep_first = False
         self._show()
 
-    async def read(self, after: int) -> AsyncIterator[Sequence[Event]]:
-        """Yield the events behind a number as they come, up to the last."""
+    async def read(self, after: int, silence_s: float | None) -> AsyncIterator[Sequence[Event]]:
+        """Yield the events behind a number as they come, up to the last; none after a silence."""
         changed = asyncio.Event()
         self._readers.add(changed)
         at = after + 1
@@ -70,8 +70,8 @@ class Feed:
                     yield new
                 elif self._closed:
                     return
-                else:
-                    await changed.wait()
+                elif not await _comes(changed, silence_s):
+                    yield ()
         finally:
             self._readers.discard(changed)
 
@@ -79,3 +79,13 @@ class Feed:
         self._shown = self._kept if self._keep_first else len(self._events)
         for each in self._readers:
             each.set()
+
+
+async def _comes(changed: asyncio.Event, silence_s: float | None) -> bool:
+    """Wait for a change; False after a silence."""
+    try:
+        async with asyncio.timeout(silence_s):
+            await changed.wait()
+    except TimeoutError:
+        return False
+    return True

@@ -17,9 +17,10 @@ from typing import Any
 from appliance.agents.body import body_of, error_of
 from appliance.agents.journal import entry_of, read_turn, write_turn
 from appliance.agents.listening import new_id
-from appliance.agents.loop import End, Limits, Offer, Resumed, decide
+from appliance.agents.loop import End, Limits, Resumed, decide
 from appliance.agents.narration import TERMINAL, terminal
-from appliance.agents.run import Means, ResponseRun, Tools
+from appliance.agents.run import Means, ResponseRun
+from appliance.agents.tools import Tools, tools_of
 from appliance.agents.transcript import check_calls
 from appliance.agents.unkept import Unkept
 from appliance.core.agents import Answer, BuiltInTools, Event, Turn
@@ -32,6 +33,7 @@ from appliance.core.errors import (
     UnavailableError,
 )
 from appliance.core.sessions import Conversations, Item, Responses, StoredResponse
+from appliance.core.settings import Settings
 from appliance.core.tools import BuiltInTool
 from appliance.core.types import TextModels
 from appliance.observe.metrics import ResponseMetrics
@@ -42,6 +44,17 @@ MOST_RESTARTS = 3
 """After so many, the response itself may be what ends the process."""
 
 RETRY_S = 1.0
+
+
+def loop_limits(settings: Settings) -> Limits:
+    """Return how far a loop may go on this box."""
+    return Limits(
+        steps=settings.max_loop_steps,
+        calls=settings.max_tool_calls,
+        total_s=settings.loop_timeout_s,
+        tool_s=settings.tool_timeout_s,
+        result_bytes=settings.max_tool_result_bytes,
+    )
 
 
 class Responder:
@@ -281,17 +294,7 @@ class Responder:
             raise InvalidRequestError(
                 f"Two tools have the name {twice!r}.", param="tools", code="invalid_value", advice="Rename one."
             )
-        allowed = frozenset(turn.tool_choice.names or names) if turn.tool_choice.mode != "none" else frozenset()
-        return Tools(
-            by_name,
-            Offer(
-                functions=allowed & {each.name for each in turn.functions},
-                built_in=allowed & by_name.keys(),
-                guarded=frozenset(name for name, tool in by_name.items() if tool.needs_approval(name)),
-                most_calls=turn.max_tool_calls,
-                most_tokens=turn.sampling.max_tokens,
-            ),
-        )
+        return tools_of(turn, by_name)
 
     async def _take_up(self, stored: StoredResponse) -> None:
         """Go on with what another process left, or end it."""
@@ -355,8 +358,9 @@ class Stored:
         """The response object."""
         return self._stored.body
 
-    async def events(self, after: int = -1) -> AsyncIterator[Sequence[Event]]:
-        """Yield what was told behind a number; the last event is made of how it ended."""
+    async def events(self, after: int = -1, *, silence_s: float | None = None) -> AsyncIterator[Sequence[Event]]:
+        """Yield what was told behind a number; the last event is made of how it ended. There is no silence."""
+        del silence_s
         told = self._responses.events(self._stored.id, tenant=self._stored.tenant)
         number = told[-1]["sequence_number"] + 1 if told else 0
         ending = [terminal(self.body, number)] if self._stored.status in TERMINAL else []

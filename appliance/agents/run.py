@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from appliance.agents.body import body_of, ended, ending_of, error_of, usage_of
@@ -26,7 +26,6 @@ from appliance.agents.loop import (
     End,
     Entry,
     Limits,
-    Offer,
     Resumed,
     Returned,
     Run,
@@ -36,12 +35,13 @@ from appliance.agents.loop import (
 )
 from appliance.agents.narration import Narrator, terminal
 from appliance.agents.pending import decided_calls
+from appliance.agents.tools import Tools
 from appliance.agents.transcript import messages_of
 from appliance.core.agents import Event, Turn
 from appliance.core.clock import Clock
 from appliance.core.errors import ApplianceError, ConflictError, OverloadedError
 from appliance.core.sessions import Conversations, Item, ResponseStatus, Step
-from appliance.core.tools import BuiltInTool, ToolChoice, ToolResult
+from appliance.core.tools import ToolChoice, ToolResult
 from appliance.core.types import Generation, GenerationRequest, TextModels
 from appliance.observe.metrics import ResponseMetrics
 
@@ -60,19 +60,6 @@ class Means:
     metrics: ResponseMetrics
     clock: Clock
     limits: Limits
-
-
-@dataclass(slots=True)
-class Tools:
-    """The tools of one response by the names that the model calls them by."""
-
-    by_name: dict[str, BuiltInTool] = field(default_factory=dict)
-    offer: Offer = field(default_factory=Offer)
-
-    @property
-    def labels(self) -> dict[str, str]:
-        """The label of each."""
-        return {name: each.label for name, each in self.by_name.items()}
 
 
 class Keeper(Protocol):
@@ -169,9 +156,9 @@ class ResponseRun:
         """What it failed with, or None."""
         return self._error
 
-    def events(self, after: int = -1) -> AsyncIterator[Sequence[Event]]:
+    def events(self, after: int = -1, *, silence_s: float | None = None) -> AsyncIterator[Sequence[Event]]:
         """Yield the events behind a number as they come."""
-        return self._feed.read(after)
+        return self._feed.read(after, silence_s)
 
     async def whole(self) -> Mapping[str, Any]:
         """Wait for the end. Raises what it failed with."""
@@ -288,10 +275,7 @@ class ResponseRun:
 
     def _request(self, ask: Ask) -> GenerationRequest:
         turn = self.turn
-        offered = [*turn.functions, *(tool for each in self._built_in() for tool in each.tools)]
-        choice = turn.tool_choice if ask.choice == "given" else ToolChoice("auto" if ask.choice == "auto" else "none")
-        if ask.choice == "auto" and turn.tool_choice.names:
-            choice = ToolChoice("auto", turn.tool_choice.names)
+        offered = (*turn.functions, *self._tools.built_in)
         items = [*self._history, *turn.input, *self._output()]
         return GenerationRequest(
             model=turn.model,
@@ -303,13 +287,10 @@ class ResponseRun:
             priority=turn.priority,
             deadline_s=turn.deadline_s,
             request_id=turn.request_id,
-            tools=tuple(offered),
-            tool_choice=choice if offered else ToolChoice("none"),
+            tools=offered,
+            tool_choice=self._tools.choice_for(ask.choice) if offered else ToolChoice(),
             parallel_tool_calls=turn.parallel_tool_calls,
         )
-
-    def _built_in(self) -> list[BuiltInTool]:
-        return list({id(each): each for each in self._tools.by_name.values()}.values())
 
     async def _run(self, calls: Sequence[Call], elapsed_s: float) -> None:
         """Run calls side by side. Each is kept before it begins, and its result before anybody reads it."""

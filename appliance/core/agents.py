@@ -22,6 +22,7 @@ class Turn:
         input: The new items, with ids.
         functions: Tools that the client runs.
         built_in: Tools that the box runs, as the client describes them.
+        tool_choice: Names may be those of tools, and `@` with the label of a built-in one, for all that it has.
         max_tool_calls: Most calls of built-in tools, or None.
         previous: Id of the response that this one follows, or "".
         conversation: Id of the conversation that it belongs to, or "".
@@ -90,8 +91,13 @@ class Answer(Protocol):
         """Return the response object as it is now."""
         ...
 
-    def events(self, after: int = -1) -> AsyncIterator[Sequence[Event]]:
-        """Yield the events behind a sequence number as they come, several at once, up to the last."""
+    def events(self, after: int = -1, *, silence_s: float | None = None) -> AsyncIterator[Sequence[Event]]:
+        """Yield the events behind a sequence number as they come, several at once, up to the last.
+
+        Args:
+            after: Its number; -1 is all.
+            silence_s: Time without any after which none are yielded; None is never.
+        """
         ...
 
     async def whole(self) -> Mapping[str, Any]:

@@ -119,7 +119,8 @@ class CreateResponseRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_un
     background_options: Annotated[dict[str, Any] | None, ignored("work begins as soon as it can")] = None
     max_output_tokens: Annotated[TokenCount | None, meaning("Most tokens that the model writes, calls included")] = None
     max_tool_calls: Annotated[
-        Annotated[int, Meta(ge=1, le=2**31 - 1)] | None, meaning("Most calls of built-in tools, if fewer than the box's")
+        Annotated[int, Meta(ge=1, le=2**31 - 1)] | None,
+        meaning("Most calls of built-in tools, if fewer than the box's"),
     ] = None
     temperature: Annotated[Temperature | None, meaning("0 is greedy; 1 unless given")] = None
     top_p: Annotated[Share | None, meaning("Nucleus mass; 1 unless given")] = None
@@ -129,15 +130,15 @@ class CreateResponseRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_un
     tools: Annotated[
         list[dict[str, Any]] | None, meaning("Functions of the client, and built-in tools of the box, by `type`")
     ] = None
-    tool_choice: Annotated[ToolChoiceField | None, meaning("auto, required, none, one tool, or some allowed ones")] = None
+    tool_choice: Annotated[ToolChoiceField | None, meaning("auto, required, none, one tool, or some allowed ones")] = (
+        None
+    )
     parallel_tool_calls: Annotated[bool | None, meaning("Let the model call several at once; true unless given")] = None
     text: Annotated[TextConfig | None, meaning("Text, a JSON object, or JSON of a schema")] = None
     truncation: Annotated[Literal["disabled"] | None, refused("input that does not fit is refused.")] = None
     metadata: Annotated[Pairs | None, meaning("Up to 16 pairs of texts, kept with the response")] = None
     include: Annotated[list[Text] | None, meaning(f"What beside the usual to show: {' or '.join(INCLUDED)}")] = None
-    service_tier: Annotated[
-        ServiceTier | None, meaning("Priority in the queue; the answer says which it was")
-    ] = None
+    service_tier: Annotated[ServiceTier | None, meaning("Priority in the queue; the answer says which it was")] = None
     prompt_cache_retention: Annotated[
         Literal["in_memory", "in-memory", "24h"] | None,
         meaning("`24h` keeps the KV state of prompt and answer for a day, even if others need the room"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -182,10 +182,16 @@ def generation_request(
         tenant=state.get("tenant", ""),
         weight=state.get("weight", 1.0),
         pinned=fields.prompt_cache_retention == "24h",
-        priority=max(_PRIORITIES[fields.service_tier or "auto"], state.get("highest_tier", Priority.PRIORITY)),
+        priority=priority_of(fields.service_tier, state),
         deadline_s=min(fields.timeout_s or settings.request_timeout_s, settings.request_timeout_s),
         request_id=state["request_id"],
     )
+
+
+def priority_of(tier: ServiceTier | None, state: Mapping[str, Any]) -> Priority:
+    """Return the priority of a tier, at most the one that the API key may have."""
+    highest: Priority = state.get("highest_tier", Priority.PRIORITY)
+    return max(_PRIORITIES[tier or "auto"], highest)
 
 
 def check_common(fields: SamplingFields, settings: Settings) -> None:
