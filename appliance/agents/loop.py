@@ -245,12 +245,9 @@ def _failure(call: Call, past: _Past, offer: Offer, *, room: int, late: bool) ->
         return None  # the client runs it, and judges its arguments
     if parsed_arguments(call.arguments) is None:
         return ToolResult("bad_arguments", "The arguments are no JSON object.")
-    if room <= 0:
-        return ToolResult(
-            "refused", "No further call is made: the limit of calls is reached. Answer with what is known."
-        )
-    if late:
-        return ToolResult("refused", "No further call is made: the time is over. Answer with what is known.")
+    if room <= 0 or late:
+        spent = "the limit of calls is reached" if room <= 0 else "the time is over"
+        return ToolResult("refused", f"No further call is made: {spent}. Answer with what is known.")
     return None
 
 

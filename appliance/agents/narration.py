@@ -42,7 +42,7 @@ class Narrator:
         return self._number
 
     def lifecycle(self, kind: str, body: Mapping[str, Any]) -> Event:
-        """Tell of the response as a whole: `response.created`, `response.in_progress`, …"""
+        """Tell of the response as a whole: `response.created`, and so on."""
         return self._event(kind, response=dict(body))
 
     def failure(self, code: str, text: str) -> Event:

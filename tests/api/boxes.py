@@ -14,17 +14,21 @@ from typing import Any
 import anyio.to_thread
 import urllib3
 
+from appliance.agents.registry import ToolRegistry
+from appliance.agents.responder import Responder, loop_limits
 from appliance.api.app import create_app
 from appliance.api.disconnect import task_group
 from appliance.api.server import HttpServer
 from appliance.core.clock import SystemClock
 from appliance.core.settings import Settings
+from appliance.core.types import TextModels
 from appliance.engine.cpu_budget import CpuBudget
 from appliance.observe.metrics import Metrics
 from appliance.registry.install import import_model
 from appliance.registry.versions import open_registry
 from appliance.security.keys import KeyStore
 from appliance.serving.floor import ServingFloor
+from appliance.sessions.room import open_sessions
 from appliance.store.database import Database
 from tests.api.scripted import ScriptedClassifiers, ScriptedEmbedding, ScriptedHealth, ScriptedModels, ScriptedTuning
 from tests.api.scripted_retrieval import ScriptedFiles, ScriptedStores
@@ -126,6 +130,7 @@ class ScriptedBox(Box):
     tuning: ScriptedTuning = field(default_factory=ScriptedTuning)
     health: ScriptedHealth = field(default_factory=ScriptedHealth)
     metrics: Metrics = field(default_factory=Metrics)
+    agents: Responder | None = None
     keys: KeyStore | None = None
 
 
@@ -148,10 +153,50 @@ def settings_with(folder: Path, **changes: Any) -> Settings:
 
 
 @asynccontextmanager
-async def scripted_box(folder: Path, deadline_s: float = DEADLINE_S, **changes: Any) -> AsyncIterator[ScriptedBox]:
+async def answering(
+    settings: Settings, models: TextModels, metrics: Metrics, tools: ToolRegistry | None = None
+) -> AsyncIterator[Responder]:
+    """Run what answers `/v1/responses` over a ledger in the settings' folder."""
+    async with open_sessions(settings, SystemClock()) as sessions, task_group() as tasks:
+        agents = Responder(
+            models=models,
+            conversations=sessions.conversations,
+            responses=sessions.responses,
+            tools=tools or ToolRegistry({}),
+            metrics=metrics.responses,
+            clock=SystemClock(),
+            limits=loop_limits(settings),
+            most_in_background=settings.max_background_responses,
+        )
+        running = tasks.create_task(agents.run())
+        try:
+            yield agents
+        finally:
+            running.cancel()
+
+
+@asynccontextmanager
+async def scripted_box(
+    folder: Path, deadline_s: float = DEADLINE_S, *, tools: ToolRegistry | None = None, **changes: Any
+) -> AsyncIterator[ScriptedBox]:
     """Run the real door over a scripted serving floor."""
     settings = settings_with(folder, **changes)
     models, health, metrics = ScriptedModels(), ScriptedHealth(), Metrics()
+    async with answering(settings, models, metrics, tools) as agents:
+        async with _scripted_box(folder, deadline_s, settings, models, health, metrics, agents) as box:
+            yield box
+
+
+@asynccontextmanager
+async def _scripted_box(
+    folder: Path,
+    deadline_s: float,
+    settings: Settings,
+    models: ScriptedModels,
+    health: ScriptedHealth,
+    metrics: Metrics,
+    agents: Responder,
+) -> AsyncIterator[ScriptedBox]:
     database = Database(folder / "appliance.db")
     try:
         keys = KeyStore(database, SystemClock())
@@ -167,6 +212,7 @@ async def scripted_box(folder: Path, deadline_s: float = DEADLINE_S, **changes: 
             tensor_models=tensors,
             files=files,
             vector_stores=stores,
+            agents=agents,
             tunable_models=tuning,
             keys=keys,
             metrics=metrics,
@@ -183,6 +229,7 @@ async def scripted_box(folder: Path, deadline_s: float = DEADLINE_S, **changes: 
                 tensors=tensors,
                 files=files,
                 stores=stores,
+                agents=agents,
                 tuning=tuning,
                 health=health,
                 metrics=metrics,
@@ -212,31 +259,33 @@ async def real_box(
         floor = ServingFloor(settings, registry, metrics, CpuBudget(2))
         keys = KeyStore(database, SystemClock())
         files = ScriptedFiles()
-        app = create_app(
-            settings=settings,
-            text_models=floor.text,
-            embedding_models=floor.embedding,
-            classifiers=floor.classifiers,
-            tensor_models=floor.tensors,
-            files=files,
-            vector_stores=ScriptedStores(files),
-            tunable_models=floor.tuning,
-            keys=keys,
-            metrics=metrics,
-            health=floor.models,
-        )
-        server = HttpServer(app, settings)
-        async with task_group() as tasks:
-            running = [tasks.create_task(run()) for run in floor.runs.values()]
-            try:
-                async with listening(server, deadline_s) as port:
-                    box = Box(port, server)
-                    yield box
-                    box.pool.clear()
-            finally:
-                for each in running:
-                    each.cancel()
-                await floor.close()
+        async with answering(settings, floor.text, metrics) as agents:
+            app = create_app(
+                settings=settings,
+                text_models=floor.text,
+                embedding_models=floor.embedding,
+                classifiers=floor.classifiers,
+                tensor_models=floor.tensors,
+                files=files,
+                vector_stores=ScriptedStores(files),
+                agents=agents,
+                tunable_models=floor.tuning,
+                keys=keys,
+                metrics=metrics,
+                health=floor.models,
+            )
+            server = HttpServer(app, settings)
+            async with task_group() as tasks:
+                running = [tasks.create_task(run()) for run in floor.runs.values()]
+                try:
+                    async with listening(server, deadline_s) as port:
+                        box = Box(port, server)
+                        yield box
+                        box.pool.clear()
+                finally:
+                    for each in running:
+                        each.cancel()
+                    await floor.close()
     finally:
         database.close()
 

@@ -26,7 +26,7 @@ from appliance.api.openai.sampling import (
 from appliance.api.openai.vector_store_wire import Pairs
 from appliance.api.wire import Text, ignored, meaning, refused
 
-Name = Annotated[Text, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
+Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
 Id = Annotated[Text, Meta(min_length=1, max_length=64)]
 Schema = dict[str, Any]
 
