@@ -211,8 +211,6 @@ class _Past:
                     past.begun.add(entry.call)
                 case Returned():
                     past.results.setdefault(entry.call, entry.result)
-                case Resumed():
-                    pass
         return past
 
     @property

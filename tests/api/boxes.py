@@ -182,22 +182,26 @@ async def scripted_box(
     """Run the real door over a scripted serving floor."""
     settings = settings_with(folder, **changes)
     models, health, metrics = ScriptedModels(), ScriptedHealth(), Metrics()
-    async with answering(settings, models, metrics, tools) as agents:
-        async with _scripted_box(folder, deadline_s, settings, models, health, metrics, agents) as box:
-            yield box
+    async with (
+        answering(settings, models, metrics, tools) as agents,
+        _scripted_box(
+            deadline_s, settings=settings, models=models, health=health, metrics=metrics, agents=agents
+        ) as box,
+    ):
+        yield box
 
 
 @asynccontextmanager
 async def _scripted_box(
-    folder: Path,
     deadline_s: float,
+    *,
     settings: Settings,
     models: ScriptedModels,
     health: ScriptedHealth,
     metrics: Metrics,
     agents: Responder,
 ) -> AsyncIterator[ScriptedBox]:
-    database = Database(folder / "appliance.db")
+    database = Database(settings.database_path)
     try:
         keys = KeyStore(database, SystemClock())
         tuning, embedding = ScriptedTuning(), ScriptedEmbedding()

@@ -46,7 +46,7 @@ async def test_a_stream_says_the_same_as_the_whole_answer(client: openai.AsyncOp
     whole = await client.responses.create(model="tiny", input="Hello", max_output_tokens=4, temperature=0)
     async with client.responses.stream(model="tiny", input="Hello", max_output_tokens=4, temperature=0) as stream:
         events = [each async for each in stream]
-    assert [each.sequence_number for each in events if hasattr(each, "sequence_number")][0] == 0
+    assert next(each.sequence_number for each in events) == 0
     assert "".join(each.delta for each in events if each.type == "response.output_text.delta") == whole.output_text
 
 
