@@ -185,6 +185,7 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
             tensor_models=floor.tensors,
             files=documents.files,
             vector_stores=documents.stores,
+            conversations=sessions.conversations,
             tunable_models=floor.tuning,
             keys=keys,
             metrics=metrics,

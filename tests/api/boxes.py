@@ -6,7 +6,7 @@ import asyncio
 import json
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from appliance.registry.install import import_model
 from appliance.registry.versions import open_registry
 from appliance.security.keys import KeyStore
 from appliance.serving.floor import ServingFloor
+from appliance.sessions.room import Sessions, open_sessions
 from appliance.store.database import Database
 from tests.api.scripted import ScriptedClassifiers, ScriptedEmbedding, ScriptedHealth, ScriptedModels, ScriptedTuning
 from tests.api.scripted_retrieval import ScriptedFiles, ScriptedStores
@@ -127,6 +128,7 @@ class ScriptedBox(Box):
     health: ScriptedHealth = field(default_factory=ScriptedHealth)
     metrics: Metrics = field(default_factory=Metrics)
     keys: KeyStore | None = None
+    sessions: Sessions | None = None
 
 
 @asynccontextmanager
@@ -152,8 +154,10 @@ async def scripted_box(folder: Path, deadline_s: float = DEADLINE_S, **changes: 
     """Run the real door over a scripted serving floor."""
     settings = settings_with(folder, **changes)
     models, health, metrics = ScriptedModels(), ScriptedHealth(), Metrics()
-    database = Database(folder / "appliance.db")
-    try:
+    async with AsyncExitStack() as stack:
+        database = Database(folder / "appliance.db")
+        stack.callback(database.close)
+        sessions = await stack.enter_async_context(open_sessions(settings, SystemClock()))
         keys = KeyStore(database, SystemClock())
         tuning, embedding = ScriptedTuning(), ScriptedEmbedding()
         classifiers, tensors = ScriptedClassifiers(), ScriptedTensors()
@@ -167,6 +171,7 @@ async def scripted_box(folder: Path, deadline_s: float = DEADLINE_S, **changes: 
             tensor_models=tensors,
             files=files,
             vector_stores=stores,
+            conversations=sessions.conversations,
             tunable_models=tuning,
             keys=keys,
             metrics=metrics,
@@ -187,13 +192,12 @@ async def scripted_box(folder: Path, deadline_s: float = DEADLINE_S, **changes: 
                 health=health,
                 metrics=metrics,
                 keys=keys,
+                sessions=sessions,
             )
             try:
                 yield box
             finally:
                 box.pool.clear()
-    finally:
-        database.close()
 
 
 @asynccontextmanager
@@ -202,9 +206,11 @@ async def real_box(
 ) -> AsyncIterator[Box]:
     """Run the real door over the real serving floor with a tiny model, and an encoder, which first requests load."""
     settings = settings_with(folder, threads=1, context_cells=512, max_sequences=4, batch_tokens=64, **changes)
-    database = Database(settings.database_path)
     metrics = Metrics()
-    try:
+    async with AsyncExitStack() as stack:
+        database = Database(settings.database_path)
+        stack.callback(database.close)
+        sessions = await stack.enter_async_context(open_sessions(settings, SystemClock()))
         registry = open_registry(settings, database)
         import_model(model, registry, name="tiny", licence="Apache-2.0")
         if encoder is not None:
@@ -220,6 +226,7 @@ async def real_box(
             tensor_models=floor.tensors,
             files=files,
             vector_stores=ScriptedStores(files),
+            conversations=sessions.conversations,
             tunable_models=floor.tuning,
             keys=keys,
             metrics=metrics,
@@ -237,8 +244,6 @@ async def real_box(
                 for each in running:
                     each.cancel()
                 await floor.close()
-    finally:
-        database.close()
 
 
 @dataclass(slots=True)
