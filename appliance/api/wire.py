@@ -190,7 +190,7 @@ _EXPLANATIONS: tuple[tuple[re.Pattern[str], str, str], ...] = (
         "mcp_list_tools, mcp_approval_request and mcp_approval_response",
     ),
     (
-        re.compile(r"(items|input)\[\d+\]\.(content|output)\[\d+\]\.type"),
+        re.compile(r"(items|input)\[\d+\]\.(content|output|summary)\[\d+\]\.type"),
         "unsupported_parameter",
         "the models here read text; parts of other types (images, audio, files) are not supported",
     ),

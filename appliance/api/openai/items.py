@@ -48,15 +48,24 @@ class Refusal(_Part, frozen=True, kw_only=True, tag="refusal"):
     refusal: Text
 
 
-class SummaryText(_Part, frozen=True, kw_only=True, tag="summary_text"):
+class SummaryText(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a model thought, in short."""
 
+    type: Literal["summary_text"]
     text: Text
 
 
-class ReasoningText(_Part, frozen=True, kw_only=True, tag="reasoning_text"):
+class ReasoningText(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a model thought."""
 
+    type: Literal["reasoning_text"]
+    text: Text
+
+
+class FunctionText(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a function returned."""
+
+    type: Literal["input_text"]
     text: Text
 
 
@@ -91,7 +100,7 @@ class FunctionCallOutputItem(_Item, frozen=True, kw_only=True, tag="function_cal
     """What the function returned."""
 
     call_id: Name
-    output: Text | list[InputText]
+    output: Text | list[FunctionText]
     status: Status | None = "completed"
 
 
