@@ -201,6 +201,7 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
             files=documents.files,
             vector_stores=documents.stores,
             agents=agents,
+            conversations=sessions.conversations,
             tunable_models=floor.tuning,
             keys=keys,
             metrics=metrics,

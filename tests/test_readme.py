@@ -88,6 +88,7 @@ def all_operations() -> list[Operation]:
         tensor_models=nothing,
         files=nothing,
         vector_stores=nothing,
+        conversations=nothing,
         tunable_models=nothing,
         keys=nothing,
         metrics=Metrics(),

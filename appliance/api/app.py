@@ -25,6 +25,7 @@ from appliance.api.oip.operations import inference_operations
 from appliance.api.openai.chat import ChatChunk, ChatCompletion, ChatCompletionRequest, ChatCompletions
 from appliance.api.openai.classify import ClassificationList, ClassifyRequest, ClassifyResource
 from appliance.api.openai.completions import Completion, CompletionRequest, Completions
+from appliance.api.openai.conversation_operations import conversation_operations
 from appliance.api.openai.embeddings import EmbeddingList, EmbeddingResource, EmbeddingsRequest
 from appliance.api.openai.models import ModelList, ModelResponse, Models
 from appliance.api.openai.rerank import RerankingRequest, RerankResource, RerankResponse
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from appliance.core.agents import Agents
     from appliance.core.encoders import TextClassifiers
     from appliance.core.retrieval import Files, VectorStores
+    from appliance.core.sessions import Conversations
     from appliance.core.settings import Settings
     from appliance.core.tensors import TensorModels
     from appliance.core.types import EmbeddingModels, HealthSource, TextModels, TunableModels
@@ -59,6 +61,7 @@ def create_app(
     files: Files,
     vector_stores: VectorStores,
     agents: Agents,
+    conversations: Conversations,
     tunable_models: TunableModels,
     keys: Keys,
     metrics: Metrics,
@@ -78,6 +81,7 @@ def create_app(
         files: What was uploaded.
         vector_stores: What can be searched.
         agents: What answers `/v1/responses`.
+        conversations: What was said.
         tunable_models: What can be changed while it runs.
         keys: The API keys.
         metrics: Counts requests and is read by `/metrics`.
@@ -90,6 +94,7 @@ def create_app(
         *encoder_operations(settings, embedding_models, classifiers),
         *retrieval_operations(settings, files, vector_stores),
         *response_operations(settings, agents),
+        *conversation_operations(conversations),
         *inference_operations(settings, tensor_models, health),
         *admin_operations(tunable_models),
         *box_operations(Observation(health, metrics), document),

@@ -194,6 +194,17 @@ _EXPLANATIONS: tuple[tuple[re.Pattern[str], str, str], ...] = (
     ),
     (re.compile(r"messages\[\d+\]\.audio"), "unsupported_parameter", "audio is not supported"),
     (
+        re.compile(r"(items|input)\[\d+\]\.type"),
+        "unsupported_parameter",
+        "the items here are message, function_call, function_call_output, reasoning, file_search_call, mcp_call, "
+        "mcp_list_tools, mcp_approval_request and mcp_approval_response",
+    ),
+    (
+        re.compile(r"(items|input)\[\d+\]\.(content|output|summary)\[\d+\]\.type"),
+        "unsupported_parameter",
+        "the models here read text; parts of other types (images, audio, files) are not supported",
+    ),
+    (
         re.compile(r"inputs\[\d+\]\.datatype"),
         "invalid_value",
         "the datatypes are BOOL, UINT8 to UINT64, INT8 to INT64, FP16, BF16, FP32, FP64 and BYTES",

@@ -6,7 +6,7 @@ import asyncio
 import json
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from appliance.registry.install import import_model
 from appliance.registry.versions import open_registry
 from appliance.security.keys import KeyStore
 from appliance.serving.floor import ServingFloor
-from appliance.sessions.room import open_sessions
+from appliance.sessions.room import Sessions, open_sessions
 from appliance.store.database import Database
 from tests.api.scripted import ScriptedClassifiers, ScriptedEmbedding, ScriptedHealth, ScriptedModels, ScriptedTuning
 from tests.api.scripted_retrieval import ScriptedFiles, ScriptedStores
@@ -130,8 +130,9 @@ class ScriptedBox(Box):
     tuning: ScriptedTuning = field(default_factory=ScriptedTuning)
     health: ScriptedHealth = field(default_factory=ScriptedHealth)
     metrics: Metrics = field(default_factory=Metrics)
-    agents: Responder | None = None
     keys: KeyStore | None = None
+    sessions: Sessions | None = None
+    agents: Responder | None = None
 
 
 @asynccontextmanager
@@ -154,10 +155,10 @@ def settings_with(folder: Path, **changes: Any) -> Settings:
 
 @asynccontextmanager
 async def answering(
-    settings: Settings, models: TextModels, metrics: Metrics, tools: ToolRegistry | None = None
+    settings: Settings, models: TextModels, metrics: Metrics, sessions: Sessions, tools: ToolRegistry | None = None
 ) -> AsyncIterator[Responder]:
-    """Run what answers `/v1/responses` over a ledger in the settings' folder."""
-    async with open_sessions(settings, SystemClock()) as sessions, task_group() as tasks:
+    """Run what answers `/v1/responses`."""
+    async with task_group() as tasks:
         agents = Responder(
             models=models,
             conversations=sessions.conversations,
@@ -182,27 +183,11 @@ async def scripted_box(
     """Run the real door over a scripted serving floor."""
     settings = settings_with(folder, **changes)
     models, health, metrics = ScriptedModels(), ScriptedHealth(), Metrics()
-    async with (
-        answering(settings, models, metrics, tools) as agents,
-        _scripted_box(
-            deadline_s, settings=settings, models=models, health=health, metrics=metrics, agents=agents
-        ) as box,
-    ):
-        yield box
-
-
-@asynccontextmanager
-async def _scripted_box(
-    deadline_s: float,
-    *,
-    settings: Settings,
-    models: ScriptedModels,
-    health: ScriptedHealth,
-    metrics: Metrics,
-    agents: Responder,
-) -> AsyncIterator[ScriptedBox]:
-    database = Database(settings.database_path)
-    try:
+    async with AsyncExitStack() as stack:
+        database = Database(folder / "appliance.db")
+        stack.callback(database.close)
+        sessions = await stack.enter_async_context(open_sessions(settings, SystemClock()))
+        agents = await stack.enter_async_context(answering(settings, models, metrics, sessions, tools))
         keys = KeyStore(database, SystemClock())
         tuning, embedding = ScriptedTuning(), ScriptedEmbedding()
         classifiers, tensors = ScriptedClassifiers(), ScriptedTensors()
@@ -216,6 +201,7 @@ async def _scripted_box(
             tensor_models=tensors,
             files=files,
             vector_stores=stores,
+            conversations=sessions.conversations,
             agents=agents,
             tunable_models=tuning,
             keys=keys,
@@ -233,18 +219,17 @@ async def _scripted_box(
                 tensors=tensors,
                 files=files,
                 stores=stores,
-                agents=agents,
                 tuning=tuning,
                 health=health,
                 metrics=metrics,
                 keys=keys,
+                sessions=sessions,
+                agents=agents,
             )
             try:
                 yield box
             finally:
                 box.pool.clear()
-    finally:
-        database.close()
 
 
 @asynccontextmanager
@@ -253,45 +238,46 @@ async def real_box(
 ) -> AsyncIterator[Box]:
     """Run the real door over the real serving floor with a tiny model, and an encoder, which first requests load."""
     settings = settings_with(folder, threads=1, context_cells=512, max_sequences=4, batch_tokens=64, **changes)
-    database = Database(settings.database_path)
     metrics = Metrics()
-    try:
+    async with AsyncExitStack() as stack:
+        database = Database(settings.database_path)
+        stack.callback(database.close)
+        sessions = await stack.enter_async_context(open_sessions(settings, SystemClock()))
         registry = open_registry(settings, database)
         import_model(model, registry, name="tiny", licence="Apache-2.0")
         if encoder is not None:
             import_model(encoder, registry, name="encoder", licence="Apache-2.0")
         floor = ServingFloor(settings, registry, metrics, CpuBudget(2))
+        agents = await stack.enter_async_context(answering(settings, floor.text, metrics, sessions))
         keys = KeyStore(database, SystemClock())
         files = ScriptedFiles()
-        async with answering(settings, floor.text, metrics) as agents:
-            app = create_app(
-                settings=settings,
-                text_models=floor.text,
-                embedding_models=floor.embedding,
-                classifiers=floor.classifiers,
-                tensor_models=floor.tensors,
-                files=files,
-                vector_stores=ScriptedStores(files),
-                agents=agents,
-                tunable_models=floor.tuning,
-                keys=keys,
-                metrics=metrics,
-                health=floor.models,
-            )
-            server = HttpServer(app, settings)
-            async with task_group() as tasks:
-                running = [tasks.create_task(run()) for run in floor.runs.values()]
-                try:
-                    async with listening(server, deadline_s) as port:
-                        box = Box(port, server)
-                        yield box
-                        box.pool.clear()
-                finally:
-                    for each in running:
-                        each.cancel()
-                    await floor.close()
-    finally:
-        database.close()
+        app = create_app(
+            settings=settings,
+            text_models=floor.text,
+            embedding_models=floor.embedding,
+            classifiers=floor.classifiers,
+            tensor_models=floor.tensors,
+            files=files,
+            vector_stores=ScriptedStores(files),
+            conversations=sessions.conversations,
+            agents=agents,
+            tunable_models=floor.tuning,
+            keys=keys,
+            metrics=metrics,
+            health=floor.models,
+        )
+        server = HttpServer(app, settings)
+        async with task_group() as tasks:
+            running = [tasks.create_task(run()) for run in floor.runs.values()]
+            try:
+                async with listening(server, deadline_s) as port:
+                    box = Box(port, server)
+                    yield box
+                    box.pool.clear()
+            finally:
+                for each in running:
+                    each.cancel()
+                await floor.close()
 
 
 @dataclass(slots=True)
