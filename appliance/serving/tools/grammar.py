@@ -46,7 +46,7 @@ def call_grammar(
     elif text is not None:
         rules += _answer_or_calls(dialect, text)
     elif not dialect.is_marked:
-        rules += ["start: TEXT | calls", r"TEXT: /([ \t\r\n]*[^ \t\r\n{\[](.|\n)*)?/"]
+        rules += ["start: TEXT | calls", r"TEXT: /[ \t\r\n]*([^ \t\r\n{\[](.|\n)*)?/"]
     elif (mark := _first_mark(dialect)) in tokens:
         rules += ["start: TEXT | TEXT calls", r"TEXT: /(.|\n)*/"]
     else:
