@@ -12,6 +12,7 @@ from appliance.core.types import ChatMessage, Generation, GenerationRequest, Mod
 from appliance.registry.versions import RegisteredModel, Registry
 from appliance.serving.loaded import LoadedModels
 from appliance.serving.route import LoadedModel
+from appliance.serving.structured import prepared
 
 
 class Named(Protocol):
@@ -45,6 +46,8 @@ class TextGeneration:
             sampling = request.sampling
             if isinstance(request.prompt, tuple):
                 sampling = replace(sampling, stop=(*sampling.stop, *route.model.registered.stop))
+            if sampling.grammar is not None:
+                sampling = replace(sampling, grammar=prepared(sampling.grammar))
             constraints = await route.model.engine.grammars.constrain(sampling.grammar, request.n)
             left_s = None if request.deadline_s is None else max(0.0, request.deadline_s - (time.monotonic() - began))
             return route.submit(
