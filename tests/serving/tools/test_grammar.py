@@ -13,10 +13,10 @@ from llguidance import LLMatcher, LLTokenizer
 from appliance.core.errors import InvalidRequestError
 from appliance.core.structured import Grammar
 from appliance.core.tools import Tool
+from appliance.serving.schemas import MOST_SCHEMA_BYTES
 from appliance.serving.tools import dialects
 from appliance.serving.tools.dialects import Dialect
 from appliance.serving.tools.grammar import call_grammar
-from appliance.serving.tools.schemas import MAX_SCHEMA_BYTES
 
 BYTES = LLTokenizer("byte")
 SPECIAL = (256, 257)
@@ -169,7 +169,7 @@ def test_grammars_that_cannot_stand_together_are_refused(dialect: Dialect, text:
 
 
 def test_schemas_are_bounded_together() -> None:
-    half = Tool("a", "", {"properties": {"x": {"description": "d" * (MAX_SCHEMA_BYTES // 2)}}})
-    call_grammar(dialects.HERMES, [half], required=True, parallel=True, tokens={})
-    with pytest.raises(InvalidRequestError, match=str(MAX_SCHEMA_BYTES)):
-        call_grammar(dialects.HERMES, [half, half], required=True, parallel=True, tokens={})
+    half = Tool("a", "", {"properties": {"x": {"description": "d" * (MOST_SCHEMA_BYTES // 2)}}})
+    call_grammar(dialects.HERMES, [half, CLOCK], required=True, parallel=True, tokens={})
+    with pytest.raises(InvalidRequestError, match=str(MOST_SCHEMA_BYTES)):
+        call_grammar(dialects.HERMES, [half, half, CLOCK], required=True, parallel=True, tokens={})
