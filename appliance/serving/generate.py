@@ -21,6 +21,7 @@ from appliance.registry.versions import RegisteredModel, Registry
 from appliance.serving.loaded import LoadedModels
 from appliance.serving.prompts import PromptRenderer
 from appliance.serving.route import LoadedModel
+from appliance.serving.structured import prepared
 from appliance.serving.template_protocol import Segment
 from appliance.serving.tools.generation import ToolCallGeneration, new_call_id
 from appliance.serving.tools.messages import without_system
@@ -55,6 +56,8 @@ class TextGeneration:
         began = time.monotonic()
         async with self._models.lease(request.model) as route:
             tools = route.model.tools
+            if (given := request.sampling.grammar) is not None:
+                request = replace(request, sampling=replace(request.sampling, grammar=prepared(given)))
             sampling = tools.sampling(request)
             tokens = await prompt_tokens(route.model, request.prompt, request=request)
             if isinstance(request.prompt, tuple):

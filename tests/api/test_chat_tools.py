@@ -224,5 +224,5 @@ async def test_a_schema_of_a_megabyte_and_one_without_bottom_are_refused(tmp_pat
             tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
             reply = await box.chat(tools=[tool], max_tokens=1)
             error = reply.json()["error"]
-            assert (reply.status, error["param"], error["code"]) == (400, "tools", "invalid_tool_schema")
+            assert (reply.status, error["param"], error["code"]) == (400, "tools", "invalid_grammar")
         assert (await box.chat(max_tokens=1)).status == 200

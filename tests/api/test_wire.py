@@ -184,7 +184,13 @@ def test_one_wrong_field_is_named(extra: dict[str, Any]) -> None:
         ({"tool_choice": "maybe"}, "tool_choice", "invalid_value", "maybe"),
         ({"tool_choice": {"type": "custom", "custom": {"name": "f"}}}, "tool_choice.type", "invalid_value", "custom"),
         ({"functions": [{"name": "f"}]}, "functions", "unsupported_parameter", "older form"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter", "plain text"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value", "xml"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a b"}}},
+            "response_format.json_schema.name",
+            "invalid_value",
+            "regex",
+        ),
         ({"modalities": ["text", "audio"]}, "modalities", "unsupported_parameter", "plain text"),
         ({"audio": {"voice": "x"}}, "audio", "unsupported_parameter", "plain text"),
         ({"web_search_options": {}}, "web_search_options", "unsupported_parameter", "no web"),
@@ -245,7 +251,6 @@ def test_the_table_of_treatments_is_as_documented() -> None:
     assert set(refused_fields(ChatCompletionRequest)) == {
         "functions",
         "function_call",
-        "response_format",
         "modalities",
         "audio",
         "web_search_options",

@@ -15,6 +15,7 @@ from appliance.api.body import read_json
 from appliance.api.choices import Choices
 from appliance.api.disconnect import until_disconnected
 from appliance.api.openai.answers import Heading, ending, heading, includes_usage, send_stream, send_whole
+from appliance.api.openai.formats import AnswerFormat, format_grammar
 from appliance.api.openai.logprobs import ChatLogprobs, chat_logprobs
 from appliance.api.openai.messages import Messages, Nothing, chat_messages
 from appliance.api.openai.sampling import (
@@ -46,12 +47,6 @@ from appliance.core.types import Delta, FinishReason, GenerationRequest, Samplin
 NO_FUNCTIONS = "it is the older form of `tools`; send those."
 
 
-class TextFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The one response format there is."""
-
-    type: Literal["text"]
-
-
 class ChatCompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A chat completion request: OpenAI's fields, each acted on, ignored or refused, and our extensions."""
 
@@ -72,7 +67,7 @@ class ChatCompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_un
     parallel_tool_calls: Annotated[bool | None, meaning("Whether it may call several at once; so unless false")] = None
     functions: Annotated[Nothing | None, refused(NO_FUNCTIONS)] = None
     function_call: Annotated[Literal["none", "auto"] | None, refused(NO_FUNCTIONS)] = None
-    response_format: Annotated[TextFormat | None, refused("answers are plain text.")] = None
+    response_format: Annotated[AnswerFormat | None, meaning("What the answer must look like")] = None
     modalities: Annotated[list[Literal["text"]] | None, refused("answers are plain text.")] = None
     audio: Annotated[None, refused("answers are plain text.")] = None
     web_search_options: Annotated[None, refused("the appliance searches no web.")] = None
@@ -87,6 +82,12 @@ class ChatCompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_un
     schema_conditions: ClassVar[Sequence[dict[str, Any]]] = (
         *SamplingFields.schema_conditions,
         requires("top_logprobs", "integer", "logprobs"),
+        {
+            "not": {
+                "properties": {"response_format": {"type": "object"}, "structured_outputs": {"type": "object"}},
+                "required": ["response_format", "structured_outputs"],
+            }
+        },
         {
             "not": {
                 "properties": {"max_tokens": {"type": "integer"}, "max_completion_tokens": {"type": "integer"}},
@@ -210,6 +211,13 @@ class ChatCompletions:
             raise InvalidRequestError(
                 "top_logprobs needs `logprobs` to be true.", param="top_logprobs", code="invalid_value"
             )
+        if fields.response_format is not None and fields.structured_outputs is not None:
+            raise InvalidRequestError(
+                "response_format and structured_outputs are both given.",
+                advice="Each says what the answer must look like: send one.",
+                param="structured_outputs",
+                code="invalid_value",
+            )
         limits = {fields.max_tokens, fields.max_completion_tokens} - {None}
         if len(limits) > 1:
             raise InvalidRequestError(
@@ -222,9 +230,10 @@ class ChatCompletions:
 
     def _sampling(self, fields: ChatCompletionRequest) -> SamplingParams:
         limit = fields.max_completion_tokens if fields.max_tokens is None else fields.max_tokens
-        return sampling_params(
-            fields, max_tokens=limit, top_logprobs=(fields.top_logprobs or 0) if fields.logprobs else None
-        )
+        top_logprobs = (fields.top_logprobs or 0) if fields.logprobs else None
+        sampling = sampling_params(fields, max_tokens=limit, top_logprobs=top_logprobs)
+        grammar = format_grammar(fields.response_format)
+        return sampling if grammar is None else replace(sampling, grammar=grammar)
 
 
 def _completion(head: Heading, choices: Choices, deltas: Sequence[Delta], *, with_logprobs: bool) -> ChatCompletion:

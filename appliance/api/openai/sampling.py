@@ -11,6 +11,7 @@ from msgspec import Meta
 from starlette.requests import Request
 
 from appliance import __version__
+from appliance.api.openai.formats import StructuredOutputs, extension_grammar
 from appliance.api.wire import Text, ignored, meaning, requires
 from appliance.core.errors import InvalidRequestError
 from appliance.core.settings import Settings
@@ -88,11 +89,17 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     repeat_last_n: Annotated[CountOrZero | None, meaning("Extension: tokens the penalties look at")] = None
     ignore_eos: Annotated[bool | None, meaning("Extension: go on at the model's end tokens")] = None
     stop_token_ids: Annotated[StopTokens | None, meaning("Extension: tokens that end the answer")] = None
+    structured_outputs: Annotated[
+        StructuredOutputs | None, meaning("Extension: what the answer must look like, under vLLM's names")
+    ] = None
     timeout_s: Annotated[
         TimeLimit | None, meaning("Extension: seconds after which the answer is given up, if sooner than the server's")
     ] = None
 
-    schema_conditions: ClassVar[Sequence[dict[str, Any]]] = (requires("stream_options", "object", "stream"),)
+    schema_conditions: ClassVar[Sequence[dict[str, Any]]] = (
+        requires("stream_options", "object", "stream"),
+        {"properties": {"structured_outputs": {"minProperties": 1, "maxProperties": 1}}},
+    )
     """JSON Schema for what `check_common` checks."""
 
 
@@ -166,6 +173,7 @@ def sampling_params(fields: SamplingFields, *, max_tokens: int | None, top_logpr
         stop_token_ids=tuple(fields.stop_token_ids or ()),
         max_tokens=max_tokens,
         top_logprobs=top_logprobs,
+        grammar=extension_grammar(fields.structured_outputs),
     )
 
 

@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from appliance.core.errors import InvalidRequestError
 from appliance.core.structured import Grammar
 from appliance.core.tools import Tool
+from appliance.serving.schemas import MOST_SCHEMA_BYTES
 from appliance.serving.tools.dialects import Dialect
-from appliance.serving.tools.schemas import MAX_SCHEMA_BYTES, ONE_WAY, argument_schema
+from appliance.serving.tools.schemas import ONE_WAY, argument_schema
 
 
 def call_grammar(
@@ -46,7 +47,7 @@ def call_grammar(
     elif text is not None:
         rules += _answer_or_calls(dialect, text)
     elif not dialect.is_marked:
-        rules += ["start: TEXT | calls", r"TEXT: /([ \t\r\n]*[^ \t\r\n{\[](.|\n)*)?/"]
+        rules += ["start: TEXT | calls", r"TEXT: /[ \t\r\n]*([^ \t\r\n{\[](.|\n)*)?/"]
     elif (mark := _first_mark(dialect)) in tokens:
         rules += ["start: TEXT | TEXT calls", r"TEXT: /(.|\n)*/"]
     else:
@@ -71,12 +72,12 @@ def _call_rules(dialect: Dialect, tools: Sequence[Tool], *, parallel: bool, toke
             f"tool_{index}: {_literal(tool.name + dialect.middle, tokens)} arguments_{index}",
             f"arguments_{index}: %json {schema}",
         ]
-    if size > MAX_SCHEMA_BYTES:
+    if size > MOST_SCHEMA_BYTES:
         raise InvalidRequestError(
-            f"The tools' schemas have {size} bytes together; {MAX_SCHEMA_BYTES} are allowed.",
+            f"The tools' schemas have {size} bytes together; {MOST_SCHEMA_BYTES} are allowed.",
             advice="Offer fewer tools, or shorten their schemas.",
             param="tools",
-            code="invalid_tool_schema",
+            code="invalid_grammar",
         )
     return [*rules, f"tool: ({' | '.join(names)}) {_literal(dialect.after, tokens)}"]
 

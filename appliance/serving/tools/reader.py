@@ -109,7 +109,7 @@ class CallReader:
                 return self._read_closing()
             case _State.AFTER:
                 return self._read_after()
-            case _State.ONLY_TEXT:
+            case _:
                 self._release(len(self._held))
                 return False
 
@@ -181,8 +181,7 @@ class CallReader:
         verdict, end = _match(self._held, self._after)
         if verdict is _Verdict.MAY_MATCH:
             return False
-        if verdict is _Verdict.MATCHES:
-            self._held = self._held[end:]
+        self._held = self._held[end:]
         self._state = _State.AFTER
         return True
 
@@ -247,17 +246,17 @@ def _parts(text: str) -> tuple[str, ...]:
 
 
 def _match(text: str, parts: Sequence[str]) -> tuple[_Verdict, int]:
-    """Tell whether the text begins with the parts, with blanks before each; and where they end."""
-    at = 0
+    """Tell whether the text begins with the parts, with blanks before each; and where those that it has end."""
+    at = end = 0
     text = text[:LONGEST_HEADER]
     for part in parts:
         while at < len(text) and text[at] in _BLANKS:
             at += 1
         if not text.startswith(part, at):
             may_match = part.startswith(text[at:]) and len(text) < LONGEST_HEADER
-            return (_Verdict.MAY_MATCH if may_match else _Verdict.FAILS), 0
-        at += len(part)
-    return _Verdict.MATCHES, at
+            return (_Verdict.MAY_MATCH if may_match else _Verdict.FAILS), end
+        at = end = at + len(part)
+    return _Verdict.MATCHES, end
 
 
 def _overlap(text: str, mark: str) -> int:

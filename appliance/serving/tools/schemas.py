@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from appliance.core.errors import InvalidRequestError
+import msgspec
 
-MAX_TOOLS = 128
-"""As OpenAI has it."""
-MAX_SCHEMA_BYTES = 256 * 1024
-"""Of all schemas of a request together: some hundred times what the largest real tools need."""
+from appliance.core.errors import InvalidRequestError
+from appliance.serving.schemas import patterns_of, prepared_schema
+from appliance.serving.structured import check_repetitions
+
 MAX_DEPTH = 64
 """Of objects and lists in a schema."""
 
@@ -30,7 +30,7 @@ def argument_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return the schema of a tool's arguments as llguidance reads it.
 
     Raises:
-        InvalidRequestError: The parameters are no object, or it is nested too deeply.
+        InvalidRequestError: The parameters are no object, too large, too deep, or have a feature that is not supported.
     """
     check_depth(parameters, MAX_DEPTH)
     kind = parameters.get("type", "object")
@@ -39,11 +39,14 @@ def argument_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
             f"A tool's parameters have the type {kind!r}.",
             advice='Arguments are an object: give the schema `"type": "object"`.',
             param="tools",
-            code="invalid_tool_schema",
+            code="invalid_grammar",
         )
     whole = parameters or {"properties": {}}
-    closed = _closed({**whole, "type": "object"})
-    return {**closed, "x-guidance": ONE_WAY}
+    text = msgspec.json.encode(_closed({**whole, "type": "object"})).decode()
+    prepared = prepared_schema(text, "tools")
+    for pattern in patterns_of(prepared):
+        check_repetitions(pattern, "tools")
+    return {**msgspec.json.decode(prepared), "x-guidance": ONE_WAY}
 
 
 def check_depth(value: Any, most: int) -> None:
@@ -66,7 +69,7 @@ def check_depth(value: Any, most: int) -> None:
                 f"A tool's schema has more than {most} objects and lists within each other.",
                 advice="Flatten it, or name its parts under `$defs`.",
                 param="tools",
-                code="invalid_tool_schema",
+                code="invalid_grammar",
             )
         waiting += [(one, depth + 1) for one in below]
 
