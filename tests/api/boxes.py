@@ -178,7 +178,7 @@ async def answering(
 
 @asynccontextmanager
 async def scripted_box(
-    folder: Path, deadline_s: float = DEADLINE_S, *, tools: ToolRegistry | None = None, **changes: Any
+    folder: Path, deadline_s: float = DEADLINE_S, tools: Any = None, **changes: Any
 ) -> AsyncIterator[ScriptedBox]:
     """Run the real door over a scripted serving floor."""
     settings = settings_with(folder, **changes)
