@@ -237,7 +237,8 @@ async def real_box(
     folder: Path, model: Path, deadline_s: float = DEADLINE_S, *, encoder: Path | None = None, **changes: Any
 ) -> AsyncIterator[Box]:
     """Run the real door over the real serving floor with a tiny model, and an encoder, which first requests load."""
-    settings = settings_with(folder, threads=1, context_cells=512, max_sequences=4, batch_tokens=64, **changes)
+    sizes = {"context_cells": 512, "max_sequences": 4, "batch_tokens": 64}
+    settings = settings_with(folder, threads=1, **(sizes | changes))
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         database = Database(settings.database_path)
