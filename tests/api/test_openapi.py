@@ -214,7 +214,7 @@ async def run_schemathesis(document: dict[str, Any], box: Box, folder: Path, *ar
 @pytest.mark.anyio
 async def test_the_server_does_what_the_document_says_and_nothing_else(tmp_path: Path) -> None:
     async with scripted_box(tmp_path, deadline_s=SCHEMATHESIS_TIMEOUT_S, model="tiny", max_choices=4) as box:
-        others = f"/infer$|/ready$|/unload$|{DOCUMENTS}"
+        others = f"/infer$|/ready$|/unload$|/chat/completions$|/tokenize$|{DOCUMENTS}"
         arguments = ("--checks", "all", "--exclude-path-regex", others, "--max-examples", "10")
         await run_schemathesis(await document_of(box), box, tmp_path, *arguments)
 
@@ -269,6 +269,17 @@ async def test_responses_do_what_the_document_says(tmp_path: Path) -> None:
         checks = "positive_data_acceptance,ensure_resource_availability"
         arguments = ("--checks", "all", "--exclude-checks", checks, "--max-examples", "25")
         await run_schemathesis(document, box, tmp_path, *arguments, "--include-path-regex", RESPONSES)
+
+
+@pytest.mark.slow
+@pytest.mark.anyio
+async def test_chat_does_what_the_document_says(tmp_path: Path) -> None:
+    """Valid data may be refused here: no schema says that a result needs a call before it, or that names differ."""
+    async with scripted_box(tmp_path, deadline_s=SCHEMATHESIS_TIMEOUT_S, model="tiny", max_choices=4) as box:
+        arguments = ("--checks", "all", "--exclude-checks", "positive_data_acceptance", "--max-examples", "10")
+        await run_schemathesis(
+            await document_of(box), box, tmp_path, *arguments, "--include-path-regex", "/chat/completions$|/tokenize$"
+        )
 
 
 @pytest.mark.slow
