@@ -36,7 +36,7 @@ def plant(method: str) -> None:
     async def planted(self: StoredResponses, response: Any, *rest: Any, **named: Any) -> Any:
         name = response if isinstance(response, str) else response.id
         if method == "begin":
-            mine.add(name)
+            mine.update((name, response.request["request_id"]))
         if name not in mine:
             return await original(self, response, *rest, **named)
         maybe_die(method, "before")
@@ -63,12 +63,14 @@ class Note:
     async def call(
         self, name: str, arguments: Mapping[str, Any], *, tenant: str, deadline_s: float, request_id: str
     ) -> ToolResult:
-        maybe_die("tool", "before")
+        if request_id in mine:
+            maybe_die("tool", "before")
         with Path(os.environ["NOTES"]).open("a") as file:
             file.write(f"{request_id}\n")
             file.flush()
             os.fsync(file.fileno())
-        maybe_die("tool", "after")
+        if request_id in mine:
+            maybe_die("tool", "after")
         return ToolResult("ok", "noted")
 
 
