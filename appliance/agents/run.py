@@ -171,7 +171,7 @@ class ResponseRun:
             if self._cancelled:
                 await self._fail_quietly("cancelled", None)
             elif self._refusal is not None:
-                await self._fail_quietly("failed", self._refusal)
+                await self._stop(self._refusal)
             else:
                 await self._loop()
         except asyncio.CancelledError:
@@ -206,6 +206,13 @@ class ResponseRun:
                     await self._settle(call, result)
                 case End() as end:
                     return await self._end(end)
+
+    async def _stop(self, error: ApplianceError) -> None:
+        """End it as failed; calls that were interrupted are shown as such, for they may have done their work."""
+        await self._begin_journal()
+        while isinstance(action := decide(self._journal, self._tools.offer, self._means.limits, 0), Settle):
+            await self._settle(action.call, action.result)
+        await self._fail_quietly("failed", error)
 
     async def _begin_journal(self) -> None:
         """Keep what the journal begins with: that it is taken up, and the calls that a person has decided on."""
