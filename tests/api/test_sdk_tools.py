@@ -102,7 +102,7 @@ async def test_a_streamed_call_is_the_same_call(client: openai.AsyncOpenAI) -> N
     (call,) = whole.choices[0].message.tool_calls
     assert (name, "".join(pieces)) == (call.function.name, call.function.arguments)
     assert len(ids) == 1
-    assert len(pieces) > 2
+    assert len(pieces) >= 2
     assert reasons[-1] == "tool_calls"
     assert set(reasons[:-1]) == {None}
 
