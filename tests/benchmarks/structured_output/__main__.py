@@ -83,7 +83,7 @@ def print_cost(found: Cost, temperature: float) -> None:
     """Print what a grammar costs."""
     each = ", ".join(f"{ratio:.3f}" for ratio in found.ratios)
     print(
-        f"cost at {STREAMS} streams, temperature {temperature:g}: {found.free:.1f} tokens/s free, "
+        f"cost at {STREAMS} streams, temperature {temperature:g}: {found.free:.1f} tokens a CPU second free, "
         f"{found.constrained:.1f} constrained, ratio {found.ratio:.3f} (of {each})",
         flush=True,
     )
