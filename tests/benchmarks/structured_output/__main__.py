@@ -8,7 +8,6 @@ import gzip
 import json
 import logging
 import os
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -90,4 +89,4 @@ def print_cost(found: Cost, temperature: float) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
