@@ -75,7 +75,8 @@ async def test_within_a_grammar_draws_follow_the_model_restricted_to_it(tiny: En
         piece.decode(): math.exp(logprob) for _, piece, logprob in free.told[0].top if piece.decode("latin1") in letters
     }
     total = sum(chances.values())
-    for cuts in ({}, {"top_k": 20}, {"top_k": 1}):
+    every: list[dict[str, Any]] = [{}, {"top_k": 20}, {"top_k": 1}]
+    for cuts in every:
         answers = [await ask(tiny, grammar, n=8, seed=1000 * seed, max_tokens=1, **cuts) for seed in range(25)]
         found = Counter(answer.text for each in answers for answer in each)
         assert set(found) <= set(letters)

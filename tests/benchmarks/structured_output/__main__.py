@@ -8,7 +8,6 @@ import gzip
 import json
 import logging
 import os
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -83,11 +82,11 @@ def print_cost(found: Cost, temperature: float) -> None:
     """Print what a grammar costs."""
     each = ", ".join(f"{ratio:.3f}" for ratio in found.ratios)
     print(
-        f"cost at {STREAMS} streams, temperature {temperature:g}: {found.free:.1f} tokens/s free, "
+        f"cost at {STREAMS} streams, temperature {temperature:g}: {found.free:.1f} tokens a CPU second free, "
         f"{found.constrained:.1f} constrained, ratio {found.ratio:.3f} (of {each})",
         flush=True,
     )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -67,7 +67,10 @@ class Answers:
 
 @dataclass(frozen=True)
 class Cost:
-    """Tokens a second without and with a grammar, and the ratio of each pair of runs."""
+    """Tokens a CPU second without and with a grammar, and the ratio of each pair of runs.
+
+    CPU seconds are of the whole process: they tell what a grammar costs even while other programs take cores.
+    """
 
     free: float
     constrained: float
@@ -150,7 +153,7 @@ async def cost(engine: LlamaEngine, *, streams: int, runs: int, temperature: flo
 
 
 async def _speed(engine: LlamaEngine, streams: int, temperature: float, grammar: Grammar | None) -> float:
-    """Return the tokens a second from the moment at which all streams write."""
+    """Return the tokens a CPU second from the moment at which all streams write."""
     sampling = SamplingParams(
         temperature=temperature, seed=1, max_tokens=STREAM_TOKENS, ignore_eos=True, grammar=grammar
     )
@@ -161,7 +164,7 @@ async def _speed(engine: LlamaEngine, streams: int, temperature: float, grammar:
     first: dict[int, float] = {}
     count, ended = 0, 0.0
     async for delta in deltas_of(generation):
-        ended = time.perf_counter()
+        ended = time.process_time()
         if delta.index in first:
             count += delta.token_count
         first.setdefault(delta.index, ended)
