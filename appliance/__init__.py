@@ -1,4 +1,4 @@
-"""AI appliance: GGUF chat behind the OpenAI API, from one process on the box.
+"""AI appliance: models, retrieval and conversations behind the OpenAI API, from one process on the box.
 
 The map, from the top floor down; imports point down only (see the contracts in `pyproject.toml`):
 
@@ -7,8 +7,11 @@ The map, from the top floor down; imports point down only (see the contracts in 
 - `compose`   the one file that knows every room: builds, connects, starts and stops them
 - `api`       the HTTP door: OpenAI resources, health, metrics, OpenAPI document
 - `serving`   the corridor: a request becomes engine work
-- `engine`    GGUF models over llama.cpp, one thread a model that writes or embeds
+- `engine`    GGUF models over llama.cpp and ONNX models over onnxruntime, one thread a model
 - `registry`  the model catalog, downloads, content-addressed blobs, versions
+- `retrieval` files, vector stores and hybrid search over them
+- `sessions`  conversations and responses that outlive the process
+- `agents`    the loop between a model and its tools, and the tools of the box
 - `security`  API keys and the audit trail
 - `store`     SQLite databases and their migrations
 - `observe`   logs, metrics, machine resources

@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 import sdnotify
 import uvloop
 
+from appliance.agents.registry import ToolRegistry
+from appliance.agents.responder import Responder, loop_limits
 from appliance.api.app import create_app
 from appliance.api.exposure import check_exposure
 from appliance.api.server import HttpServer
@@ -38,6 +40,7 @@ from appliance.retrieval.ownership import DocumentsElsewhere
 from appliance.retrieval.room import open_documents
 from appliance.security.keys import KeyStore
 from appliance.serving.floor import ServingFloor
+from appliance.sessions.room import Sessions, open_sessions
 from appliance.store.database import Database
 
 LOGGER = logging.getLogger("appliance")
@@ -61,6 +64,8 @@ class Appliance:
     settings: Settings
     floor: ServingFloor
     documents: Documents | DocumentsElsewhere
+    sessions: Sessions
+    agents: Responder
     server: HttpServer
     systemd: sdnotify.SystemdNotifier
     port: int = 0
@@ -84,6 +89,8 @@ class Appliance:
                 tasks.create_task(self._run_models(http, run), name=name) for name, run in self.floor.runs.items()
             ]
             running.append(tasks.create_task(self.documents.run(), name="documents"))
+            running.append(tasks.create_task(self.sessions.upkeep.run(), name="sessions"))
+            running.append(tasks.create_task(self.agents.run(), name="responses"))
             running.append(tasks.create_task(self._tell_systemd(), name="systemd"))
             await self._stop.wait()
             LOGGER.info("stopping: open requests have %g s to end", self.settings.shutdown_grace_s)
@@ -95,6 +102,7 @@ class Appliance:
 
     def _drain(self) -> None:
         self.floor.drain()
+        self.agents.drain()
         self.server.stop()
 
     async def _run_models(self, http: asyncio.Task[None], run: Callable[[], Awaitable[None]]) -> None:
@@ -175,6 +183,17 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
                 tensors=floor.tensors,
             )
         )
+        sessions = await stack.enter_async_context(open_sessions(settings, SystemClock()))
+        agents = Responder(
+            models=floor.text,
+            conversations=sessions.conversations,
+            responses=sessions.responses,
+            tools=ToolRegistry({}),
+            metrics=metrics.responses,
+            clock=SystemClock(),
+            limits=loop_limits(settings),
+            most_in_background=settings.max_background_responses,
+        )
         app = create_app(
             settings=settings,
             text_models=floor.text,
@@ -183,6 +202,8 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
             tensor_models=floor.tensors,
             files=documents.files,
             vector_stores=documents.stores,
+            agents=agents,
+            conversations=sessions.conversations,
             tunable_models=floor.tuning,
             keys=keys,
             metrics=metrics,
@@ -191,7 +212,7 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
         systemd = sdnotify.SystemdNotifier()
         if systemd.socket is not None:
             stack.callback(systemd.socket.close)
-        yield Appliance(settings, floor, documents, HttpServer(app, settings), systemd)
+        yield Appliance(settings, floor, documents, sessions, agents, HttpServer(app, settings), systemd)
 
 
 def serve(settings: Settings) -> int:

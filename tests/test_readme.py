@@ -88,6 +88,8 @@ def all_operations() -> list[Operation]:
         tensor_models=nothing,
         files=nothing,
         vector_stores=nothing,
+        conversations=nothing,
+        agents=nothing,
         tunable_models=nothing,
         keys=nothing,
         metrics=Metrics(),

@@ -13,6 +13,7 @@ import msgspec
 
 from appliance import __version__
 from appliance.api.errors import ErrorResponse, InferenceError, is_inference_path
+from appliance.api.openai.items import MessageItem
 from appliance.api.routes import Operation
 from appliance.core.settings import Settings
 
@@ -28,7 +29,8 @@ _MEANINGS = {
     400: "The request is wrong; `param` says where.",
     401: "No API key, or one that is not valid.",
     403: "The API key lacks the scope, or the request comes from a foreign web page.",
-    404: "There is no such model, file or vector store.",
+    404: "There is no such model, file, vector store, conversation, item or response.",
+    409: "It was changed meanwhile; nothing was done.",
     413: "The request body is too large.",
     415: "The request body has another media type.",
     429: "The queue is full.",
@@ -57,6 +59,7 @@ def openapi_document(operations: Sequence[Operation], settings: Settings, *, key
     _, schemas = msgspec.json.schema_components([ErrorResponse, InferenceError, *types], ref_template=REF)
     for wire_type in types:
         _sharpen(schemas[wire_type.__name__], wire_type, settings)
+    schemas[MessageItem.__name__]["required"].remove("type")  # it is one where the type is left out
     for schema in schemas.values():
         if "description" in schema:
             schema["description"] = schema["description"].partition("\n\nAttributes:")[0]

@@ -142,6 +142,15 @@ class Settings:
     queue_size: CountOrZero = _setting(64, "Requests that may wait for a sequence; one more is answered 429")
     stalled_engine_s: Seconds = _setting(60.0, "Heartbeat age at which an engine counts as dead")
 
+    # Memory of conversations
+    conversation_days: CountOrZero = _setting(
+        0, "Days after its last change that a conversation is kept; 0 is for ever"
+    )
+    response_days: CountOrZero = _setting(30, "Days that a response is kept, what follows it included; 0 is for ever")
+    max_conversations: CountOrZero = _setting(
+        0, "Most conversations of an API key; those longest unchanged are erased. 0 is no limit"
+    )
+
     # Limits of a request
     max_body_bytes: Bytes = _setting(16 * 1024 * 1024, "Largest request body")
     max_tensor_body_bytes: Bytes = _setting(64 * 1024 * 1024, "Largest request body of /v2 inference")
@@ -158,6 +167,18 @@ class Settings:
     )
     max_embedding_tokens: Annotated[int, Meta(ge=16, le=2**20)] = _setting(
         2048, "Longest input of an embedding in tokens, where the model was not trained on less"
+    )
+    max_loop_steps: Annotated[int, Meta(ge=1, le=1000)] = _setting(
+        12, "Times that a response may ask its model; the last time no tool is offered"
+    )
+    max_tool_calls: Annotated[int, Meta(ge=1, le=1000)] = _setting(16, "Calls of built-in tools of one response")
+    loop_timeout_s: Seconds = _setting(120.0, "Time after which a response makes no further call of a tool")
+    tool_timeout_s: Seconds = _setting(30.0, "Longest time of one call of a built-in tool")
+    max_tool_result_bytes: Annotated[int, Meta(ge=64, le=2**24)] = _setting(
+        8192, "Of a tool's result, what the model is shown; the rest is kept with the response"
+    )
+    max_background_responses: Count = _setting(
+        64, "Responses that run in the background at once; one more is answered 429"
     )
     header_timeout_s: Seconds = _setting(10.0, "Longest time for a client to send a request head")
     body_timeout_s: Seconds = _setting(60.0, "Longest time for a client to send a request body; of a file, each MiB")
@@ -214,6 +235,11 @@ class Settings:
     def retrieval_lock_path(self) -> Path:
         """Return the path of the file whose lock makes a process the one that has files, stores and their indexes."""
         return self.data_dir / "retrieval.lock"
+
+    @property
+    def sessions_path(self) -> Path:
+        """Return the path of `sessions.db`, which holds conversations and responses."""
+        return self.data_dir / "sessions.db"
 
     @property
     def keyword_index_dir(self) -> Path:

@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Any, Literal, Protocol, TypeAlias
 
+from appliance.core.structured import Grammar
+from appliance.core.tools import Tool, ToolCallDelta, ToolChoice
+
 Vector: TypeAlias = "array[float]"
 """An embedding: 32-bit floats (`array("f")`) in the machine's byte order, of length 1."""
 
@@ -34,6 +37,7 @@ class FinishReason(StrEnum):
 
     STOP = "stop"
     LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,8 @@ class SamplingParams:
         max_tokens: Most tokens of one choice; None is up to the end of the context.
         top_logprobs: None gives no log probabilities; k >= 0 gives the chosen token's and the k likeliest.
         ignore_eos: Do not end at the model's end-of-generation tokens.
+        grammar: What the text must look like, or None.
+        shown_tokens: Control tokens whose name is part of the text, as the marks of tool calls; others stand for none.
     """
 
     temperature: float = 1.0
@@ -75,6 +81,8 @@ class SamplingParams:
     max_tokens: int | None = None
     top_logprobs: int | None = None
     ignore_eos: bool = False
+    grammar: Grammar | None = None
+    shown_tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +108,7 @@ class Delta:
         index: The choice, 0 to n - 1.
         text: Whole characters only; may be empty.
         token_count: Generated tokens that this delta accounts for.
+        tool_calls: What its tool calls gained; their text is not in `text`.
     """
 
     index: int
@@ -107,6 +116,7 @@ class Delta:
     token_count: int
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +168,8 @@ class GenerationRequest:
         pinned: Keep the state of prompt and answer for a day, even if others need the room.
         deadline_s: Seconds from now after which the work is given up, or None.
         request_id: As in `X-Request-Id`, for the log.
+        tools: What the model may call, where the prompt is messages.
+        parallel_tool_calls: Whether it may call several at once.
     """
 
     model: str
@@ -170,6 +182,9 @@ class GenerationRequest:
     priority: Priority = Priority.DEFAULT
     deadline_s: float | None = None
     request_id: str = ""
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = field(default_factory=ToolChoice)
+    parallel_tool_calls: bool = True
 
 
 class Generation(Protocol):

@@ -20,8 +20,9 @@ from appliance.core.retrieval import StoredFile, UploadTerms
 from appliance.retrieval.disk import require_space, storage_errors, sync_folder
 from appliance.retrieval.erasure import Erasure
 from appliance.retrieval.parsing.sniff import sniff
-from appliance.retrieval.rows import new_id, one, page, to_file
+from appliance.retrieval.rows import to_file
 from appliance.store.database import Connection, Database
+from appliance.store.rows import new_id, one, page
 
 PIECE_BYTES = 1024 * 1024
 SNIFFED_BYTES = 64 * 1024

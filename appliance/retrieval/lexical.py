@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from appliance.core import words
 from appliance.core.errors import StorageError
-from appliance.retrieval import postings, words
+from appliance.retrieval import postings
 from appliance.retrieval.postings import NONE_REMOVED, Part
 from appliance.retrieval.segments import DamagedError, Manifest, SegmentFolder, StoredPostings, entry_of
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import secrets
-import string
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import msgspec
 
-from appliance.core.errors import InvalidRequestError, NotFoundError
+from appliance.core.errors import InvalidRequestError
 from appliance.core.retrieval import (
     AttributeValue,
     Chunking,
@@ -29,17 +26,10 @@ MOST_ATTRIBUTES = 16
 MOST_KEY = 64
 MOST_VALUE = 512
 
-_ALPHABET = string.ascii_letters + string.digits
-
 SELECT_STORE_FILE = """
     SELECT store_files.*, files.id AS file_id, stores.id AS store_id
     FROM store_files JOIN files ON files.key = store_files.file JOIN stores ON stores.key = store_files.store
 """
-
-
-def new_id(prefix: str) -> str:
-    """Return the prefix and 24 random letters and digits."""
-    return prefix + "".join(secrets.choice(_ALPHABET) for _ in range(24))
 
 
 def attributes_text(attributes: Mapping[str, AttributeValue]) -> str:
@@ -130,31 +120,3 @@ def counts(connection: Connection, where: str, value: object) -> FileCounts:
     """Return the number of store files by status; `where` is ours, never a caller's text."""
     found = connection.execute(f"SELECT status, count(*) FROM store_files WHERE {where} GROUP BY status", (value,))  # noqa: S608
     return FileCounts(**{str(status): int(number) for status, number in found})
-
-
-def one(connection: Connection, sql: str, values: Sequence[object] | Mapping[str, object], what: str) -> Row:
-    """Return the one row. Raises NotFoundError, naming `what`."""
-    row: Row | None = connection.execute(sql, values).fetchone()
-    if row is None:
-        raise NotFoundError(f"There is no {what}.", advice="List what there is; ids are those of this API key alone.")
-    return row
-
-
-def page(
-    connection: Connection, sql: str, values: Mapping[str, Any], *, limit: int, newest_first: bool, key: str
-) -> tuple[list[Row], bool]:
-    """Return up to `limit` rows of a list that is in the order of a key, and whether there are more.
-
-    Args:
-        connection: To read with.
-        sql: A SELECT that ends with its conditions, of which there is one at least.
-        values: Its parameters; `after` is the key of the row before the page, or None.
-        limit: Most rows.
-        newest_first: The order.
-        key: The key's column.
-    """
-    order, sign = ("DESC", "<") if newest_first else ("ASC", ">")
-    after = f" AND {key} {sign} :after" if values["after"] is not None else ""
-    rows = connection.execute(f"{sql}{after} ORDER BY {key} {order} LIMIT :limit", {**values, "limit": limit + 1})
-    found = rows.fetchall()
-    return found[:limit], len(found) > limit

@@ -21,6 +21,7 @@ from appliance.core.encoders import RerankRequest, TextClassifiers
 from appliance.core.errors import ApplianceError, DeadlineExceededError, InvalidRequestError
 from appliance.core.retrieval import Explanation, Hit, SearchRequest, SearchResult
 from appliance.core.types import EmbeddingModels, EmbeddingRequest
+from appliance.core.words import passage_terms, query_terms
 from appliance.retrieval.filters import Condition, condition
 from appliance.retrieval.fuse import (
     CANDIDATES,
@@ -40,7 +41,6 @@ from appliance.retrieval.fuse import (
 )
 from appliance.retrieval.parts import Ids, Vectors
 from appliance.retrieval.passages import Passages, Reading, Source, Target
-from appliance.retrieval.words import passage_terms, query_terms
 
 LOGGER = logging.getLogger("appliance.retrieval")
 

@@ -26,14 +26,12 @@ from appliance.retrieval.rows import (
     SELECT_STORE_FILE,
     attributes_text,
     counts,
-    new_id,
-    one,
-    page,
     to_store,
     to_store_file,
 )
 from appliance.retrieval.upkeep import Upkeep
 from appliance.store.database import Connection, Database, Row
+from appliance.store.rows import new_id, one, page
 
 ACTIVE_EVERY_S = 60
 """A use is noted when the last one noted is older than this: searches write nothing as a rule."""

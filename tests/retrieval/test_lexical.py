@@ -19,8 +19,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from appliance.core import words
 from appliance.core.errors import ConflictError, StorageError
-from appliance.retrieval import lexical, words
+from appliance.retrieval import lexical
 from appliance.retrieval.lexical import KeywordIndex
 from appliance.retrieval.postings import term_hash
 

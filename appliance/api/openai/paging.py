@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Literal, Protocol, TypeVar
 
 import msgspec
@@ -35,15 +35,16 @@ class HasId(Protocol):
         ...
 
 
-def query_of(request: Request, query_type: type[QueryT]) -> QueryT:
-    """Return the parameters of a request's query string.
+def query_of(request: Request, query_type: type[QueryT], *, repeatable: Collection[str] = ()) -> QueryT:
+    """Return the parameters of a request's query string; of those that may be given twice, the last.
 
     Raises:
         InvalidRequestError: One is unknown, given twice, or will not do.
     """
     pairs = request.query_params.multi_items()
     values = dict(pairs)
-    if len(values) < len(pairs):
+    pairs = [each for each in pairs if each[0] not in repeatable]
+    if len({name for name, _ in pairs}) < len(pairs):
         twice = next(name for index, (name, _) in enumerate(pairs) if name in dict(pairs[:index]))[:200]
         raise InvalidRequestError(f"{twice!r} is given twice.", param=twice, code="invalid_value")
     return convert_query(values, query_type)

@@ -1,4 +1,4 @@
-"""Text to the terms that the keyword index knows: the same for a passage and for a question.
+"""Text to the terms that the keyword indexes know: the same for a passage and for a question.
 
 Letters are compared without width, case or form (NFKC, case folding), English words by their stem. Scripts that put
 no blanks between words are cut into pairs of neighbouring characters, each character a term too, so that a question

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.retrieval import words
-from appliance.retrieval.words import LONGEST_TERM, passage_terms, query_terms
+from appliance.core import words
+from appliance.core.words import LONGEST_TERM, passage_terms, query_terms
 
 
 @pytest.mark.parametrize(
