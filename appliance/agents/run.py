@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from appliance.agents.body import body_of, ended, ending_of, error_of, usage_of
 from appliance.agents.calling import call_tool
@@ -37,10 +37,11 @@ from appliance.agents.narration import Narrator, terminal
 from appliance.agents.pending import decided_calls
 from appliance.agents.tools import Tools
 from appliance.agents.transcript import messages_of
+from appliance.agents.unkept import Keeper
 from appliance.core.agents import Event, Turn
 from appliance.core.clock import Clock
 from appliance.core.errors import ApplianceError, ConflictError, OverloadedError
-from appliance.core.sessions import Conversations, Item, ResponseStatus, Step
+from appliance.core.sessions import Conversations, Item, ResponseStatus
 from appliance.core.tools import ToolChoice, ToolResult
 from appliance.core.types import Generation, GenerationRequest, TextModels
 from appliance.observe.metrics import ResponseMetrics
@@ -60,30 +61,6 @@ class Means:
     metrics: ResponseMetrics
     clock: Clock
     limits: Limits
-
-
-class Keeper(Protocol):
-    """Where a run is kept: `core.sessions.Responses`, or nowhere."""
-
-    async def add_step(self, response: str, step: Step) -> None:
-        """Keep a step before it acts."""
-        ...
-
-    async def add_events(self, response: str, events: Sequence[Mapping[str, Any]]) -> None:
-        """Keep events of its stream."""
-        ...
-
-    async def end(
-        self,
-        response: str,
-        status: ResponseStatus,
-        body: Mapping[str, Any],
-        *,
-        append: Sequence[Item] = (),
-        after: str | None = None,
-    ) -> None:
-        """Keep how it ended."""
-        ...
 
 
 class ResponseRun:

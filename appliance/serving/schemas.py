@@ -22,6 +22,9 @@ from appliance.core.errors import InvalidRequestError
 MOST_SCHEMA_BYTES = 128 * 1024
 MOST_DEPTH = 100
 """Objects and lists inside each other; each takes room on the native stack."""
+MOST_LEVELS = 1_500
+"""The depth, times the places that references lead to: so deep it may be once they are followed. The native stack ends at
+about twice as many levels, and the process with it."""
 MOST_PROPERTY_PAIRS = 5_000
 """Patterns of property names are held against each other and against every name, which takes time for each pair."""
 MOST_ALTERNATIVES = 32
@@ -60,9 +63,17 @@ def prepared_schema(text: str, param: str) -> str:
         schema = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError) as error:
         raise _refused(f"is no JSON: {error}", param) from error
-    if _depth(schema) > MOST_DEPTH:
-        raise _refused(f"is nested more than {MOST_DEPTH} levels deep", param)
-    _check_root(schema, param)
+    if not isinstance(schema, dict):
+        raise _refused("must be a JSON object", param)
+    depth, places = _depth(schema), len(_references(schema))
+    if depth > MOST_DEPTH:
+        raise _refused(f"is {depth} levels deep; {MOST_DEPTH} are allowed", param)
+    if depth * places > MOST_LEVELS:
+        raise _refused(
+            f"is {depth} levels deep and its $refs lead to {places} places, which may come to {depth * places} levels; "
+            f"{MOST_LEVELS} are allowed",
+            param,
+        )
     return msgspec.json.encode(_Rewriting(schema, param).rewrite(schema, _TYPES)).decode()
 
 
@@ -266,18 +277,21 @@ def _subschemas(schema: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]
             yield from _subschemas(value, f"{place}/{name}")
 
 
-def _check_root(schema: Any, param: str) -> None:
-    if not isinstance(schema, dict):
-        raise _refused("must be a JSON object", param)
+def _layers(value: Any) -> Iterator[list[Any]]:
+    """Yield the objects and lists of each level, from the outermost on, without recursion."""
+    layer = [value]
+    while layer := [each for each in layer if isinstance(each, dict | list)]:
+        yield layer
+        layer = [inner for each in layer for inner in (each.values() if isinstance(each, dict) else each)]
 
 
 def _depth(value: Any) -> int:
-    """Return how deep objects and lists are nested, without recursion."""
-    depth, layer = 0, [value]
-    while layer := [each for each in layer if isinstance(each, dict | list)]:
-        depth += 1
-        layer = [inner for each in layer for inner in (each.values() if isinstance(each, dict) else each)]
-    return depth
+    return sum(1 for _ in _layers(value))
+
+
+def _references(value: Any) -> set[str]:
+    found = (each.get("$ref") for layer in _layers(value) for each in layer if isinstance(each, dict))
+    return {each for each in found if isinstance(each, str)}
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

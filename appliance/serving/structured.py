@@ -13,13 +13,16 @@ from appliance.core.errors import InvalidRequestError
 from appliance.core.structured import Grammar
 from appliance.serving.schemas import check_strict, patterns_of, prepared_schema
 
-MOST_GRAMMAR_BYTES = 32 * 1024
+MOST_GRAMMAR_BYTES = 16 * 1024
+MOST_EXPRESSION_BYTES = 4 * 1024
+"""Of one regular expression; what it costs grows with the square."""
 MOST_REPETITIONS = 5_000
 """Characters that an expression may come to once its repetitions are written out."""
 
 _TOKEN = re.compile(
     r"\\[pP]\{[^}]*\}|\\[xu]\{[^}]*\}|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\{(?P<least>\d+)(?:,(?P<most>\d*))?\}|.", re.DOTALL
 )
+_CLASSES = frozenset(("\\d", "\\D", "\\w", "\\W", "\\s", "\\S", "\\p", "\\P"))
 
 
 def prepared(grammar: Grammar) -> Grammar:
@@ -35,27 +38,23 @@ def prepared(grammar: Grammar) -> Grammar:
             check_strict(grammar.text, grammar.param)
         text = prepared_schema(grammar.text, grammar.param)
         for pattern in patterns_of(text):
-            check_repetitions(pattern, grammar.param)
+            _check_expression(pattern, MOST_EXPRESSION_BYTES, grammar.param)
         return replace(grammar, text=text)
-    size = len(grammar.text.encode())
-    if size > MOST_GRAMMAR_BYTES:
-        raise InvalidRequestError(
-            f"The grammar has {size} bytes; {MOST_GRAMMAR_BYTES} are allowed.",
-            param=grammar.param,
-            code="invalid_grammar",
-        )
-    check_repetitions(grammar.text, grammar.param)
+    most = MOST_EXPRESSION_BYTES if grammar.kind == "regex" else MOST_GRAMMAR_BYTES
+    _check_expression(grammar.text, most, grammar.param)
     return grammar
 
 
-def check_repetitions(expression: str, param: str) -> None:
-    """Refuse an expression that a few characters make huge.
-
-    Raises:
-        InvalidRequestError: With both figures.
-    """
+def _check_expression(expression: str, most: int, param: str) -> None:
+    size = len(expression.encode())
+    if size > most:
+        raise InvalidRequestError(
+            f"A grammar or regular expression has {size} bytes; {most} are allowed.",
+            param=param,
+            code="invalid_grammar",
+        )
     size = written_out(expression)
-    if size > MOST_REPETITIONS and size > len(expression):
+    if size > max(MOST_REPETITIONS, len(expression)):
         raise InvalidRequestError(
             f"Written out, the repetitions in {expression[:60]!r} come to {min(size, 10**12)} characters; "
             f"{MOST_REPETITIONS} are allowed.",
@@ -91,6 +90,3 @@ def written_out(expression: str) -> int:
             last = 1
             totals[-1] += 1
     return sum(totals)
-
-
-_CLASSES = frozenset(("\\d", "\\D", "\\w", "\\W", "\\s", "\\S", "\\p", "\\P"))

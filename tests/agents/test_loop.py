@@ -68,8 +68,8 @@ def test_an_answer_that_was_cut_off_runs_none_of_its_calls() -> None:
 def test_calls_of_one_step_run_side_by_side_and_then_the_model_is_asked() -> None:
     step = said(call(1), call(2, arguments='{"q": 1}'))
     assert next_of([step]) == Run(step.calls)
-    journal = [step, Called("call_1"), Called("call_2"), Returned("call_2", OK), Returned("call_1", OK)]
-    assert next_of(journal) == Ask("auto")
+    begun: list[Entry] = [step, Called("call_1"), Called("call_2")]
+    assert next_of([*begun, Returned("call_2", OK), Returned("call_1", OK)]) == Ask("auto")
 
 
 def test_a_call_of_a_tool_that_was_not_offered_is_told_so() -> None:
@@ -166,8 +166,9 @@ def test_the_last_step_offers_no_tool_and_one_that_calls_nevertheless_ends() -> 
 
 def test_the_limit_on_tokens_holds_for_all_steps_together() -> None:
     offer = replace(OFFER, most_tokens=10)
-    assert next_of([replace(answered(1)[0], written_tokens=4), *answered(1)[1:]], offer) == Ask("auto", 6)
-    assert next_of([replace(answered(1)[0], written_tokens=10), *answered(1)[1:]], offer) == End("cut")
+    done = Returned("call_1", OK)
+    assert next_of([said(call(1), tokens=4), done], offer) == Ask("auto", 6)
+    assert next_of([said(call(1), tokens=10), done], offer) == End("cut")
 
 
 def test_a_call_that_is_repeated_with_the_same_result_ends_with_an_explanation() -> None:

@@ -178,7 +178,7 @@ async def answering(
 
 @asynccontextmanager
 async def scripted_box(
-    folder: Path, deadline_s: float = DEADLINE_S, *, tools: ToolRegistry | None = None, **changes: Any
+    folder: Path, deadline_s: float = DEADLINE_S, tools: Any = None, **changes: Any
 ) -> AsyncIterator[ScriptedBox]:
     """Run the real door over a scripted serving floor."""
     settings = settings_with(folder, **changes)
@@ -237,7 +237,8 @@ async def real_box(
     folder: Path, model: Path, deadline_s: float = DEADLINE_S, *, encoder: Path | None = None, **changes: Any
 ) -> AsyncIterator[Box]:
     """Run the real door over the real serving floor with a tiny model, and an encoder, which first requests load."""
-    settings = settings_with(folder, threads=1, context_cells=512, max_sequences=4, batch_tokens=64, **changes)
+    sizes = {"context_cells": 512, "max_sequences": 4, "batch_tokens": 64}
+    settings = settings_with(folder, threads=1, **(sizes | changes))
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         database = Database(settings.database_path)

@@ -60,15 +60,10 @@ class ResponseResource:
             ApplianceError: The request will not do, or as `Agents.create`.
             ClientGoneError: The client left; the response was cancelled.
         """
-        documents: list[Any] = []
-
-        def check(document: Any) -> Any:
-            documents.append(document)
-            return read_request(document, self._settings, self._agents.tool_types)
-
-        fields = await read_json(request, check)
+        types = self._agents.tool_types
+        fields = await read_json(request, lambda document: read_request(document, self._settings, types))
         request.scope["state"]["model"] = fields.model
-        turn = turn_of(request, fields, documents[0], self._settings)
+        turn = turn_of(request, fields, self._settings)
         try:
             answer = await until_disconnected(request.receive, self._agents.create(turn), limit_s=turn.deadline_s)
         except InvalidRequestError as error:

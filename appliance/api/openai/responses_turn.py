@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 from starlette.requests import Request
 
-from appliance.api.openai.response_items import read_items
+from appliance.api.openai.items import AnyItem, InputText, MessageItem, ReasoningItem, stored_items, with_types
 from appliance.api.openai.responses_wire import (
     INCLUDED,
     ConversationName,
@@ -38,6 +39,8 @@ _ELSEWHERE = (
 )
 """What `include` may ask for of items that there are none of here."""
 
+_PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "mcp_approval_response": "mcpa"}
+
 _SECRET = ("authorization", "headers")
 """Fields of a tool's definition that no answer repeats."""
 
@@ -48,7 +51,7 @@ def read_request(document: Any, settings: Settings, tool_types: Sequence[str]) -
     Raises:
         InvalidRequestError: `param` says where.
     """
-    fields = convert(_without_items(document), CreateResponseRequest)
+    fields = convert(with_types(document, "input"), CreateResponseRequest)
     _check_together(fields)
     for index, each in enumerate(fields.tools or ()):
         kind = each.get("type")
@@ -72,14 +75,14 @@ def read_request(document: Any, settings: Settings, tool_types: Sequence[str]) -
     return fields
 
 
-def turn_of(request: Request, fields: CreateResponseRequest, document: Any, settings: Settings) -> Turn:
+def turn_of(request: Request, fields: CreateResponseRequest, settings: Settings) -> Turn:
     """Return the turn that a checked request asks for.
 
     Raises:
         InvalidRequestError: The input, a tool or the choice of tools will not do.
     """
     state = request.scope["state"]
-    items = read_items(_items(document.get("input")))
+    items = _items(fields.input)
     check_prompt_length(sum(len(json.dumps(each, ensure_ascii=False)) for each in items), settings, "input")
     functions, built_in = _tools(fields)
     conversation = fields.conversation
@@ -112,17 +115,31 @@ def turn_of(request: Request, fields: CreateResponseRequest, document: Any, sett
     )
 
 
-def _without_items(document: Any) -> Any:
-    """Return the document without the input's items, which are checked by themselves: messages may lack a type."""
-    return (
-        {**document, "input": []}
-        if isinstance(document, dict) and isinstance(document.get("input"), list)
-        else document
-    )
+def _items(given: str | Sequence[AnyItem] | None) -> tuple[Mapping[str, Any], ...]:
+    """Return the input as items that are kept, each with an id.
+
+    Raises:
+        InvalidRequestError: Two have one id, or one holds what only OpenAI can read.
+    """
+    items = [MessageItem(role="user", content=[InputText(text=given)])] if isinstance(given, str) else given or ()
+    for index, each in enumerate(items):
+        if isinstance(each, ReasoningItem) and each.encrypted_content:
+            raise InvalidRequestError(
+                f"input[{index}].encrypted_content is not supported: only OpenAI can read it.",
+                param=f"input[{index}].encrypted_content",
+                code="unsupported_parameter",
+            )
+    kept = tuple(_with_id(each) for each in stored_items(items))
+    ids = [each["id"] for each in kept]
+    if len(set(ids)) < len(ids):
+        twice = next(name for index, name in enumerate(ids) if name in ids[:index])
+        raise _bad(f"Two items have the id {twice!r}.", "input")
+    return kept
 
 
-def _items(value: Any) -> Any:
-    return [{"role": "user", "content": value}] if isinstance(value, str) else value or []
+def _with_id(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    prefix = _PREFIXES.get(item["type"], "item")
+    return {"id": f"{prefix}_{secrets.token_hex(12)}", **item}
 
 
 def _check_together(fields: CreateResponseRequest) -> None:

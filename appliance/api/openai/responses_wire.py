@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from appliance.api.openai.response_items import InputItem
+from appliance.api.openai.items import AnyItem
 from appliance.api.openai.sampling import (
     CountOrZero,
     ModelName,
@@ -105,7 +105,7 @@ class CreateResponseRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_un
 
     model: Annotated[ModelName, meaning("A registered model, `name` or `name:version`, or an adapter, `name:adapter`")]
     input: Annotated[
-        Text | list[InputItem] | None, meaning("A text, or items: messages, calls and their outputs; what is new")
+        Text | list[AnyItem] | None, meaning("A text, or items: messages, calls and their outputs; what is new")
     ] = None
     instructions: Annotated[Text | None, meaning("A system message for this response alone")] = None
     previous_response_id: Annotated[Id | None, meaning("The response that this one follows")] = None

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
-from llguidance.gbnf_to_lark import any_to_lark
+from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
 
 from appliance.core.errors import InvalidRequestError
 from appliance.core.structured import Grammar
@@ -26,10 +26,17 @@ from appliance.engine.llama.native import llama
 GRAMMARS_AT_ONCE = 2
 """Grammars that are compiled side by side; more would take the CPU from the answers."""
 CACHED_GRAMMARS = 32
-"""Compiled grammars that are kept for who sends the same again."""
+CACHED_CHARACTERS = 512 * 1024
+"""Compiled grammars that are kept for who sends the same again; each takes up to a few hundred bytes a character."""
+COMPILING_LIMIT_S = 5.0
+TRIAL_TOKENS = 4
+"""Steps into a grammar that are tried before it is accepted; the first ones are often the widest."""
+MOST_WORDS = 300
+"""Characters of llguidance's own words in an error; they may quote the client's grammar."""
 _SPECIAL = b"\xff"
 """What llguidance expects in front of a token that stands for no text."""
-_LIMITS = LLParserLimits(verbose_errors=False)
+_LIMITS = LLParserLimits(verbose_errors=False, initial_lexer_fuel=250_000)
+"""Its own limits bound a step of the worker to some milliseconds."""
 _JSON_OPTIONS: Any = {
     "whitespace_flexible": True,
     "whitespace_pattern": r"[ \n]?",
@@ -99,34 +106,60 @@ class Grammars:
         key = (grammar.kind, grammar.text)
         matcher = self._compiled.get(key)
         if matcher is None:
-            matcher = await self._off_the_loop(partial(_compile, await self._vocabulary(), grammar))
-            self._compiled[key] = matcher
-            if len(self._compiled) > CACHED_GRAMMARS:
-                self._compiled.popitem(last=False)
+            matcher = await self._off_the_loop(partial(_compile, await self._vocabulary(), grammar), grammar)
+            self._keep(key, matcher)
         self._compiled.move_to_end(key)
         size = self._model.vocabulary_size
         return [Constraint(matcher.deep_copy(), size, grammar.param) for _ in range(count)]
 
+    def _keep(self, key: tuple[str, str], matcher: LLMatcher) -> None:
+        self._compiled[key] = matcher
+        while len(self._compiled) > 1 and sum(len(text) for _, text in self._compiled) > CACHED_CHARACTERS:
+            self._compiled.popitem(last=False)
+        if len(self._compiled) > CACHED_GRAMMARS:
+            self._compiled.popitem(last=False)
+
     async def _vocabulary(self) -> LLTokenizer:
         async with self._reading:
             if self._tokenizer is None:
-                self._tokenizer = await self._off_the_loop(partial(_tokenizer, self._model))
+                self._tokenizer = await self._off_the_loop(partial(_tokenizer, self._model), None)
             return self._tokenizer
 
-    async def _off_the_loop(self, work: Callable[[], T]) -> T:
+    async def _off_the_loop(self, work: Callable[[], T], grammar: Grammar | None) -> T:
         """Do the work in a thread. Who gives up does not make room for another: native code cannot be interrupted."""
         await self._permits.acquire()
         done = asyncio.ensure_future(asyncio.to_thread(work))
-        done.add_done_callback(lambda _: self._permits.release())
-        return await asyncio.shield(done)
+        done.add_done_callback(self._release)
+        if grammar is None:
+            return await asyncio.shield(done)
+        try:
+            return await asyncio.wait_for(asyncio.shield(done), COMPILING_LIMIT_S)
+        except TimeoutError as error:
+            problem = f"The grammar was not compiled within {COMPILING_LIMIT_S:g} s"
+            raise _refusal(problem, grammar.param) from error
+
+    def _release(self, done: asyncio.Future[Any]) -> None:
+        self._permits.release()
+        if not done.cancelled():
+            done.exception()  # whoever waited has been told; who gave up need not be
 
 
 def _compile(tokenizer: LLTokenizer, grammar: Grammar) -> LLMatcher:
-    matcher = LLMatcher(tokenizer, _llguidance_grammar(grammar), log_level=0, limits=_LIMITS)
+    """Return a matcher at the beginning of a grammar, after a few steps have been tried on a copy of it."""
+    try:
+        text = _llguidance_grammar(grammar)
+    except (ValueError, RecursionError, GbnfToLarkError) as error:
+        raise _refusal(_first_line(str(error)), grammar.param) from error
+    matcher = LLMatcher(tokenizer, text, log_level=0, limits=_LIMITS)
     if not matcher.is_error():
         matcher.compute_bitmask()  # so that what it costs is paid here, once
-    if matcher.is_error():
-        raise _refusal(_first_line(matcher.get_error()), grammar.param)
+    trial = matcher.deep_copy()
+    for _ in range(TRIAL_TOKENS):
+        allowed = np.unpackbits(np.frombuffer(trial.compute_bitmask(), np.uint8), bitorder="little")
+        if trial.is_stopped() or not trial.consume_token(int(allowed.argmax())):
+            break
+    if trial.is_error():
+        raise _refusal(_first_line(trial.get_error()), grammar.param)
     return matcher
 
 
@@ -157,8 +190,22 @@ def _llguidance_grammar(grammar: Grammar) -> str:
             return str(LLMatcher.grammar_from_lark(any_to_lark(grammar.text)))
 
 
+_WORDS = (
+    ("oneOf constraints are not supported", "oneOf is not supported where a value may satisfy two of its alternatives"),
+    ("Unimplemented keys: ", "The schema has keywords that are not supported: "),
+    ("Resource ", "The schema has a $ref that leads out of it, and nothing is fetched: "),
+    ("NoExtensionBias", "No text satisfies the grammar"),
+)
+"""How llguidance's words begin, and ours."""
+
+
 def _first_line(problem: str) -> str:
-    return problem.partition("\n")[0].strip() or "it allows none of the model's tokens"
+    line = problem.partition("\n")[0].strip()[:MOST_WORDS] or "It allows none of the model's tokens"
+    line = line.partition(" is not present in a registry")[0]
+    for theirs, ours in _WORDS:
+        if line.startswith(theirs):
+            return ours + (line.removeprefix(theirs) if ours.endswith(": ") else "")
+    return line
 
 
 def _refusal(problem: str, param: str) -> InvalidRequestError:

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from appliance.core.errors import InvalidRequestError
-from appliance.serving.schemas import patterns_of, prepared_schema
-from appliance.serving.structured import check_repetitions
+from appliance.core.structured import Grammar
+from appliance.serving.structured import prepared
 
 MAX_DEPTH = 64
 """Of objects and lists in a schema."""
@@ -43,10 +43,8 @@ def argument_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
         )
     whole = parameters or {"properties": {}}
     text = msgspec.json.encode(_closed({**whole, "type": "object"})).decode()
-    prepared = prepared_schema(text, "tools")
-    for pattern in patterns_of(prepared):
-        check_repetitions(pattern, "tools")
-    return {**msgspec.json.decode(prepared), "x-guidance": ONE_WAY}
+    ready = prepared(Grammar("json_schema", text, param="tools"))
+    return {**msgspec.json.decode(ready.text), "x-guidance": ONE_WAY}
 
 
 def check_depth(value: Any, most: int) -> None:
