@@ -78,7 +78,7 @@ class ResponseRun:
         responses: Keeper,
         history: Sequence[Item],
         tools: Tools,
-        journal: Sequence[Entry] = (),
+        journal: Sequence[Entry] | None = None,
         told: Sequence[Event] = (),
     ) -> None:
         """Begin, or go on.
@@ -91,7 +91,7 @@ class ResponseRun:
             responses: Where it is kept.
             history: What was said before the turn's input.
             tools: What the model may call.
-            journal: What has happened already, kept.
+            journal: What another process has kept of it, or None for a new one.
             told: Events that are kept already.
         """
         self.id = response
@@ -101,8 +101,8 @@ class ResponseRun:
         self._responses = responses
         self._history = history
         self._tools = tools
-        self._journal = list(journal)
-        self._taken_up = bool(told or journal)
+        self._journal = list(journal or ())
+        self._taken_up = journal is not None
         self._narrator = Narrator(told)
         self._resumed = bool(told)
         keep = (lambda events: responses.add_events(response, events)) if turn.stream else None
@@ -173,7 +173,7 @@ class ResponseRun:
             if self._cancelled:
                 await self._fail_quietly("cancelled", None)
             elif self._refusal is not None:
-                await self._fail_quietly("failed", self._refusal)
+                await self._stop(self._refusal)
             else:
                 await self._loop()
         except asyncio.CancelledError:
@@ -208,6 +208,13 @@ class ResponseRun:
                     await self._settle(call, result)
                 case End() as end:
                     return await self._end(end)
+
+    async def _stop(self, error: ApplianceError) -> None:
+        """End it as failed; calls that were interrupted are shown as such, for they may have done their work."""
+        await self._begin_journal()
+        while isinstance(action := decide(self._journal, self._tools.offer, self._means.limits, 0), Settle):
+            await self._settle(action.call, action.result)
+        await self._fail_quietly("failed", error)
 
     async def _begin_journal(self) -> None:
         """Keep what the journal begins with: servers' tools, that it is taken up, the calls that a person decided on."""

@@ -78,10 +78,11 @@ def cut(text: str, most_bytes: int) -> str:
 
 
 def text_of(content: Any) -> str:
-    """Return the text of an item's content, a string or a list of parts."""
+    """Return the text of an item's content, a string or a list of parts; what is neither is no text."""
     if isinstance(content, str):
         return content
-    return "\n".join(str(part.get("text", part.get("refusal", ""))) for part in content)
+    parts = [each for each in content if isinstance(each, Mapping)] if isinstance(content, list | tuple) else []
+    return "\n".join(str(part.get("text", part.get("refusal", ""))) for part in parts)
 
 
 def _messages(item: Item, answered: frozenset[str], result_bytes: int) -> Iterator[ChatMessage]:
@@ -97,7 +98,7 @@ def _messages(item: Item, answered: frozenset[str], result_bytes: int) -> Iterat
     elif kind == "function_call_output":
         yield _result(str(item["call_id"]), cut(text_of(item["output"]), result_bytes))
     elif kind == "file_search_call":
-        call = item.get("call") or {"name": "file_search", "arguments": "{}", "output": NO_RESULT}
+        call = {"name": "file_search", "arguments": "{}", "output": NO_RESULT, **(item.get("call") or {})}
         yield _call(str(item["id"]), call)
         yield _result(str(item["id"]), cut(str(call["output"]), result_bytes))
     else:
@@ -108,6 +109,8 @@ def _messages(item: Item, answered: frozenset[str], result_bytes: int) -> Iterat
 def _outcome(item: Item) -> str:
     """Return what a call of a built-in tool came to."""
     error = item.get("error")
+    if isinstance(error, str):
+        return f"failed: {error}"
     if isinstance(error, Mapping):
         return f"{error.get('kind', 'failed')}: {text_of(error.get('content', error.get('message', '')))}"
     return NO_RESULT if item.get("output") is None else str(item["output"])

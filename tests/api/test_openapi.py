@@ -249,7 +249,7 @@ async def test_conversations_do_what_the_document_says(tmp_path: Path) -> None:
                 if parameter["name"] == "conversation_id" and name.endswith(("items", "fork", "export")):
                     parameter["schema"] = {"enum": [made["id"]]}
         checks = "positive_data_acceptance,ensure_resource_availability"
-        arguments = ("--checks", "all", "--exclude-checks", checks, "--max-examples", "15")
+        arguments = ("--checks", "all", "--exclude-checks", checks, "--max-examples", "5")
         await run_schemathesis(document, box, tmp_path, *arguments, "--include-path-regex", CONVERSATIONS)
 
 
@@ -267,7 +267,7 @@ async def test_responses_do_what_the_document_says(tmp_path: Path) -> None:
                     if parameter["name"] == "response_id" and method == "get":
                         parameter["schema"] = {"enum": [name]}
         checks = "positive_data_acceptance,ensure_resource_availability"
-        arguments = ("--checks", "all", "--exclude-checks", checks, "--max-examples", "25")
+        arguments = ("--checks", "all", "--exclude-checks", checks, "--max-examples", "8")
         await run_schemathesis(document, box, tmp_path, *arguments, "--include-path-regex", RESPONSES)
 
 

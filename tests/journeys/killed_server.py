@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import appliance.compose
+from appliance import compose
 from appliance.__main__ import main
 from appliance.agents.registry import ToolRegistry
 from appliance.core.tools import BuiltInTool, Tool, ToolResult
@@ -36,7 +36,7 @@ def plant(method: str) -> None:
     async def planted(self: StoredResponses, response: Any, *rest: Any, **named: Any) -> Any:
         name = response if isinstance(response, str) else response.id
         if method == "begin":
-            mine.add(name)
+            mine.update((name, response.request["request_id"]))
         if name not in mine:
             return await original(self, response, *rest, **named)
         maybe_die(method, "before")
@@ -46,6 +46,13 @@ def plant(method: str) -> None:
         return done
 
     setattr(StoredResponses, method, planted)
+
+
+def write_note(text: str) -> None:
+    with Path(os.environ["NOTES"]).open("a") as file:
+        file.write(f"{text}\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class Note:
@@ -63,12 +70,11 @@ class Note:
     async def call(
         self, name: str, arguments: Mapping[str, Any], *, tenant: str, deadline_s: float, request_id: str
     ) -> ToolResult:
-        maybe_die("tool", "before")
-        with Path(os.environ["NOTES"]).open("a") as file:
-            file.write(f"{request_id}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        maybe_die("tool", "after")
+        if request_id in mine:
+            maybe_die("tool", "before")
+        write_note(request_id)
+        if request_id in mine:
+            maybe_die("tool", "after")
         return ToolResult("ok", "noted")
 
 
@@ -81,6 +87,6 @@ if __name__ == "__main__":
 
     for each in METHODS:
         plant(each)
-    appliance.compose.ToolRegistry = lambda _: ToolRegistry({"note": note})  # type: ignore[assignment,misc]
+    vars(compose)["ToolRegistry"] = lambda _: ToolRegistry({"note": note})
     sys.argv.insert(1, "serve")
     main()
