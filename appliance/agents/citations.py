@@ -49,9 +49,7 @@ def written(hits: Sequence[Hit], first: int) -> str:
 
 def noted(hits: Sequence[Hit], first: int) -> list[dict[str, Any]]:
     """Return the numbers and sources of passages, to be kept with the call."""
-    return [
-        {"number": number, "file_id": hit.file, "filename": hit.filename} for number, hit in enumerate(hits, first)
-    ]
+    return [{"number": number, "file_id": hit.file, "filename": hit.filename} for number, hit in enumerate(hits, first)]
 
 
 def sources_of(items: Iterable[Item]) -> dict[int, Source]:

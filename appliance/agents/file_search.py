@@ -1,7 +1,7 @@
 """The tool `file_search`: passages of vector stores, with OpenAI's parameters.
 
-    {"type": "file_search", "vector_store_ids": ["vs_1"], "max_num_results": 5,
-     "filters": {"type": "eq", "key": "lang", "value": "en"}, "ranking_options": {"score_threshold": 0.2}}
+{"type": "file_search", "vector_store_ids": ["vs_1"], "max_num_results": 5,
+ "filters": {"type": "eq", "key": "lang", "value": "en"}, "ranking_options": {"score_threshold": 0.2}}
 """
 
 from __future__ import annotations

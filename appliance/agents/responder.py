@@ -322,7 +322,9 @@ class Responder:
         turn = read_turn(stored.request)
         journal = [entry_of(each) for each in self._responses.steps(stored.id)]
         history = self._history(turn)
-        tools = await self._open_tools(turn, [*history, *output_of(journal, {"file_search": "file_search"}, frozenset())])
+        tools = await self._open_tools(
+            turn, [*history, *output_of(journal, {"file_search": "file_search"}, frozenset())]
+        )
         run = ResponseRun(
             stored.id,
             stored.created,

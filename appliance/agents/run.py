@@ -217,7 +217,7 @@ class ResponseRun:
         await self._fail_quietly("failed", error)
 
     async def _begin_journal(self) -> None:
-        """Keep what the journal begins with: servers' tools, that it is taken up, the calls that a person decided on."""
+        """Keep what the journal begins with: servers' tools, or that it is taken up, and calls that were decided on."""
         if self._taken_up:
             await self._keep(Resumed())
         elif new := self._tools.new_listings((*self._history, *self.turn.input)):

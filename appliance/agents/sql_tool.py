@@ -57,9 +57,7 @@ class SqlTools:
             known = ", ".join(self._databases) or "none"
             raise bad_definition(LABEL, f"there is no database {(strange or [''])[0][:64]!r}; registered are: {known}.")
         chosen = {each: self._databases[each] for each in names}
-        schemas = {
-            name: await self._files.schema(path, deadline_s=SCHEMA_TIMEOUT_S) for name, path in chosen.items()
-        }
+        schemas = {name: await self._files.schema(path, deadline_s=SCHEMA_TIMEOUT_S) for name, path in chosen.items()}
         return SqlTool(chosen, schemas, self._files, guarded=wanted.require_approval == "always")
 
 

@@ -41,14 +41,16 @@ _LIMITS = {
     sqlite3.SQLITE_LIMIT_WORKER_THREADS: 0,
 }
 
-FUNCTIONS = frozenset(
-    """-> ->> abs acos asin atan atan2 avg ceil ceiling char coalesce concat concat_ws cos count cume_dist date
-    datetime degrees dense_rank exp first_value floor glob group_concat hex ifnull iif instr json json_array
-    json_array_length json_extract json_group_array json_group_object json_object json_type json_valid julianday lag
-    last_value lead length like ln log log10 log2 lower ltrim max median min mod nth_value ntile nullif octet_length
-    percent_rank pi pow power quote radians rank replace round row_number rtrim sign sin sqrt strftime string_agg substr
-    substring sum tan time timediff total trim trunc typeof unicode unixepoch upper match bm25 snippet highlight""".split()
-)
+_NAMES = """
+-> ->> abs acos asin atan atan2 avg ceil ceiling char coalesce concat concat_ws cos count cume_dist date
+datetime degrees dense_rank exp first_value floor glob group_concat hex ifnull iif instr json json_array
+json_array_length json_extract json_group_array json_group_object json_object json_type json_valid julianday
+lag last_value lead length like ln log log10 log2 lower ltrim max median min mod nth_value ntile nullif
+octet_length percent_rank pi pow power quote radians rank replace round row_number rtrim sign sin sqrt
+strftime string_agg substr substring sum tan time timediff total trim trunc typeof unicode unixepoch upper
+match bm25 snippet highlight
+"""
+FUNCTIONS = frozenset(_NAMES.split())
 """Functions that a query may use. None of them reads or writes anything but its arguments."""
 
 

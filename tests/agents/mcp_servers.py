@@ -117,7 +117,9 @@ async def peer(does: Peer) -> AsyncIterator[Served]:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
                 served.calls.append(head.split("\r\n")[0])
-                lengths = [int(line.split(":")[1]) for line in head.split("\r\n") if line.lower().startswith("content-length")]
+                lengths = [
+                    int(line.split(":")[1]) for line in head.split("\r\n") if line.lower().startswith("content-length")
+                ]
                 body = await reader.readexactly(lengths[0]) if lengths else b""
                 await does(json.loads(body) if body else None, writer)
                 await writer.drain()
@@ -134,9 +136,13 @@ async def peer(does: Peer) -> AsyncIterator[Served]:
         server.close()
 
 
-def respond(writer: asyncio.StreamWriter, body: bytes, kind: str = "application/json", status: str = "200 OK", **more: str) -> None:
+def respond(
+    writer: asyncio.StreamWriter, body: bytes, kind: str = "application/json", status: str = "200 OK", **more: str
+) -> None:
     """Write an answer whose length is told truly, unless `more` says otherwise."""
-    headers = {"content-type": kind, "content-length": str(len(body))} | {k.replace("_", "-"): v for k, v in more.items()}
+    headers = {"content-type": kind, "content-length": str(len(body))} | {
+        k.replace("_", "-"): v for k, v in more.items()
+    }
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items() if value)
     writer.write(f"HTTP/1.1 {status}\r\n{lines}\r\n".encode() + body)
 
@@ -154,7 +160,9 @@ def good(message: dict[str, Any], writer: asyncio.StreamWriter, tools: list[dict
     if "id" not in message:
         respond(writer, b"", status="202 Accepted")
     elif message["method"] in results:
-        respond(writer, json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": results[message["method"]]}).encode())
+        respond(
+            writer, json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": results[message["method"]]}).encode()
+        )
     elif message["method"] == "server/discover":
         error = {"code": -32601, "message": "no such method"}
         respond(writer, json.dumps({"jsonrpc": "2.0", "id": message["id"], "error": error}).encode())

@@ -83,4 +83,6 @@ def test_every_citation_stands_where_it_says(text: str) -> None:
     for each in annotations_of(text, SOURCES):
         marker = text[each["index"] :].partition("]")[0]
         assert marker.startswith("[")
-        assert any(SOURCES[int(number)].file == each["file_id"] for number in marker[1:].split(",") if int(number) in SOURCES)
+        assert any(
+            SOURCES[int(number)].file == each["file_id"] for number in marker[1:].split(",") if int(number) in SOURCES
+        )

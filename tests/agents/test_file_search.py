@@ -71,7 +71,10 @@ async def test_passages_are_numbered_on_from_call_to_call() -> None:
 async def test_openais_options_reach_the_search() -> None:
     stores = Stores()
     options = {"ranker": "none", "score_threshold": 0.25, "hybrid_search": {"embedding_weight": 1, "text_weight": 0}}
-    where = {"type": "and", "filters": [{"type": "eq", "key": "a", "value": 1}, {"type": "in", "key": "b", "value": ["c"]}]}
+    where = {
+        "type": "and",
+        "filters": [{"type": "eq", "key": "a", "value": 1}, {"type": "in", "key": "b", "value": ["c"]}],
+    }
     await call(await tool(stores, ranking_options=options, filters=where), query="a")
     (search,) = stores.searches
     assert search.filters == Compound("and", (Comparison("eq", "a", 1), Comparison("in", "b", ("c",))))

@@ -74,11 +74,10 @@ async def test_nothing_of_the_credentials_is_logged_even_at_debug(caplog: pytest
 
 async def failure(does: Any, *, deadline_s: float = 5.0, call: bool = False) -> ApplianceError:
     async with peer(does) as served:
+        client = server(served.url)
+        visit = client.call("find", {}, deadline_s=deadline_s) if call else client.tools(deadline_s=deadline_s)
         with pytest.raises((UnavailableError, DeadlineExceededError)) as caught:
-            if call:
-                await server(served.url).call("find", {}, deadline_s=deadline_s)
-            else:
-                await server(served.url).tools(deadline_s=deadline_s)
+            await visit
     return caught.value
 
 
@@ -101,7 +100,7 @@ async def test_a_server_that_says_nonsense_is_no_mcp_server() -> None:
 async def test_a_server_that_stalls_in_the_middle_of_a_stream_is_left_at_the_deadline() -> None:
     async def stall(message: Any, writer: asyncio.StreamWriter) -> None:
         if message and not good(message, writer, [TOOL]):
-            writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\nevent: message\ndata: {\"jso")
+            writer.write(b'HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\nevent: message\ndata: {"jso')
             await writer.drain()
             await asyncio.sleep(30)
 
@@ -123,7 +122,8 @@ async def test_a_server_that_closes_its_stream_again_and_again_is_left() -> None
     async def close(message: Any, writer: asyncio.StreamWriter) -> None:
         if message is None or not good(message, writer, [TOOL]):
             writer.write(
-                b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\nid: 1\nretry: 0\ndata:\n\n"
+                b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+                b"id: 1\nretry: 0\ndata:\n\n"
             )
             await writer.drain()
             raise ConnectionError

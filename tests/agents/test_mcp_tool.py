@@ -78,7 +78,10 @@ def test_approval_is_needed_unless_the_request_says_never(approval: Any, guarded
 
 def test_headers_are_sent_as_given_and_never_forge_others() -> None:
     assert headers_of(definition()) == {}
-    assert headers_of(definition(headers={"X-Key": "a"}, authorization="t")) == {"x-key": "a", "authorization": "Bearer t"}
+    assert headers_of(definition(headers={"X-Key": "a"}, authorization="t")) == {
+        "x-key": "a",
+        "authorization": "Bearer t",
+    }
     for headers in (
         {"Host": "x"},
         {"Content-Length": "1"},

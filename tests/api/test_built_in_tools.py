@@ -57,6 +57,13 @@ async def tool_box(folder: Path, *urls: str, databases: dict[str, Path] | None =
         yield box
 
 
+def holding(folder: Path, text: str) -> list[Path]:
+    """Return the files that hold a text."""
+    files = [each for each in folder.rglob("*") if each.is_file()]
+    assert files
+    return [each for each in files if text.encode() in each.read_bytes()]
+
+
 async def store_of(box: ScriptedBox, **texts: str) -> str:
     store = box.stores.create(tenant="", name="docs")
     for name, text in texts.items():
@@ -161,8 +168,8 @@ async def test_a_servers_tool_waits_for_approval_and_then_runs_once(tmp_path: Pa
             "allowed_tools": ["find_order", "orders.cancel"],
             "require_approval": {"never": {"tool_names": ["find_order"]}},
         }
-        steps = [calls(("find_order", '{"number": 7}')), calls(("orders_cancel", '{"number": 7}')), say("Cancelled.")]
-        box.models.script = script(*steps)
+        number = '{"number": 7}'
+        box.models.script = script(calls(("find_order", number)), calls(("orders_cancel", number)), say("Cancelled."))
         events = await stream(box, tools=[tool])
         first = events[-1]["response"]
         listed, found, request = first["output"]
@@ -184,9 +191,7 @@ async def test_a_servers_tool_waits_for_approval_and_then_runs_once(tmp_path: Pa
         assert served.calls == [7, ("cancel", 7)]
         assert {each["authorization"] for each in served.headers} == {f"Bearer {SECRET}"}
         assert SECRET not in json.dumps(first) + json.dumps(events)
-        kept = [each for each in tmp_path.rglob("*") if each.is_file()]
-        assert kept
-        assert not [each for each in kept if SECRET.encode() in each.read_bytes()]
+        assert not holding(tmp_path, SECRET)
 
 
 async def test_a_refused_call_is_told_in_the_stream_and_not_made(tmp_path: Path) -> None:

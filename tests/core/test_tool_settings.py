@@ -18,7 +18,9 @@ def test_nothing_is_registered_by_itself() -> None:
 
 
 def test_lists_are_read() -> None:
-    given = replace(Settings(), sql_databases=" sales = /srv/a.db,stock=/srv/b=c.db, ", mcp_servers="http://a/x, https://b:1")
+    given = replace(
+        Settings(), sql_databases=" sales = /srv/a.db,stock=/srv/b=c.db, ", mcp_servers="http://a/x, https://b:1"
+    )
     assert sql_databases(given) == {"sales": Path("/srv/a.db"), "stock": Path("/srv/b=c.db")}
     assert mcp_servers(given) == {"http://a/x", "https://b:1"}
     assert sql_databases(replace(Settings(), sql_databases="a=~/x.db"))["a"].is_absolute()
@@ -31,7 +33,9 @@ def test_a_bad_database_is_named(text: str) -> None:
     assert caught.value.param == "sql_databases"
 
 
-@pytest.mark.parametrize("text", ["shop", "ftp://a", "http://", "http://a:0", "http://a:x", "http://u:p@a/", "http://a#b", "http://[a"])
+@pytest.mark.parametrize(
+    "text", ["shop", "ftp://a", "http://", "http://a:0", "http://a:x", "http://u:p@a/", "http://a#b", "http://[a"]
+)
 def test_a_bad_server_is_named_without_its_password(text: str) -> None:
     with pytest.raises(SettingsError) as caught:
         mcp_servers(replace(Settings(), mcp_servers=text))

@@ -39,6 +39,10 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {each.name: each.read_bytes() for each in folder.iterdir()}
+
+
 async def ask(path: Path, sql: str, **limits: Any) -> Rows:
     return await ReadOnlyFiles().query(
         path, sql, **{"most_rows": 100, "most_bytes": 100_000, "deadline_s": 5.0, **limits}
@@ -128,11 +132,10 @@ async def test_what_is_no_single_reading_select_is_refused_and_nothing_has_chang
     connection = sqlite3.connect(other)
     connection.execute("CREATE TABLE secrets (word TEXT)")
     connection.close()
-    before = path.read_bytes(), other.read_bytes()
+    before = contents(tmp_path)
     with pytest.raises(InvalidRequestError):
         await ask(path, sql.format(other=other))
-    assert (path.read_bytes(), other.read_bytes()) == before
-    assert {each.name for each in tmp_path.iterdir()} == {path.name, other.name}
+    assert contents(tmp_path) == before
 
 
 ENDLESS = [

@@ -53,13 +53,10 @@ class McpDoor:
         server = await asyncio.to_thread(importlib.import_module, "appliance.api.mcp.server")
         state = request.scope["state"]
         caller = Caller(state.get("tenant", ""), state.get("weight", 1.0), state["request_id"])
-        settings = self._tools.settings
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            work = server.serve(
-                self._tools, caller, settings.max_body_bytes, _taken(scope), _once(body), send
-            )
-            await until_disconnected(receive, work, limit_s=settings.request_timeout_s)
+            work = server.serve(self._tools, caller, _taken(scope), _once(body), send)
+            await until_disconnected(receive, work, limit_s=self._tools.settings.request_timeout_s)
 
         return app
 

@@ -21,10 +21,13 @@ logging.getLogger("mcp").setLevel(logging.CRITICAL + 1)  # it logs each request 
 INSTRUCTIONS = "An appliance with language models and documents: search its documents, ask its models."
 
 
-async def serve(tools: BoxTools, caller: Caller, most_bytes: int, scope: Scope, receive: Receive, send: Send) -> None:
+async def serve(tools: BoxTools, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer one request."""
     manager = StreamableHTTPSessionManager(
-        _server(tools, caller), json_response=True, stateless=True, max_request_body_size=most_bytes
+        _server(tools, caller),
+        json_response=True,
+        stateless=True,
+        max_request_body_size=tools.settings.max_body_bytes,
     )
     async with manager.run():
         await manager.handle_request(scope, receive, send)
