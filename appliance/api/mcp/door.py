@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -15,9 +16,14 @@ from appliance.api.body import check_media_type, read_bytes
 from appliance.api.disconnect import until_disconnected
 from appliance.api.mcp.tools import BoxTools, Caller
 from appliance.api.routes import Operation
+from appliance.api.wire import convert, decode_json
+from appliance.core.errors import TooLargeError
 from appliance.core.retrieval import VectorStores
 from appliance.core.settings import Settings
 from appliance.core.types import TextModels
+
+MOST_BYTES = 4 * 1024 * 1024
+"""Of a message, as the SDK reads it on the loop."""
 
 _ACCEPT = (b"accept", b"application/json, text/event-stream")
 
@@ -27,7 +33,7 @@ class McpMessage(msgspec.Struct, frozen=True, kw_only=True):
 
     jsonrpc: Literal["2.0"]
     method: str
-    id: str | int | None = None
+    id: str | int | UnsetType = UNSET
     params: dict[str, Any] | None = None
 
 
@@ -50,6 +56,9 @@ class McpDoor:
         """Read a request, and return what answers it."""
         check_media_type(request.headers)
         body = await read_bytes(request)
+        if len(body) > MOST_BYTES:
+            raise TooLargeError(f"The message has {len(body)} bytes; {MOST_BYTES} are allowed.")
+        convert(decode_json(body), McpMessage)
         server = await asyncio.to_thread(importlib.import_module, "appliance.api.mcp.server")
         state = request.scope["state"]
         caller = Caller(state.get("tenant", ""), state.get("weight", 1.0), state["request_id"])
@@ -92,6 +101,5 @@ def mcp_operations(settings: Settings, models: TextModels, stores: VectorStores)
             request=(McpMessage,),
             examples={"tools": {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}},
             response=McpAnswer,
-            other_responses={400: McpAnswer},
         ),
     )
