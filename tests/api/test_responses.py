@@ -596,6 +596,17 @@ async def test_a_background_response_goes_on_in_the_next_process_after_an_orderl
         assert entry_of(first) == Resumed()
 
 
+async def test_a_response_that_is_taken_up_stands_in_nobodys_way(tmp_path: Path) -> None:
+    async with scripted_box(tmp_path) as box:
+        box.models.script = lambda _: [asyncio.Event()]
+        begun = await answer(box, background=True)
+        await until_status(box, begun["id"], "in_progress")
+    async with scripted_box(tmp_path) as box:
+        box.models.refusals += [OverloadedError("Full.", retry_after_s=0.05)] * 2
+        assert (await ask(box, store=False, background=False)).status in (200, 429)
+        await until_status(box, begun["id"], "completed")
+
+
 async def test_a_response_that_lives_through_too_many_restarts_ends_as_failed(tmp_path: Path) -> None:
     async with scripted_box(tmp_path) as box:
         box.models.script = lambda _: [asyncio.Event()]
