@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -48,6 +50,12 @@ async def filled(box: ScriptedBox, text: str, tenant: str = "") -> str:
 
 async def ask(box: ScriptedBox, document: Any, **headers: str) -> Reply:
     return await box.ask("POST", URL, document, headers=headers)
+
+
+def test_the_sdk_costs_nothing_until_it_is_needed() -> None:
+    code = "import sys, appliance.compose; print(*{'mcp', 'mcp_types', 'httpx2', 'pydantic'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == ""
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
