@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 import sdnotify
 import uvloop
 
-from appliance.agents.registry import ToolRegistry
 from appliance.agents.responder import Responder, loop_limits
+from appliance.agents.room import open_tools
 from appliance.api.app import create_app
 from appliance.api.exposure import check_exposure
 from appliance.api.server import HttpServer
@@ -188,7 +188,7 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
             models=floor.text,
             conversations=sessions.conversations,
             responses=sessions.responses,
-            tools=ToolRegistry({}),
+            tools=open_tools(settings, documents.stores),
             metrics=metrics.responses,
             clock=SystemClock(),
             limits=loop_limits(settings),

@@ -35,6 +35,9 @@ HOMES = {
     "llguidance": ("engine/llama/",),
     "lxml": ("retrieval/parsing/",),
     "markdown_it": ("retrieval/parsing/",),
+    "httpx2": ("agents/mcp_client.py",),
+    "mcp": ("agents/mcp_client.py", "api/mcp/server.py"),
+    "mcp_types": ("agents/mcp_client.py", "api/mcp/server.py"),
     "ml_dtypes": ("api/oip/", "engine/onnx/"),
     "numpy": ("api/oip/", "core/tensors.py", "engine/", "retrieval/"),
     "onnx": (

@@ -27,9 +27,11 @@ SMALLEST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON cannot say."""
 
 
-def output_text(text: str, logprobs: Sequence[TokenLogprob] = ()) -> dict[str, Any]:
+def output_text(
+    text: str, logprobs: Sequence[TokenLogprob] = (), annotations: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """Return a part of a message."""
-    part: dict[str, Any] = {"type": "output_text", "annotations": [], "text": text}
+    part: dict[str, Any] = {"type": "output_text", "annotations": list(annotations), "text": text}
     if logprobs:
         part["logprobs"] = [logprob_of(each) for each in logprobs]
     return part
@@ -99,7 +101,12 @@ def _file_search_call(call: Call, result: ToolResult | None) -> Item:
     }
     if result is not None:
         item["results"] = result.details.get("results")
-        item["call"] = {"name": call.name, "arguments": call.arguments, "output": result.output}
+        item["call"] = {
+            "name": call.name,
+            "arguments": call.arguments,
+            "output": result.output,
+            "citations": result.details.get("citations", []),
+        }
     return item
 
 

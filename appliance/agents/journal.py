@@ -8,13 +8,30 @@ from typing import Any
 import msgspec
 
 from appliance.agents.items import UNKNOWN_LABEL, approval_request, call_item
-from appliance.agents.loop import Call, Called, End, Entry, Resumed, Returned, Said
+from appliance.agents.loop import Call, Called, End, Entry, Listed, Resumed, Returned, Said
 from appliance.core.agents import Turn
 from appliance.core.errors import StorageError
 from appliance.core.sessions import Item, Step
 
-_TYPES: Mapping[str, type[Entry]] = {"said": Said, "called": Called, "returned": Returned, "resumed": Resumed}
-_KINDS: Mapping[type[Entry], Any] = {Said: "model", Called: "call", Returned: "result", Resumed: "model"}
+_TYPES: Mapping[str, type[Entry]] = {
+    "said": Said,
+    "called": Called,
+    "returned": Returned,
+    "resumed": Resumed,
+    "listed": Listed,
+}
+_KINDS: Mapping[type[Entry], Any] = {
+    Said: "model",
+    Called: "call",
+    Returned: "result",
+    Resumed: "model",
+    Listed: "model",
+}
+
+SECRET = ("authorization", "headers")
+"""Fields of a tool's definition that are never kept."""
+LEFT_OUT = "credentials_left_out"
+"""Stands in a kept definition for those that were not."""
 
 
 def step_of(number: int, entry: Entry) -> Step:
@@ -37,9 +54,15 @@ def entry_of(step: Step) -> Entry:
 
 
 def write_turn(turn: Turn) -> dict[str, Any]:
-    """Return a turn as JSON."""
+    """Return a turn as JSON, without the credentials in it."""
     written: dict[str, Any] = msgspec.to_builtins(turn, str_keys=True)
+    written["built_in"] = [_without_secrets(each) for each in written["built_in"]]
     return written
+
+
+def _without_secrets(definition: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: each for key, each in definition.items() if key not in SECRET}
+    return kept | {LEFT_OUT: True} if any(definition.get(key) for key in SECRET) else kept
 
 
 def read_turn(written: Mapping[str, Any]) -> Turn:
@@ -83,6 +106,8 @@ def _output(
     waiting: set[str],
 ) -> Iterator[Item]:
     for entry in journal:
+        if isinstance(entry, Listed):
+            yield from entry.items
         if not isinstance(entry, Said):
             continue
         yield from entry.items

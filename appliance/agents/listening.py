@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from appliance.agents.citations import Source, annotations_of
 from appliance.agents.items import function_call, message, output_text
 from appliance.agents.loop import Call, Said
 from appliance.agents.narration import Narrator, begun_call, begun_message
@@ -59,10 +60,12 @@ class Listener:
 
     Attributes:
         functions: Names of the client's functions, whose calls are told as they grow. Others are told when they run.
+        sources: Where passages are from that the model may cite, by number.
     """
 
     narrator: Narrator
     functions: frozenset[str]
+    sources: Mapping[int, Source] = field(default_factory=dict)
     _text: list[str] = field(default_factory=list)
     _logprobs: list[TokenLogprob] = field(default_factory=list)
     _message: str = ""
@@ -90,7 +93,8 @@ class Listener:
         calls = tuple(Call(each.id, each.name, each.arguments, each.item) for each in self._calls.values())
         items: list[Item] = []
         if self._message:
-            part = output_text("".join(self._text), self._logprobs)
+            text = "".join(self._text)
+            part = output_text(text, self._logprobs, annotations_of(text, self.sources))
             items.append(message(self._message, [part], status))
         items += [function_call(each, status) for each in calls if each.name in self.functions]
         usage = generation.usage

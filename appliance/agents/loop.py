@@ -91,7 +91,14 @@ class Resumed:
     """The process ended, and another took the response up."""
 
 
-Entry: TypeAlias = Said | Called | Returned | Resumed
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The client is told which tools the servers have, in items that the model is not shown."""
+
+    items: tuple[Mapping[str, Any], ...] = ()
+
+
+Entry: TypeAlias = Said | Called | Returned | Resumed | Listed
 
 
 @dataclass(frozen=True, slots=True)

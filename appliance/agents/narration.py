@@ -95,6 +95,12 @@ class Narrator:
         match item["type"]:
             case "message":
                 part = item["content"][0]
+                events += [
+                    self._part(
+                        name, "response.output_text.annotation.added", annotation_index=index, annotation=annotation
+                    )
+                    for index, annotation in enumerate(part["annotations"])
+                ]
                 events.append(
                     self._part(name, "response.output_text.done", text=part["text"], logprobs=part.get("logprobs", []))
                 )
@@ -110,6 +116,9 @@ class Narrator:
                 events.append(self._of(name, f"response.mcp_call.{ended}"))
             case "file_search_call":
                 events.append(self._of(name, "response.file_search_call.completed"))
+            case "mcp_list_tools":
+                events.append(self._of(name, "response.mcp_list_tools.in_progress"))
+                events.append(self._of(name, "response.mcp_list_tools.completed"))
         events.append(self._of(name, "response.output_item.done", item=item))
         return begun + events
 
@@ -180,6 +189,8 @@ def _empty(item: Item) -> Item:
             return {**item, "status": "in_progress", "arguments": ""}
         case "mcp_call":
             return {**item, "status": "in_progress", "arguments": "", "output": None, "error": None}
+        case "mcp_list_tools":
+            return {**item, "tools": []}
         case _ if item["type"] == f"{FILE_SEARCH}_call":
             return {key: value for key, value in item.items() if key != "call"} | {
                 "status": "in_progress",

@@ -15,7 +15,8 @@ from dataclasses import replace
 from typing import Any
 
 from appliance.agents.body import body_of, error_of
-from appliance.agents.journal import entry_of, read_turn, write_turn
+from appliance.agents.citations import sources_of
+from appliance.agents.journal import entry_of, output_of, read_turn, write_turn
 from appliance.agents.listening import new_id
 from appliance.agents.loop import End, Limits, Resumed, decide
 from appliance.agents.narration import TERMINAL, terminal
@@ -34,7 +35,7 @@ from appliance.core.errors import (
 )
 from appliance.core.sessions import Conversations, Item, Responses, StoredResponse
 from appliance.core.settings import Settings
-from appliance.core.tools import BuiltInTool
+from appliance.core.tools import BuiltInTool, NumbersPassages
 from appliance.core.types import TextModels
 from appliance.observe.metrics import ResponseMetrics
 
@@ -224,7 +225,7 @@ class Responder:
 
     async def _begin(self, turn: Turn, history: Sequence[Item]) -> ResponseRun:
         """Keep a new response and start its work."""
-        tools = await self._open_tools(turn)
+        tools = await self._open_tools(turn, history)
         tasks = self._tasks
         if tasks is None:
             raise UnavailableError("The appliance is stopping.", retry_after_s=RETRY_S)
@@ -277,8 +278,12 @@ class Responder:
             self._runs.pop(run.id, None)
             self._busy.discard(run.turn.conversation)
 
-    async def _open_tools(self, turn: Turn) -> Tools:
+    async def _open_tools(self, turn: Turn, items: Sequence[Item]) -> Tools:
         """Return the tools of a turn, those that its choice leaves to the model.
+
+        Args:
+            turn: Whose tools they are.
+            items: What has been said and found so far.
 
         Raises:
             InvalidRequestError: Two have one name, or as `BuiltInTools.open`.
@@ -287,6 +292,8 @@ class Responder:
         by_name: dict[str, BuiltInTool] = {}
         for definition in turn.built_in:
             tool = await self._built_in.open(definition, tenant=turn.tenant, request_id=turn.request_id)
+            if isinstance(tool, NumbersPassages):
+                tool.number_from(1 + max(sources_of([*items, *turn.input]), default=0))
             names += [each.name for each in tool.tools]
             by_name |= {each.name: tool for each in tool.tools}
         twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
@@ -314,14 +321,17 @@ class Responder:
         """Return a run that goes on from the journal."""
         turn = read_turn(stored.request)
         journal = [entry_of(each) for each in self._responses.steps(stored.id)]
-        tools = await self._open_tools(turn)
+        history = self._history(turn)
+        tools = await self._open_tools(
+            turn, [*history, *output_of(journal, {"file_search": "file_search"}, frozenset())]
+        )
         run = ResponseRun(
             stored.id,
             stored.created,
             turn,
             means=self._means,
             responses=self._responses,
-            history=self._history(turn),
+            history=history,
             tools=tools,
             journal=journal,
             told=self._responses.events(stored.id, tenant=stored.tenant) if turn.stream else (),

@@ -15,10 +15,11 @@ from typing import Any
 
 from appliance.agents.body import body_of, ended, ending_of, error_of, usage_of
 from appliance.agents.calling import call_tool
+from appliance.agents.citations import sources_of
 from appliance.agents.feed import Feed
 from appliance.agents.items import call_item, message, output_text
 from appliance.agents.journal import calls_of, output_of, step_of
-from appliance.agents.listening import Listener, heard
+from appliance.agents.listening import Listener, heard, new_id
 from appliance.agents.loop import (
     Ask,
     Call,
@@ -26,6 +27,7 @@ from appliance.agents.loop import (
     End,
     Entry,
     Limits,
+    Listed,
     Resumed,
     Returned,
     Run,
@@ -215,9 +217,11 @@ class ResponseRun:
         await self._fail_quietly("failed", error)
 
     async def _begin_journal(self) -> None:
-        """Keep what the journal begins with: that it is taken up, and the calls that a person has decided on."""
+        """Keep what the journal begins with: servers' tools, or that it is taken up, and calls that were decided on."""
         if self._taken_up:
             await self._keep(Resumed())
+        elif new := self._tools.new_listings((*self._history, *self.turn.input)):
+            await self._keep(Listed(tuple({"id": new_id("mcpl"), **each} for each in new)))
         if not any(isinstance(each, Said) for each in self._journal):
             for entry in decided_calls(self._history, self.turn.input):
                 await self._keep(entry)
@@ -226,16 +230,22 @@ class ResponseRun:
         """Ask the model, tell what it says as it comes, and keep it."""
         generation = await self._generate(ask)
         self._body = {**self._body, "model": generation.model}
-        if self._body["status"] == "queued" or not self.accepted.is_set():
-            await self._tell(self._beginning())
-        self.accepted.set()
-        listener = Listener(self._narrator, self._tools.offer.functions)
+        await self._begin_telling()
+        sources = sources_of([*self._history, *self.turn.input, *self._output()])
+        listener = Listener(self._narrator, self._tools.offer.functions, sources)
         async for deltas in heard(generation):
             await self._tell([event for delta in deltas for event in listener.take(delta)])
         said, events = listener.said(generation)
         await self._keep(said)
         await self._tell(events)
         await self._feed.flush()
+
+    async def _begin_telling(self) -> None:
+        """Tell once that work has begun, and what there is of the output by then."""
+        if self._body["status"] == "queued" or not self.accepted.is_set():
+            await self._tell(self._beginning())
+            await self._tell(self._caught_up(self._output()))
+        self.accepted.set()
 
     def _beginning(self) -> list[Event]:
         """Return the events that say that work has begun."""
@@ -278,6 +288,7 @@ class ResponseRun:
 
     async def _run(self, calls: Sequence[Call], elapsed_s: float) -> None:
         """Run calls side by side. Each is kept before it begins, and its result before anybody reads it."""
+        await self._begin_telling()
         for call in calls:
             await self._keep(Called(call.id))
         await self._tell([event for call in calls for event in self._narrator.call(self._item(call, None))])
@@ -299,8 +310,10 @@ class ResponseRun:
 
     async def _settle(self, call: Call, result: ToolResult) -> None:
         """Keep a call's result, and tell it."""
+        await self._begin_telling()
         if "file_search_call.results" not in self.turn.include:
-            result = ToolResult(result.kind, result.output)
+            kept = {key: each for key, each in result.details.items() if key != "results"}
+            result = ToolResult(result.kind, result.output, kept)
         self._means.metrics.tool_called(result.kind)
         await self._keep(Returned(call.id, result))
         await self._tell(self._narrator.close(self._item(call, result)))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from appliance.agents.loop import Offer
 from appliance.core.agents import Turn
 from appliance.core.errors import InvalidRequestError
-from appliance.core.tools import BuiltInTool, Tool, ToolChoice
+from appliance.core.sessions import Item
+from appliance.core.tools import BuiltInTool, ListsTools, Tool, ToolChoice
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +21,13 @@ class Tools:
         by_name: Built-in ones by the names that the model calls them by.
         offer: What the loop lets the model call.
         choice: As the client set it, all names resolved.
+        listings: Items `mcp_list_tools` without an id, one a server.
     """
 
     by_name: Mapping[str, BuiltInTool] = field(default_factory=dict)
     offer: Offer = field(default_factory=Offer)
     choice: ToolChoice = field(default_factory=ToolChoice)
+    listings: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def labels(self) -> dict[str, str]:
@@ -35,6 +38,11 @@ class Tools:
     def built_in(self) -> Iterable[Tool]:
         """Every built-in tool, as the model is told of it."""
         return (tool for name, each in self.by_name.items() for tool in each.tools if tool.name == name)
+
+    def new_listings(self, items: Iterable[Item]) -> list[Mapping[str, Any]]:
+        """Return the listings that are not among the items as they are."""
+        known = [(each["server_label"], each["tools"]) for each in items if each.get("type") == "mcp_list_tools"]
+        return [each for each in self.listings if (each["server_label"], each["tools"]) not in known]
 
     def choice_for(self, choice: Literal["given", "auto", "none"]) -> ToolChoice:
         """Return what one step may choose."""
@@ -65,7 +73,8 @@ def tools_of(turn: Turn, by_name: Mapping[str, BuiltInTool]) -> Tools:
         most_calls=turn.max_tool_calls,
         most_tokens=turn.sampling.max_tokens,
     )
-    return Tools(by_name, offer, choice)
+    servers = {id(each): each.listing for each in by_name.values() if isinstance(each, ListsTools)}
+    return Tools(by_name, offer, choice, tuple(servers.values()))
 
 
 def _resolved(names: Iterable[str], functions: frozenset[str], by_name: Mapping[str, BuiltInTool]) -> dict[str, None]:

@@ -21,6 +21,7 @@ from appliance.api.boundary import RequestBoundary
 from appliance.api.browsers import BrowserGuard
 from appliance.api.health import HealthResponse, Observation
 from appliance.api.limits import BodyLimits
+from appliance.api.mcp.door import mcp_operations
 from appliance.api.oip.operations import inference_operations
 from appliance.api.openai.chat import ChatChunk, ChatCompletion, ChatCompletionRequest, ChatCompletions
 from appliance.api.openai.classify import ClassificationList, ClassifyRequest, ClassifyResource
@@ -95,6 +96,7 @@ def create_app(
         *retrieval_operations(settings, files, vector_stores),
         *response_operations(settings, agents),
         *conversation_operations(conversations),
+        *mcp_operations(settings, text_models, vector_stores),
         *inference_operations(settings, tensor_models, health),
         *admin_operations(tunable_models),
         *box_operations(Observation(health, metrics), document),

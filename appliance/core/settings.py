@@ -3,7 +3,7 @@
 Sources, strongest first: command-line flag, environment (`APPLIANCE_` + the name in capitals), TOML file, default.
 An unknown name or a bad value anywhere is an error that names it, never ignored, not even where a stronger source
 overrides it. A relative path is relative to the working folder, in a TOML file to the file's folder; `~` is the user's
-home. README's table is checked against this file by a test.
+home. README's table is checked against this file by a test. Over 400 lines because every setting is in it.
 """
 
 from __future__ import annotations
@@ -177,6 +177,13 @@ class Settings:
     max_tool_result_bytes: Annotated[int, Meta(ge=64, le=2**24)] = _setting(
         8192, "Of a tool's result, what the model is shown; the rest is kept with the response"
     )
+    sql_databases: str = _setting(
+        "", "SQLite files that the tool `sql` may read, as `sales=/srv/sales.db, stock=/srv/stock.db`"
+    )
+    mcp_servers: str = _setting(
+        "", "URLs of the MCP servers that responses may use, separated by commas or spaces; empty is none"
+    )
+    mcp_timeout_s: Seconds = _setting(20.0, "Longest time to ask an MCP server for its tools, or to call one of them")
     max_background_responses: Count = _setting(
         64, "Responses that run in the background at once; one more is answered 429"
     )

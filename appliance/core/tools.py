@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,4 +103,23 @@ class BuiltInTool(Protocol):
             deadline_s: Seconds from now after which the result is a timeout.
             request_id: For the log.
         """
+        ...
+
+
+@runtime_checkable
+class ListsTools(Protocol):
+    """A built-in tool whose tools are those of a server, which the client is told of."""
+
+    @property
+    def listing(self) -> Mapping[str, Any]:
+        """Return the item `mcp_list_tools`, without an id."""
+        ...
+
+
+@runtime_checkable
+class NumbersPassages(Protocol):
+    """A built-in tool that numbers what it finds, each number once in a conversation."""
+
+    def number_from(self, number: int) -> None:
+        """Give the next passage that number; those below it have been given."""
         ...

@@ -124,13 +124,30 @@ class FileSearchResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     vector_store_id: Text | UnsetType | None = UNSET
 
 
+class Citation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The number of a passage that the model was shown, and where it is from."""
+
+    number: Annotated[int, Meta(ge=1, lt=10**6)]
+    file_id: Text
+    filename: Text
+
+
+class SearchCall(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the model asked for and was shown of it."""
+
+    name: Name
+    arguments: Text
+    output: Text
+    citations: list[Citation] = []
+
+
 class FileSearchCallItem(_Item, frozen=True, kw_only=True, tag="file_search_call"):
     """A search over vector stores; `call`, an extension, has what the model asked and was shown."""
 
     queries: list[Text]
     status: CallStatus | None = "completed"
     results: list[FileSearchResult] | UnsetType | None = UNSET
-    call: dict[str, Text] | UnsetType | None = UNSET
+    call: SearchCall | UnsetType | None = UNSET
 
 
 class McpCallItem(_Item, frozen=True, kw_only=True, tag="mcp_call"):

@@ -1,0 +1,1 @@
+"""The box as an MCP server: `/mcp`, streamable HTTP without sessions."""
