@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from appliance.core.errors import StorageError
-from appliance.retrieval import postings, words
+from appliance.retrieval import bm25, postings, words
 from appliance.retrieval.postings import NONE_REMOVED, Part
 from appliance.retrieval.segments import DamagedError, Manifest, SegmentFolder, StoredPostings, entry_of
 
@@ -93,7 +93,7 @@ class KeywordIndex:
             StorageError: The disk fails, or the index is closed.
         """
         self._refuse_when_closed()
-        return postings.search(self._state.parts.get(store, ()), words.query_terms(query), k, allowed)
+        return bm25.search(self._state.parts.get(store, ()), words.query_terms(query), k, allowed)
 
     def add(self, store: int, rows: Sequence[tuple[int, str]]) -> None:
         """Index passages of a store; those that are there already stay as they are.
