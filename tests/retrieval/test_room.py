@@ -38,6 +38,9 @@ class Embedder:
     async def count_tokens(self, model: str, texts: Any) -> list[int]:
         return [len(each.split()) for each in texts]
 
+    async def longest_input(self, model: str) -> int:
+        return 512
+
 
 @asynccontextmanager
 async def room(folder: Path) -> AsyncIterator[Documents]:

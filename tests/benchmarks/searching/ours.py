@@ -157,7 +157,11 @@ async def search(corpus: Corpus, home: Path) -> Searched:
     embedder = KnownQueries(corpus)
     queries, settings = corpus.query_texts(), Settings(data_dir=home)
     began = time.perf_counter()
-    async with open_documents(settings, SystemClock(), models=embedder, counter=nothing, rerankers=nothing) as room:
+    opened = open_documents(
+        settings, SystemClock(), models=embedder, counter=nothing, rerankers=nothing, tensors=nothing
+    )
+    async with opened as room:
+        assert isinstance(room, Documents), "another process has the folder"
         await room.check_keywords()
         await _hybrid(room, queries[:1])
         start_s = time.perf_counter() - began
