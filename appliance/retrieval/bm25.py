@@ -37,6 +37,8 @@ _SEARCH_COST = 8
 _SLACK = 1 + 1e-5
 """More than what single precision and another order of additions can change."""
 
+_SMALLEST = float(np.finfo(np.float64).tiny)
+
 Scores = NDArray[np.float64]
 Rows = NDArray[np.intp]
 
@@ -86,9 +88,8 @@ def search(parts: Sequence[Part], terms: Sequence[str], k: int, allowed: Ids | N
         found = [(int(starts[row]), int(ends[row]), float(weights[row])) for row in chosen if ends[row] > starts[row]]
         if found:
             runs = _read(part.postings, norm, found)
-            scores = _scores(part, runs, norm, places, best)
-            hits = np.flatnonzero(scores > 0)  # quicker than without the comparison
-            best.add(part.postings.ids[hits], scores[hits])
+            hits, scores = _scored(part, runs, norm, places, best)
+            best.add(part.postings.ids[hits], scores)
     return best.ranked()
 
 
@@ -123,8 +124,8 @@ def _read(postings: Postings, norm: _Norm, found: Sequence[tuple[int, int, float
     return runs
 
 
-def _scores(part: Part, runs: Sequence[_Run], norm: _Norm, chosen: Places | None, best: _Best) -> Scores:
-    """Return the score of each place, 0 for those that are not found or cannot be among the best.
+def _scored(part: Part, runs: Sequence[_Run], norm: _Norm, chosen: Places | None, best: _Best) -> tuple[Rows, Scores]:
+    """Return the places that can be among the best, and their scores; 0 for one that is not found.
 
     Args:
         part: Whose places.
@@ -145,11 +146,10 @@ def _scores(part: Part, runs: Sequence[_Run], norm: _Norm, chosen: Places | None
         if candidates is not None:
             candidates = candidates[scores[candidates] >= least - rest]
         _add(scores, run, norm, part.postings, candidates)
-    if candidates is not None:
-        kept, scores = scores[candidates], np.zeros(len(scores))
-        scores[candidates] = kept
     scores[barred] = 0
-    return scores
+    if candidates is None:
+        candidates = np.flatnonzero(scores > 0)  # quicker than without the comparison
+    return candidates, scores[candidates]
 
 
 def _barred(part: Part, chosen: Places | None) -> tuple[Rows | Places, Rows | None]:
@@ -202,8 +202,8 @@ class _Best:
         return float(np.partition(found, len(found) - self._k)[len(found) - self._k])
 
     def add(self, ids: Ids, scores: Scores) -> None:
-        """Take in what is better; scores are above 0."""
-        hits = np.flatnonzero(scores >= self.least)
+        """Take in what is better; what has no score above 0 is not found."""
+        hits = np.flatnonzero(scores >= max(self.least, _SMALLEST))
         if len(hits) > self._k:
             hits = hits[scores[hits] >= np.partition(scores[hits], len(hits) - self._k)[len(hits) - self._k]]
         every_id, every_score = np.append(self._ids, ids[hits]), np.append(self._scores, scores[hits])

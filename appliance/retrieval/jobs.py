@@ -132,11 +132,11 @@ def keep_chunks(connection: Connection, claims: Claims, cut: Sequence[tuple[Job,
         )
         usage = sum(len(each.text.encode()) for each in pieces)
         update = """
-            UPDATE store_files SET stage = 'cut', chunks = ?, usage = ?, most_tokens = ?, overlap_tokens = ?
-            WHERE key = ?
+            UPDATE store_files
+            SET stage = 'cut', first_chunk = ?, chunks = ?, usage = ?, most_tokens = ?, overlap_tokens = ? WHERE key = ?
         """
         sizes = job.chunking.most_tokens, job.chunking.overlap_tokens
-        connection.execute(update, (len(pieces), usage, *sizes, job.key))
+        connection.execute(update, (first, len(pieces), usage, *sizes, job.key))
 
 
 def _row(chunk: int, position: int, job: Job, piece: Piece) -> tuple[object, ...]:

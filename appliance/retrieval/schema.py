@@ -5,7 +5,7 @@ every search at once, and their own rows are erased behind it. So whatever a sea
 `store_files`.
 
     stages of a store_file     queued → cut (chunks are there) → keywords (keyword index has them) → done (vectors too)
-    chunks.id                  those of a file follow each other without a gap, in the order of their positions
+    store_files.first_chunk    NULL until cut; a file's chunks have this id and those that follow, without a gap
     chunks.vector              NULL until embedded; within a store, chunks are embedded in the order of their ids
     stores.next_model          set while a store is embedded with another model: `reembedding`
     vectors                    one for each text and model of a tenant, however many chunks have that text
@@ -173,7 +173,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     ),
     Migration(
         3,
-        "attributes by value",
+        "attributes by value, chunks by range",
         (
             """
             CREATE TABLE attributes (
@@ -186,6 +186,8 @@ MIGRATIONS: tuple[Migration, ...] = (
             ) STRICT, WITHOUT ROWID
             """,
             "CREATE INDEX attributes_store_file ON attributes (store_file)",
+            "ALTER TABLE store_files ADD COLUMN first_chunk INTEGER",
+            "UPDATE store_files SET first_chunk = (SELECT min(id) FROM chunks WHERE store_file = store_files.key)",
             _ATTRIBUTES.format(row="store_files", source="store_files CROSS JOIN "),
             f"CREATE TRIGGER attributes_new AFTER INSERT ON store_files BEGIN {_ATTRIBUTES_NEW}; END",
             f"CREATE TRIGGER attributes_gone AFTER DELETE ON store_files BEGIN {_ATTRIBUTES_OLD}; END",

@@ -13,15 +13,15 @@ from appliance.store.database import Connection, Database
 SLICE = 1000
 """Rows that one read returns; each has a snapshot of its own."""
 
-RANGE = "(SELECT id FROM chunks WHERE store_file = store_files.key ORDER BY position LIMIT 1), store_files.chunks"
-"""The first of a file's chunks and their number, from `store_files`: quicker than to read the ids, of ten a file."""
+RANGE = "store_files.first_chunk, store_files.chunks"
+"""Which chunks a file has: quicker to read than their ids."""
 
 _IN_KEYWORDS = "FROM chunks c JOIN store_files w ON w.key = c.store_file WHERE w.stage IN ('keywords', 'done')"
 
 
 def chunk_ids(ranges: Iterable[tuple[int | None, int]]) -> Ids:
-    """Return the ids of the chunks of files, ascending, from their `RANGE`s; one that is not cut yet has none."""
-    pairs = np.array([(first, count) for first, count in ranges if first is not None], np.int64).reshape(-1, 2)
+    """Return the ids of the chunks of files, ascending, from their `RANGE`s; one that has none is left out."""
+    pairs = np.array([(first, count) for first, count in ranges if count], np.int64).reshape(-1, 2)
     pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
     firsts, counts = pairs[:, 0], pairs[:, 1]
     behind = np.cumsum(counts)
@@ -43,7 +43,7 @@ class StoredVectors:
 
     def ids(self, store: int) -> Ids:
         """Return the ids of all chunks that have a vector, ascending; none for a store that does not exist."""
-        every = f"SELECT {RANGE} FROM store_files WHERE store = ? AND chunks > 0"  # noqa: S608
+        every = f"SELECT {RANGE} FROM store_files WHERE store = ?"  # noqa: S608
         waiting = "SELECT id FROM chunks WHERE store = ? AND vector IS NULL ORDER BY id"
 
         def read(connection: Connection) -> Ids:

@@ -40,6 +40,7 @@ def database() -> Iterator[sqlite3.Connection]:
     connection.execute(
         "CREATE TABLE store_files (key INTEGER PRIMARY KEY, store INTEGER NOT NULL, attributes TEXT NOT NULL)"
     )
+    connection.execute("CREATE TABLE chunks (id INTEGER PRIMARY KEY, store_file INTEGER)")
     for statement in MIGRATIONS[2].statements:
         connection.execute(statement)
     yield connection
@@ -50,7 +51,7 @@ def matching(database: sqlite3.Connection, wanted: Filter, files: list[dict[str,
     database.execute("DELETE FROM store_files")
     rows = [(number, STORE, json.dumps(each, ensure_ascii=False)) for number, each in enumerate(files)]
     of_others = [(len(rows) + number, STORE + 1, attributes) for number, _, attributes in rows]
-    database.executemany("INSERT INTO store_files VALUES (?, ?, ?)", rows + of_others)
+    database.executemany("INSERT INTO store_files (key, store, attributes) VALUES (?, ?, ?)", rows + of_others)
     where = condition(wanted)
     query = f"SELECT key FROM store_files WHERE store = ? AND ({where.sql}) ORDER BY key"
     found = [each for (each,) in database.execute(query, (STORE, *where.parameters))]

@@ -153,7 +153,11 @@ def add_chunk(connection: Connection, store_file: int, position: int, text: str,
         " vector) SELECT 1, ?, ?, ?, ?, ?, 3, '[\"Chapter\"]', ?, ?, id FROM vectors WHERE text_hash = ?",
         (store_file, position, text, start, start + len(text), len(text.split()), digest, digest),
     )
-    connection.execute("UPDATE store_files SET chunks = chunks + 1 WHERE key = ?", (store_file,))
+    connection.execute(
+        "UPDATE store_files SET chunks = chunks + 1, first_chunk = coalesce(first_chunk, last_insert_rowid())"
+        " WHERE key = ?",
+        (store_file,),
+    )
 
 
 @pytest.fixture

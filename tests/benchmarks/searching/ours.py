@@ -113,10 +113,14 @@ def _insert(connection: Connection, first: int, texts: Sequence[str], rows: Floa
     connection.executemany(
         """
         INSERT INTO store_files
-            (key, store, file, created, status, stage, attributes, most_tokens, overlap_tokens, batch, chunks, embedded)
-        VALUES (?, ?, ?, 0, 'completed', 'done', ?, 320, 40, '', ?, ?)
+            (key, store, file, created, status, stage, attributes, most_tokens, overlap_tokens, batch, first_chunk,
+            chunks, embedded)
+        VALUES (?, ?, ?, 0, 'completed', 'done', ?, 320, 40, '', ?, ?, ?)
         """,
-        [(key, KEY, key, _attributes(key - 1), TEXTS_A_FILE, TEXTS_A_FILE) for key in files],
+        [
+            (key, KEY, key, _attributes(key - 1), 1 + (key - 1) * TEXTS_A_FILE, TEXTS_A_FILE, TEXTS_A_FILE)
+            for key in files
+        ],
     )
     hashes = [hashlib.sha256(f"{number}".encode()).digest() for number in numbers]
     connection.executemany(
