@@ -29,7 +29,7 @@ from appliance.retrieval.lexical import KeywordIndex
 from appliance.retrieval.passages import Passages
 from appliance.retrieval.schema import open_retrieval
 from appliance.retrieval.search import LONGEST_QUERY, MOST_HITS, MOST_QUERIES, Reranking, Search
-from appliance.retrieval.truth import StoredVectors
+from appliance.retrieval.truth import StoredTexts, StoredVectors
 from appliance.retrieval.vectors import VectorIndexes
 from appliance.store.database import Connection, Database
 
@@ -336,6 +336,19 @@ async def test_a_broken_keyword_index_leaves_the_meanings(shelf: Shelf) -> None:
     shelf.embedder.errors.append(UnavailableError("No model."))
     with pytest.raises(StorageError):
         await shelf.ask("pump oil")
+
+
+async def test_a_damaged_keyword_index_takes_no_part_until_it_is_rebuilt(shelf: Shelf, tmp_path: Path) -> None:
+    folder = tmp_path / "keywords"
+    shelf.keywords.close()
+    (folder / "manifest.json").write_bytes(b"")
+    shelf.keywords = shelf.search._keywords = KeywordIndex(folder)
+    assert (await shelf.ask("pump oil")).legs == ["semantic"]
+    with pytest.raises(UnavailableError, match="made anew"):
+        await shelf.ask("pump oil", mode="keyword")
+    texts = StoredTexts(shelf.database)
+    shelf.keywords.rebuild(texts.rows(texts.ids()))
+    assert (await shelf.ask("pump oil")).legs == ["keyword", "semantic"]
 
 
 async def test_a_late_semantic_leg_is_left_out(shelf: Shelf) -> None:
