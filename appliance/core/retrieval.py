@@ -381,8 +381,8 @@ class VectorStores(Protocol):
         """
         ...
 
-    async def rebuild(self, store: str, *, tenant: str) -> None:
-        """Make a store's indexes anew from what is stored; searches go on meanwhile."""
+    async def rebuild(self, store: str, *, tenant: str | None) -> VectorStore:
+        """Make a store's indexes anew from what is stored; searches go on meanwhile. None is any tenant's."""
         ...
 
     async def reembed(self, store: str, *, tenant: str) -> VectorStore:
@@ -392,6 +392,6 @@ class VectorStores(Protocol):
         """
         ...
 
-    async def verify(self, store: str, *, tenant: str) -> Sequence[str]:
-        """Return what is wrong with a store's indexes, one sentence each; nothing is the rule."""
+    async def verify(self, store: str, *, tenant: str | None) -> Sequence[str]:
+        """Return what is wrong with a store's indexes, one sentence each; nothing is the rule. None is any tenant's."""
         ...

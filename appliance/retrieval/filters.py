@@ -33,23 +33,48 @@ _ORDER = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 _LARGEST_INTEGER = 2**63 - 1
 
 
+_OF_ONE = "EXISTS (SELECT 1 FROM json_each(store_files.attributes) AS attribute WHERE attribute.key = ? AND ({test}))"
+_OF_ALL = (
+    "store_files.key IN (SELECT attribute.store_file FROM attributes AS attribute"
+    " WHERE attribute.store = ?1 AND attribute.name = ? AND ({test}))"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What stands behind WHERE, and the values of its question marks in order."""
+    """What stands behind WHERE, for rows of `store_files`.
+
+    Attributes:
+        sql: Quick to ask of a few files.
+        indexed: The same and that they are of a store, whose key is the statement's first parameter; quick to ask of
+            all files.
+        parameters: The values of its question marks in order.
+    """
 
     sql: str
+    indexed: str
     parameters: tuple[SqlValue, ...]
 
 
-def condition(wanted: Filter, column: str = "store_files.attributes") -> Condition:
-    """Return the condition for rows whose column, a JSON object, passes the filter.
+def condition(wanted: Filter) -> Condition:
+    """Return the condition for files whose attributes pass the filter.
 
     Raises:
         InvalidRequestError: The filter is too large, or compares what has no order.
     """
     _check_size(wanted)
-    sql, parameters = _translated(wanted, column)
-    return Condition(sql, tuple(parameters))
+    sql, parameters = _translated(wanted, _OF_ONE)
+    indexed, _ = _translated(wanted, _OF_ALL)
+    if not _begins_with_attributes(wanted):
+        indexed = f"store_files.store = ?1 AND ({indexed})"
+    return Condition(sql, indexed, tuple(parameters))
+
+
+def _begins_with_attributes(wanted: Filter) -> bool:
+    """Tell whether files that pass have an attribute that says so: then SQLite begins with these, and not with all."""
+    if isinstance(wanted, Comparison):
+        return wanted.type not in ("ne", "nin")
+    return (any if wanted.type == "and" else all)(map(_begins_with_attributes, wanted.filters))
 
 
 def is_key(name: str) -> bool:
@@ -81,24 +106,23 @@ def _check_most(count: int, most: int, what: str) -> None:
         raise _bad(f"The filter has more than {most} {what}.", "Search with a simpler filter.")
 
 
-def _translated(wanted: Filter, column: str) -> tuple[str, list[SqlValue]]:
+def _translated(wanted: Filter, form: str) -> tuple[str, list[SqlValue]]:
     if isinstance(wanted, Comparison):
-        return _comparison(wanted, column)
+        return _comparison(wanted, form)
     if not wanted.filters:
         raise _bad(f"A filter of the type {wanted.type!r} has no filters.", "Give one or more, or leave it out.")
-    parts = [_translated(each, column) for each in wanted.filters]
+    parts = [_translated(each, form) for each in wanted.filters]
     sql = f" {wanted.type.upper()} ".join(f"({each})" for each, _ in parts)
     return sql, [value for _, values in parts for value in values]
 
 
-def _comparison(wanted: Comparison, column: str) -> tuple[str, list[SqlValue]]:
+def _comparison(wanted: Comparison, form: str) -> tuple[str, list[SqlValue]]:
     _check_text(wanted.key, MOST_KEY, "key")
     if not is_key(wanted.key):
         raise _bad(f"The key {wanted.key!r} has a quotation mark, a backslash or a control character.", "")
     test, parameters = _test(wanted)
     negation = "NOT " if wanted.type in ("ne", "nin") else ""
-    attribute = f"SELECT 1 FROM json_each({column}) AS attribute WHERE attribute.key = ?"  # noqa: S608  (a name of ours)
-    return f"{negation}EXISTS ({attribute} AND ({test}))", [wanted.key, *parameters]
+    return negation + form.format(test=test), [wanted.key, *parameters]
 
 
 def _test(wanted: Comparison) -> tuple[str, list[SqlValue]]:

@@ -27,7 +27,7 @@ from appliance.core.errors import (
 from appliance.retrieval import jobs
 from appliance.retrieval.jobs import Claims, Job
 from appliance.retrieval.parsing.document import ParsedDocument
-from appliance.retrieval.parts import Cut, Keywords, Parser, Piece, TokenCounter, Turns
+from appliance.retrieval.parts import Cut, Keywords, Parser, ParserDownError, Piece, TokenCounter, Turns
 from appliance.store.database import Database
 
 LOGGER = logging.getLogger("appliance.retrieval")
@@ -88,10 +88,15 @@ class Ingest:
         """Take in some files, and return whether there were any.
 
         Raises:
-            ApplianceError: One of `PASSING`; what was begun can be claimed again at once.
+            ApplianceError: One of `PASSING`; what was begun can be claimed again at once, but for files that were tried
+                so often with a parser that does not start: they have failed.
         """
         try:
             return await self._index(await self._claim("cut", MOST_FILES)) or await self._take_in()
+        except ParserDownError as error:
+            message = str(error)
+            await self._database.write(lambda each: jobs.end_try(each, self._claims, "server_error", message))
+            raise
         except PASSING:
             await self._database.write(lambda each: jobs.release(each, self._claims))
             raise

@@ -99,6 +99,19 @@ def release(connection: Connection, claims: Claims) -> None:
     connection.execute(sql, (claims.owner,))
 
 
+def end_try(connection: Connection, claims: Claims, code: str, message: str) -> None:
+    """Give a worker's files back, to be begun again; those that were begun often enough have failed."""
+    sql = """
+        UPDATE store_files SET status = 'failed', error_code = ?, error = ?, lease_owner = ''
+        WHERE lease_owner = ? AND stage = 'queued' AND status = 'in_progress' AND attempts >= ?
+    """
+    connection.execute(sql, (code, message, claims.owner, MOST_ATTEMPTS))
+    connection.execute(
+        "UPDATE store_files SET lease_owner = '', lease_until = 0 WHERE lease_owner = ? AND stage IN ('queued', 'cut')",
+        (claims.owner,),
+    )
+
+
 def take_over(connection: Connection) -> None:
     """End all claims: whoever had them is gone, for this process owns the database now. Attempts stay counted."""
     for table in ("store_files", "stores"):
@@ -132,11 +145,11 @@ def keep_chunks(connection: Connection, claims: Claims, cut: Sequence[tuple[Job,
         )
         usage = sum(len(each.text.encode()) for each in pieces)
         update = """
-            UPDATE store_files SET stage = 'cut', chunks = ?, usage = ?, most_tokens = ?, overlap_tokens = ?
-            WHERE key = ?
+            UPDATE store_files
+            SET stage = 'cut', first_chunk = ?, chunks = ?, usage = ?, most_tokens = ?, overlap_tokens = ? WHERE key = ?
         """
         sizes = job.chunking.most_tokens, job.chunking.overlap_tokens
-        connection.execute(update, (len(pieces), usage, *sizes, job.key))
+        connection.execute(update, (first, len(pieces), usage, *sizes, job.key))
 
 
 def _row(chunk: int, position: int, job: Job, piece: Piece) -> tuple[object, ...]:

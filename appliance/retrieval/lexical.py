@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from appliance.core import words
-from appliance.core.errors import StorageError
-from appliance.retrieval import postings
+from appliance.core.errors import StorageError, UnavailableError
+from appliance.retrieval import bm25, postings
 from appliance.retrieval.postings import NONE_REMOVED, Part
 from appliance.retrieval.segments import DamagedError, Manifest, SegmentFolder, StoredPostings, entry_of
 
@@ -53,7 +53,7 @@ class KeywordIndex:
     """One index for all stores in a folder of its own. Any thread may call; a closed one refuses."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the index, or make an empty one. A damaged one is emptied, and `verify` says so until it is rebuilt.
+        """Open the index, or make an empty one. A damaged one is emptied and not searched until it is rebuilt.
 
         Raises:
             ConflictError: Another process has it.
@@ -92,9 +92,17 @@ class KeywordIndex:
 
         Raises:
             StorageError: The disk fails, or the index is closed.
+            UnavailableError: The index was found damaged, and is not rebuilt yet.
         """
         self._refuse_when_closed()
-        return postings.search(self._state.parts.get(store, ()), words.query_terms(query), k, allowed)
+        state = self._state
+        if state.faults:
+            raise UnavailableError(
+                "The keyword index was damaged and is being made anew from the database.",
+                advice="Search by meaning meanwhile, or try again.",
+                retry_after_s=30,
+            )
+        return bm25.search(state.parts.get(store, ()), words.query_terms(query), k, allowed)
 
     def add(self, store: int, rows: Sequence[tuple[int, str]]) -> None:
         """Index passages of a store; those that are there already stay as they are.

@@ -11,6 +11,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from appliance.core.errors import UnavailableError
 from appliance.core.retrieval import Chunking, SearchRequest, SearchResult
 from appliance.retrieval.parsing.document import ParsedDocument
 
@@ -20,11 +21,20 @@ Count = Callable[[Sequence[str]], Sequence[int]]
 """Tokens of each text."""
 
 
+class ParserDownError(UnavailableError):
+    """The parser cannot be started. It may pass, so a file is tried again, and yet not for ever."""
+
+
 class Parser(Protocol):
     """Takes text from files."""
 
     async def parse(self, path: Path, filename: str, media_type: str) -> ParsedDocument:
-        """Return a file's text. Raises InvalidRequestError, `unsupported_file` or `invalid_file`."""
+        """Return a file's text.
+
+        Raises:
+            InvalidRequestError: `unsupported_file` or `invalid_file`.
+            ParserDownError: It cannot be started.
+        """
         ...
 
 

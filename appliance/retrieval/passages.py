@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
-import numpy as np
 
 from appliance.core.errors import NotFoundError
 from appliance.core.retrieval import AttributeValue
 from appliance.retrieval.filters import Condition
 from appliance.retrieval.fuse import Passage
 from appliance.retrieval.parts import Ids
+from appliance.retrieval.truth import RANGE, chunk_ids
 from appliance.store.database import Connection, Database, Row
 
 _WAITS = "EXISTS (SELECT 1 FROM chunks WHERE chunks.store = stores.key AND chunks.vector IS NULL)"
@@ -79,16 +79,9 @@ class Passages:
 
     def allowed(self, store: int, condition: Condition) -> Ids:
         """Return the ids of the chunks whose files pass a filter, rising."""
-        sql = f"""
-            SELECT chunks.id FROM store_files JOIN chunks ON chunks.store_file = store_files.key
-            WHERE store_files.store = ? AND ({condition.sql})
-        """  # noqa: S608  (values are parameters)
-
-        def read(connection: Connection) -> Ids:
-            rows = connection.execute(sql, (store, *condition.parameters))
-            return np.fromiter((row[0] for row in rows), np.int64)
-
-        return np.sort(self._database.read(read))
+        sql = f"SELECT {RANGE} FROM store_files WHERE {condition.indexed}"  # noqa: S608
+        values = (store, *condition.parameters)
+        return self._database.read(lambda each: chunk_ids(tuple(row) for row in each.execute(sql, values)))
 
     def read(self, store: int, chunks: Sequence[int], condition: Condition | None) -> Reading:
         """Return those of the chunks that are still there and pass the filter."""

@@ -1,10 +1,8 @@
-"""An inverted index as plain arrays: built from terms, merged, searched by BM25.
+"""An inverted index as plain arrays: built from terms, and merged; `bm25` searches it.
 
 Postings of a term are the places of the passages that have it, and how often. A set of postings holds at most 65,536
 passages, so a place is 16 bits and the scores of all places fit a core's cache. Terms are kept as 64-bit hashes: two of
 ten million are alike by chance once in 400,000 indexes, and an index holds no word of the text it was made from.
-
-BM25 as Lucene has it: idf = ln(1 + (N - n + 0.5) / (n + 0.5)), k1 = 1.2, b = 0.75 (Robertson and Zaragoza, 2009).
 """
 
 from __future__ import annotations
@@ -23,17 +21,8 @@ from numpy.typing import NDArray
 MOST_PASSAGES = 1 << 16
 """Passages of one set of postings."""
 
-MOST_POSTINGS = 2_000_000
-"""A search reads the rarest terms first and stops before this many postings; the rarest term is always read."""
-
 _ALIKE = 4
 """So many parts of one size are merged."""
-
-MOST_TERMS = 256
-"""A search looks for no more than so many terms, the rarest ones."""
-
-K1 = 1.2
-B = 0.75
 
 T = TypeVar("T", bound=np.generic)
 Ids = NDArray[np.int64]
@@ -53,6 +42,11 @@ class Postings(Protocol):
     @property
     def lengths(self) -> NDArray[np.uint32]:
         """Terms of each passage, each time counted; shape as ids."""
+        ...
+
+    @property
+    def total(self) -> int:
+        """Return the sum of the lengths."""
         ...
 
     @property
@@ -80,6 +74,11 @@ class MemoryPostings:
     starts: NDArray[np.uint32]
     places: Places
     counts: Counts
+
+    @property
+    def total(self) -> int:
+        """Return the sum of the lengths."""
+        return int(self.lengths.sum(dtype=np.int64))
 
     def read(self, start: int, end: int) -> tuple[Places, Counts]:
         """Return the places and counts of some postings."""
@@ -255,99 +254,3 @@ def _are_wanted(ids: Ids, wanted: Ids) -> NDArray[np.bool_]:
     table = np.zeros(span, np.bool_)  # quicker than one search an id
     table[wanted - ids[0]] = True
     return table if span == len(ids) else table[ids - ids[0]]
-
-
-def search(parts: Sequence[Part], terms: Sequence[str], k: int, allowed: Ids | None = None) -> list[tuple[int, float]]:
-    """Return the ids and scores of the k best passages that have any of the terms, best first, then by id.
-
-    Args:
-        parts: All that the passages' scores depend on.
-        terms: The question's, each once.
-        k: Most results.
-        allowed: The ids to choose from, rising, or None for all. They do not change a passage's score.
-    """
-    passages = sum(len(part.postings.ids) for part in parts)
-    if k <= 0 or not terms or not passages:
-        return []
-    wanted = np.array([term_hash(term) for term in terms], np.uint64)
-    spans = [_spans(part.postings, wanted) for part in parts]
-    frequencies = np.sum([ends - starts for starts, ends in spans], axis=0)
-    chosen = _within_budget(frequencies)
-    weights = (K1 + 1) * np.log1p((passages - frequencies + 0.5) / (frequencies + 0.5))
-    average = sum(int(part.postings.lengths.sum(dtype=np.int64)) for part in parts) / passages
-    best = _Best(k)
-    for part, (starts, ends) in zip(parts, spans, strict=True):
-        are_allowed = None if allowed is None else _are_wanted(part.postings.ids, allowed)
-        if are_allowed is not None and not are_allowed.any():
-            continue
-        runs = [(int(starts[row]), int(ends[row]), float(weights[row])) for row in chosen if ends[row] > starts[row]]
-        if runs:
-            best.add(part.postings.ids, _scores(part, runs, max(average, 1.0), are_allowed))
-    return best.ranked()
-
-
-def _spans(postings: Postings, wanted: Hashes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return where each wanted term's postings begin and end; a term that is not there has none."""
-    rows = np.searchsorted(postings.terms, wanted)
-    if len(postings.terms) == 0:
-        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), np.int64)
-    inside = np.minimum(rows, len(postings.terms) - 1)
-    starts = postings.starts[inside].astype(np.int64)
-    ends = postings.starts[inside + 1].astype(np.int64)
-    return starts, np.where(postings.terms[inside] == wanted, ends, starts)
-
-
-def _within_budget(frequencies: NDArray[np.int64]) -> list[int]:
-    """Return which terms to read: the rarest, as far as the budget goes, in the question's order."""
-    by_rarity = np.argsort(frequencies, kind="stable")
-    by_rarity = by_rarity[frequencies[by_rarity] > 0][:MOST_TERMS]
-    affordable = int(np.searchsorted(np.cumsum(frequencies[by_rarity]), MOST_POSTINGS, side="right"))
-    return sorted(by_rarity[: max(affordable, 1)].tolist())
-
-
-def _scores(
-    part: Part, runs: Sequence[tuple[int, int, float]], average: float, are_allowed: NDArray[np.bool_] | None
-) -> NDArray[np.float64]:
-    """Return the score of each place, 0 for those that are not searched for, not allowed, or removed.
-
-    The types matter: NumPy takes by intp and counts by float64 several times faster than by anything else.
-    """
-    postings = part.postings
-    read = [postings.read(start, end) for start, end, _ in runs]
-    places = np.concatenate([each for each, _ in read]).astype(np.intp)
-    counts = np.concatenate([each for _, each in read])
-    weights = np.repeat(np.array([weight for _, _, weight in runs], np.float32), [len(each) for each, _ in read])
-    if are_allowed is not None and 3 * np.count_nonzero(are_allowed) < len(are_allowed):  # else scoring all is quicker
-        kept = np.flatnonzero(are_allowed.take(places, mode="clip"))
-        places, counts, weights, are_allowed = places[kept], counts[kept], weights[kept], None
-    lengths = postings.lengths.take(places, mode="clip").astype(np.float32)
-    frequencies = counts.astype(np.float32)
-    gains = weights * frequencies / (frequencies + np.float32(K1 * (1 - B)) + np.float32(K1 * B / average) * lengths)
-    scores: NDArray[np.float64] = np.zeros(len(postings.ids))
-    found = np.bincount(places, gains.astype(np.float64))[: len(scores)]
-    scores[: len(found)] = found
-    scores[part.removed] = 0
-    if are_allowed is not None:
-        scores *= are_allowed
-    return scores
-
-
-class _Best:
-    """The best so far: what cannot be among the k best is not looked at."""
-
-    def __init__(self, k: int) -> None:
-        self._k = k
-        self._ids: Ids = np.empty(0, np.int64)
-        self._scores: NDArray[np.float64] = np.empty(0, np.float64)
-
-    def add(self, ids: Ids, scores: NDArray[np.float64]) -> None:
-        least = self._scores[-1] if len(self._scores) == self._k else 0.0
-        hits = np.flatnonzero(scores >= least if least else scores > 0)
-        if len(hits) > self._k:
-            hits = hits[scores[hits] >= np.partition(scores[hits], len(hits) - self._k)[len(hits) - self._k]]
-        every_id, every_score = np.append(self._ids, ids[hits]), np.append(self._scores, scores[hits])
-        order = np.lexsort((every_id, -every_score))[: self._k]
-        self._ids, self._scores = every_id[order], every_score[order]
-
-    def ranked(self) -> list[tuple[int, float]]:
-        return list(zip(self._ids.tolist(), self._scores.tolist(), strict=True))

@@ -5,9 +5,11 @@ every search at once, and their own rows are erased behind it. So whatever a sea
 `store_files`.
 
     stages of a store_file     queued → cut (chunks are there) → keywords (keyword index has them) → done (vectors too)
+    store_files.first_chunk    NULL until cut; a file's chunks have this id and those that follow, without a gap
     chunks.vector              NULL until embedded; within a store, chunks are embedded in the order of their ids
     stores.next_model          set while a store is embedded with another model: `reembedding`
     vectors                    one for each text and model of a tenant, however many chunks have that text
+    attributes                 store_files.attributes, one a row, for filters; triggers keep it so
     erased_chunks              ids whose rows are gone, and that may still be in an index: ranges, both ends included
 """
 
@@ -17,6 +19,14 @@ from pathlib import Path
 
 from appliance.store.database import Database
 from appliance.store.migrations import Migration
+
+_ATTRIBUTES = """
+    INSERT INTO attributes (store, name, type, value, store_file)
+    SELECT {row}.store, each.key, each.type, each.value, {row}.key FROM {source}json_each({row}.attributes) AS each
+    WHERE each.type IN ('text', 'integer', 'real', 'true', 'false')
+"""
+_ATTRIBUTES_NEW = _ATTRIBUTES.format(row="NEW", source="")
+_ATTRIBUTES_OLD = "DELETE FROM attributes WHERE store_file = OLD.key"
 
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(
@@ -159,6 +169,30 @@ MIGRATIONS: tuple[Migration, ...] = (
             "ALTER TABLE stores ADD COLUMN next_chunk INTEGER NOT NULL DEFAULT 0",
             "ALTER TABLE chunks ADD COLUMN next_vector INTEGER",
             "CREATE INDEX chunks_next_vector ON chunks (next_vector) WHERE next_vector IS NOT NULL",
+        ),
+    ),
+    Migration(
+        3,
+        "attributes by value, chunks by range",
+        (
+            """
+            CREATE TABLE attributes (
+                store INTEGER NOT NULL,
+                name TEXT NOT NULL,
+                type TEXT NOT NULL,
+                value ANY NOT NULL,
+                store_file INTEGER NOT NULL,
+                PRIMARY KEY (store, name, type, value, store_file)
+            ) STRICT, WITHOUT ROWID
+            """,
+            "CREATE INDEX attributes_store_file ON attributes (store_file)",
+            "ALTER TABLE store_files ADD COLUMN first_chunk INTEGER",
+            "UPDATE store_files SET first_chunk = (SELECT min(id) FROM chunks WHERE store_file = store_files.key)",
+            _ATTRIBUTES.format(row="store_files", source="store_files CROSS JOIN "),
+            f"CREATE TRIGGER attributes_new AFTER INSERT ON store_files BEGIN {_ATTRIBUTES_NEW}; END",
+            f"CREATE TRIGGER attributes_gone AFTER DELETE ON store_files BEGIN {_ATTRIBUTES_OLD}; END",
+            "CREATE TRIGGER attributes_changed AFTER UPDATE OF attributes ON store_files BEGIN "
+            f"{_ATTRIBUTES_OLD}; {_ATTRIBUTES_NEW}; END",
         ),
     ),
 )

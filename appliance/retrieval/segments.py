@@ -99,6 +99,7 @@ class StoredPostings:
             raise DamagedError(f"{path.name} has other bytes than were written")
         self.ids: Ids = np.frombuffer(head, _HEAD[0], passages)
         self.lengths: NDArray[np.uint32] = np.frombuffer(head, _HEAD[1], passages, 8 * passages)
+        self.total = int(self.lengths.sum(dtype=np.int64))
         self.terms: Hashes = np.frombuffer(head, _HEAD[2], terms, 12 * passages)
         self.starts: NDArray[np.uint32] = np.frombuffer(head, _HEAD[3], terms + 1, 12 * passages + 8 * terms)
 

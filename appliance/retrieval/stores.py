@@ -115,8 +115,9 @@ class Stores:
         """Return one store."""
         return self._database.read(lambda each: to_store(each, self._store(each, store, tenant)))
 
-    def _store(self, connection: Connection, store: str, tenant: str) -> Row:
-        sql = f"SELECT * FROM stores WHERE id = :id AND tenant = :tenant AND {_VALID}"  # noqa: S608
+    def _store(self, connection: Connection, store: str, tenant: str | None) -> Row:
+        """Return a store of a tenant, or of any for None. Raises NotFoundError."""
+        sql = f"SELECT * FROM stores WHERE id = :id AND tenant = coalesce(:tenant, tenant) AND {_VALID}"  # noqa: S608
         values = {"id": store, "tenant": tenant, "now": self._clock.unix()}
         return one(connection, sql, values, f"vector store {store!r}")
 
@@ -327,11 +328,12 @@ class Stores:
 
     # Upkeep
 
-    async def rebuild(self, store: str, *, tenant: str) -> None:
+    async def rebuild(self, store: str, *, tenant: str | None) -> VectorStore:
         """Make a store's indexes anew from what is stored; searches go on meanwhile."""
         await self._upkeep.rebuild(self._key(store, tenant))
+        return self._database.read(lambda each: to_store(each, self._store(each, store, tenant)))
 
-    async def verify(self, store: str, *, tenant: str) -> Sequence[str]:
+    async def verify(self, store: str, *, tenant: str | None) -> Sequence[str]:
         """Return what is wrong with a store's indexes, one sentence each; nothing is the rule."""
         return await self._upkeep.verify(self._key(store, tenant))
 
@@ -348,7 +350,7 @@ class Stores:
         self._on_work()
         return found
 
-    def _key(self, store: str, tenant: str) -> int:
+    def _key(self, store: str, tenant: str | None) -> int:
         return int(self._database.read(lambda each: self._store(each, store, tenant))["key"])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 import numpy as np
@@ -13,7 +13,19 @@ from appliance.store.database import Connection, Database
 SLICE = 1000
 """Rows that one read returns; each has a snapshot of its own."""
 
+RANGE = "store_files.first_chunk, store_files.chunks"
+"""Which chunks a file has: quicker to read than their ids."""
+
 _IN_KEYWORDS = "FROM chunks c JOIN store_files w ON w.key = c.store_file WHERE w.stage IN ('keywords', 'done')"
+
+
+def chunk_ids(ranges: Iterable[tuple[int | None, int]]) -> Ids:
+    """Return the ids of the chunks of files, ascending, from their `RANGE`s; one that has none is left out."""
+    pairs = np.array([(first, count) for first, count in ranges if count], np.int64).reshape(-1, 2)
+    pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
+    firsts, counts = pairs[:, 0], pairs[:, 1]
+    behind = np.cumsum(counts)
+    return np.repeat(firsts - (behind - counts), counts) + np.arange(behind[-1] if len(behind) else 0)
 
 
 class StoredVectors:
@@ -31,10 +43,13 @@ class StoredVectors:
 
     def ids(self, store: int) -> Ids:
         """Return the ids of all chunks that have a vector, ascending; none for a store that does not exist."""
-        sql = "SELECT id FROM chunks WHERE store = ? AND vector IS NOT NULL ORDER BY id"
+        every = f"SELECT {RANGE} FROM store_files WHERE store = ?"  # noqa: S608
+        waiting = "SELECT id FROM chunks WHERE store = ? AND vector IS NULL ORDER BY id"
 
         def read(connection: Connection) -> Ids:
-            return np.fromiter((row[0] for row in connection.execute(sql, (store,))), np.int64)
+            ids = chunk_ids(tuple(row) for row in connection.execute(every, (store,)))
+            without = np.fromiter((row[0] for row in connection.execute(waiting, (store,))), np.int64)
+            return np.setdiff1d(ids, without, assume_unique=True) if len(without) else ids
 
         return self._database.read(read)
 
@@ -63,13 +78,9 @@ class StoredTexts:
 
     def ids(self, store: int | None = None) -> Ids:
         """Return the ids of all of them, or of those of one store, ascending."""
-        sql = f"SELECT c.id {_IN_KEYWORDS} AND :store IN (c.store, -1)"
+        sql = f"SELECT {RANGE} FROM store_files WHERE stage IN ('keywords', 'done') AND :store IN (store, -1)"  # noqa: S608
         values = {"store": -1 if store is None else store}
-
-        def read(connection: Connection) -> Ids:
-            return np.sort(np.fromiter((row[0] for row in connection.execute(sql, values)), np.int64))
-
-        return self._database.read(read)
+        return self._database.read(lambda each: chunk_ids(tuple(row) for row in each.execute(sql, values)))
 
     def rows(self, ids: Ids) -> Iterator[tuple[int, int, str]]:
         """Yield store, id and text of those of the chunks that are still there, ascending."""

@@ -178,9 +178,9 @@ class ScriptedStores:
         usage = sum(each.usage for each in found.files.values())
         return replace(found.store, counts=_counts(found.files.values()), usage=usage)
 
-    def _of(self, store: str, tenant: str) -> _Store:
+    def _of(self, store: str, tenant: str | None) -> _Store:
         found = self._stores.get(store)
-        if found is None or found.tenant != tenant:
+        if found is None or tenant not in (None, found.tenant):
             raise NotFoundError(f"There is no vector store {store!r}.")
         if not self.held:
             for name, each in found.files.items():
@@ -292,16 +292,16 @@ class ScriptedStores:
         place = (0, len(text), 3, ("Manual", "Filter"))
         return Hit(file.id, filename, score, text, *place, file.attributes, explanation)
 
-    async def rebuild(self, store: str, *, tenant: str) -> None:
-        self._of(store, tenant)
+    async def rebuild(self, store: str, *, tenant: str | None) -> VectorStore:
         self.rebuilt.append(store)
+        return self._of(store, tenant).store
 
     async def reembed(self, store: str, *, tenant: str) -> VectorStore:
         begun = replace(self._of(store, tenant).store, reembedding=Reembedding("", 0, 4))
         self.reembedded.append(store)
         return begun
 
-    async def verify(self, store: str, *, tenant: str) -> Sequence[str]:
+    async def verify(self, store: str, *, tenant: str | None) -> Sequence[str]:
         self._of(store, tenant)
         return self.problems
 

@@ -35,10 +35,13 @@ class PlainParser:
     def __init__(self) -> None:
         self.parsed: list[str] = []
         self.gate: asyncio.Event | None = None
+        self.errors: list[ApplianceError] = []
 
     async def parse(self, path: Path, filename: str, media_type: str) -> ParsedDocument:
         if self.gate is not None:
             await self.gate.wait()
+        if self.errors:
+            raise self.errors.pop(0)
         self.parsed.append(filename)
         text = (await asyncio.to_thread(path.read_bytes)).decode(errors="replace")
         if text.startswith("BAD"):

@@ -6,6 +6,7 @@ import json
 import operator
 import sqlite3
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,11 @@ from hypothesis import strategies as st
 from appliance.core.errors import InvalidRequestError
 from appliance.core.retrieval import AttributeValue, Comparison, Compound, Filter
 from appliance.retrieval.filters import MOST_COMPARISONS, MOST_DEPTH, MOST_KEY, MOST_TEXT, MOST_VALUES, condition
+from appliance.retrieval.passages import Passages
+from appliance.retrieval.schema import MIGRATIONS, open_retrieval
+from appliance.store.database import Connection, Database
 
+STORE = 7
 FILES: list[dict[str, AttributeValue]] = [
     {},
     {"year": 2020},
@@ -32,18 +37,27 @@ FILES: list[dict[str, AttributeValue]] = [
 @pytest.fixture(scope="module")
 def database() -> Iterator[sqlite3.Connection]:
     connection = sqlite3.connect(":memory:")
-    connection.execute("CREATE TABLE store_files (id INTEGER PRIMARY KEY, attributes TEXT NOT NULL)")
+    connection.execute(
+        "CREATE TABLE store_files (key INTEGER PRIMARY KEY, store INTEGER NOT NULL, attributes TEXT NOT NULL)"
+    )
+    connection.execute("CREATE TABLE chunks (id INTEGER PRIMARY KEY, store_file INTEGER)")
+    for statement in MIGRATIONS[2].statements:
+        connection.execute(statement)
     yield connection
     connection.close()
 
 
 def matching(database: sqlite3.Connection, wanted: Filter, files: list[dict[str, AttributeValue]]) -> list[int]:
     database.execute("DELETE FROM store_files")
-    rows = [(number, json.dumps(each, ensure_ascii=False)) for number, each in enumerate(files)]
-    database.executemany("INSERT INTO store_files VALUES (?, ?)", rows)
+    rows = [(number, STORE, json.dumps(each, ensure_ascii=False)) for number, each in enumerate(files)]
+    of_others = [(len(rows) + number, STORE + 1, attributes) for number, _, attributes in rows]
+    database.executemany("INSERT INTO store_files (key, store, attributes) VALUES (?, ?, ?)", rows + of_others)
     where = condition(wanted)
-    query = f"SELECT id FROM store_files WHERE {where.sql} ORDER BY id"
-    return [each for (each,) in database.execute(query, where.parameters)]
+    query = f"SELECT key FROM store_files WHERE store = ? AND ({where.sql}) ORDER BY key"
+    found = [each for (each,) in database.execute(query, (STORE, *where.parameters))]
+    query = f"SELECT key FROM store_files WHERE {where.indexed} ORDER BY key"
+    assert [each for (each,) in database.execute(query, (STORE, *where.parameters))] == found
+    return found
 
 
 @pytest.mark.parametrize(
@@ -189,3 +203,65 @@ def test_sql_finds_what_the_filter_means(
     database: sqlite3.Connection, wanted: Filter, attributes: dict[str, AttributeValue]
 ) -> None:
     assert bool(matching(database, wanted, [attributes])) == passes(wanted, attributes)
+
+
+def test_a_filter_sees_attributes_that_are_changed_and_none_of_what_is_gone(database: sqlite3.Connection) -> None:
+    wanted = condition(Comparison("in", "year", (1, 2)))
+    matching(database, Comparison("eq", "year", 1), [{"year": 1, "other": "x"}, {"year": 1}])
+    database.execute("UPDATE store_files SET attributes = '{\"year\": 2}' WHERE key = 0")
+    database.execute("DELETE FROM store_files WHERE key <> 0")
+    assert database.execute("SELECT * FROM attributes").fetchall() == [(STORE, "year", "integer", 2, 0)]
+    query = f"SELECT key FROM store_files WHERE {wanted.indexed}"
+    assert database.execute(query, (STORE, *wanted.parameters)).fetchall() == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "begins"),
+    [
+        (Comparison("eq", "a", 1), True),
+        (Comparison("ne", "a", 1), False),
+        (Compound("and", (Comparison("ne", "a", 1), Comparison("gt", "b", 1))), True),
+        (Compound("or", (Comparison("ne", "a", 1), Comparison("gt", "b", 1))), False),
+    ],
+)
+def test_only_files_that_have_an_attribute_are_looked_at_where_that_will_do(
+    database: sqlite3.Connection, wanted: Filter, begins: bool
+) -> None:
+    found = condition(wanted)
+    query = f"EXPLAIN QUERY PLAN SELECT key FROM store_files WHERE {found.indexed}"
+    plan = [row[3] for row in database.execute(query, (STORE, *found.parameters))]
+    assert ("SEARCH store_files USING INTEGER PRIMARY KEY (rowid=?)" in plan) is begins
+
+
+def test_attributes_of_files_that_were_there_before_are_filtered_by(tmp_path: Path) -> None:
+    old = Database(tmp_path / "retrieval.db", migrations=MIGRATIONS[:2])
+    old.write_blocking(
+        lambda each: each.execute(
+            "INSERT INTO stores (key, id, tenant, name, description, metadata, created, last_active)"
+            " VALUES (7, 'vs_1', '', '', '', '{}', 0, 0)"
+        ).fetchall()
+    )
+    for key, attributes in ((1, '{"year": 2020, "month": "May"}'), (2, "{}"), (3, '{"year": 2021}')):
+        file = "INSERT INTO files VALUES (?, ?, '', 'a', 'assistants', 1, 'text/plain', 0, NULL)"
+        store_file = (
+            "INSERT INTO store_files (key, store, file, created, status, stage, attributes, most_tokens,"
+            " overlap_tokens, batch, chunks) VALUES (?1, 7, ?1, 0, 'completed', 'done', ?2, 1, 0, '', 2)"
+        )
+        chunk = (
+            'INSERT INTO chunks (id, store, store_file, position, text, start, "end", heading, tokens, text_hash)'
+            " VALUES (?1 * 10 + ?2, 7, ?1, ?2, '', 0, 0, '[]', 0, zeroblob(32))"
+        )
+
+        def write(connection: Connection) -> None:
+            connection.execute(file, (key, str(key)))  # noqa: B023  (it is done)
+            connection.execute(store_file, (key, attributes))  # noqa: B023
+            connection.executemany(chunk, [(key, 0), (key, 1)])  # noqa: B023
+
+        old.write_blocking(write)
+    old.close()
+    database = open_retrieval(tmp_path / "retrieval.db")
+    passages = Passages(database)
+    assert passages.allowed(7, condition(Comparison("gt", "year", 2020))).tolist() == [30, 31]
+    assert passages.allowed(7, condition(Comparison("ne", "year", 2020))).tolist() == [20, 21, 30, 31]
+    assert passages.allowed(7, condition(Comparison("eq", "month", "June"))).tolist() == []
+    database.close()

@@ -15,6 +15,9 @@ from appliance.core.errors import (
     UnavailableError,
 )
 from appliance.core.retrieval import Chunking, NewStoreFile
+from appliance.retrieval import documents
+from appliance.retrieval.jobs import MOST_ATTEMPTS
+from appliance.retrieval.parts import ParserDownError
 from tests.retrieval.boxes import CountingEmbedder, box
 
 pytestmark = pytest.mark.anyio
@@ -110,6 +113,29 @@ async def test_a_busy_embedder_is_asked_again_after_what_it_says(tmp_path: Path)
         await each.until_through(store.id)
         assert each.embedder.errors == []
         assert each.documents.stores.get_file(store.id, file.id, tenant="").embedded == 1
+
+
+@pytest.mark.parametrize("tries", [MOST_ATTEMPTS - 1, MOST_ATTEMPTS])
+async def test_files_fail_with_the_reason_when_the_parser_has_not_started_for_so_many_tries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tries: int
+) -> None:
+    monkeypatch.setattr(documents, "BACK_OFF_S", (0.01, 0.01))
+    async with box(tmp_path) as each:
+        each.parser.errors = [ParserDownError("It cannot be started: no memory.") for _ in range(tries)]
+        store = each.documents.stores.create(tenant="")
+        files = [await each.upload(f"pump {number}") for number in range(2)]
+        await each.add(store.id, *(file.id for file in files))
+        await each.until_through(store.id)
+        found = [each.documents.stores.get_file(store.id, file.id, tenant="") for file in files]
+        if tries < MOST_ATTEMPTS:
+            assert [file.status for file in found] == ["completed"] * 2
+        else:
+            assert [(file.status, file.error_code) for file in found] == [("failed", "server_error")] * 2
+            assert all("no memory" in file.error for file in found)
+        assert each.parser.errors == []
+        await each.add(store.id, (await each.upload("valve")).id)
+        await each.until_through(store.id)
+        assert each.keyword_hits("valve") == ["valve"], "it goes on"
 
 
 async def test_without_an_embedder_files_are_searchable_by_keyword(tmp_path: Path) -> None:

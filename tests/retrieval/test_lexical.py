@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from appliance.core import words
-from appliance.core.errors import ConflictError, StorageError
+from appliance.core.errors import ConflictError, StorageError, UnavailableError
 from appliance.retrieval import lexical
 from appliance.retrieval.lexical import KeywordIndex
 from appliance.retrieval.postings import term_hash
@@ -252,6 +252,8 @@ def test_a_file_that_is_not_as_it_was_is_noticed_and_rebuilt(
         opened.add(1, [(50, "pump")])
     with closing(KeywordIndex(folder)) as opened:
         assert opened.verify(), "it says so until it is rebuilt"
+        with pytest.raises(UnavailableError, match="damaged"):
+            opened.search(1, "pump", 10)
         assert opened.chunk_ids().tolist() == [50]
         opened.rebuild((1, *row) for row in enumerate(TEXTS, 1))
         assert opened.verify() == []

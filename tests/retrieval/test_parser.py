@@ -7,6 +7,7 @@ import contextlib
 import os
 import random
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from appliance.retrieval.parsing import child, parser, process
 from appliance.retrieval.parsing.document import ParsedDocument
 from appliance.retrieval.parsing.parser import DocumentParser
 from appliance.retrieval.parsing.process import Guard
+from appliance.retrieval.parts import ParserDownError
 from tests.retrieval import documents
 from tests.retrieval.documents import media_type, pdf_bomb, write_docx, write_mail, write_pdf, write_xlsx
 
@@ -352,6 +354,17 @@ async def test_who_leaves_ends_the_work(documents_parser: DocumentParser, tmp_pa
         async with asyncio.timeout(0.5):
             await documents_parser.parse(path, path.name, "text/html")
     assert documents_parser._child is None
+    await assert_next_file_is_read(documents_parser, tmp_path)
+
+
+@pytest.mark.parametrize("program", ["/no/such/python", "/bin/false"])
+async def test_a_parser_that_does_not_start_says_so(
+    documents_parser: DocumentParser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "executable", program)
+        with pytest.raises(ParserDownError, match="start"):
+            await documents_parser.parse(tmp_path / "a.txt", "a.txt", "text/plain")
     await assert_next_file_is_read(documents_parser, tmp_path)
 
 

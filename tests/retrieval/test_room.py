@@ -54,7 +54,7 @@ async def room(folder: Path) -> AsyncIterator[Documents]:
         tensors=NOBODY,
     )
     async with opened as documents, asyncio.TaskGroup() as tasks:
-        assert isinstance(documents, Documents), "nobody else has the folder"
+        assert isinstance(documents, Documents), "another process has the folder"
         work = tasks.create_task(documents.run())
         try:
             yield documents

@@ -29,7 +29,7 @@ from appliance.retrieval.lexical import KeywordIndex
 from appliance.retrieval.passages import Passages
 from appliance.retrieval.schema import open_retrieval
 from appliance.retrieval.search import LONGEST_QUERY, MOST_HITS, MOST_QUERIES, Reranking, Search
-from appliance.retrieval.truth import StoredVectors
+from appliance.retrieval.truth import StoredTexts, StoredVectors
 from appliance.retrieval.vectors import VectorIndexes
 from appliance.store.database import Connection, Database
 
@@ -152,6 +152,11 @@ def add_chunk(connection: Connection, store_file: int, position: int, text: str,
         'INSERT INTO chunks (store, store_file, position, text, start, "end", page, heading, tokens, text_hash,'
         " vector) SELECT 1, ?, ?, ?, ?, ?, 3, '[\"Chapter\"]', ?, ?, id FROM vectors WHERE text_hash = ?",
         (store_file, position, text, start, start + len(text), len(text.split()), digest, digest),
+    )
+    connection.execute(
+        "UPDATE store_files SET chunks = chunks + 1, first_chunk = coalesce(first_chunk, last_insert_rowid())"
+        " WHERE key = ?",
+        (store_file,),
     )
 
 
@@ -331,6 +336,19 @@ async def test_a_broken_keyword_index_leaves_the_meanings(shelf: Shelf) -> None:
     shelf.embedder.errors.append(UnavailableError("No model."))
     with pytest.raises(StorageError):
         await shelf.ask("pump oil")
+
+
+async def test_a_damaged_keyword_index_takes_no_part_until_it_is_rebuilt(shelf: Shelf, tmp_path: Path) -> None:
+    folder = tmp_path / "keywords"
+    shelf.keywords.close()
+    (folder / "manifest.json").write_bytes(b"")
+    shelf.keywords = shelf.search._keywords = KeywordIndex(folder)
+    assert (await shelf.ask("pump oil")).legs == ["semantic"]
+    with pytest.raises(UnavailableError, match="made anew"):
+        await shelf.ask("pump oil", mode="keyword")
+    texts = StoredTexts(shelf.database)
+    shelf.keywords.rebuild(texts.rows(texts.ids()))
+    assert (await shelf.ask("pump oil")).legs == ["keyword", "semantic"]
 
 
 async def test_a_late_semantic_leg_is_left_out(shelf: Shelf) -> None:

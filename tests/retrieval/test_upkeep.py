@@ -47,3 +47,14 @@ async def test_anothers_store_is_neither_checked_nor_rebuilt(tmp_path: Path) -> 
         for work in (one.documents.stores.verify, one.documents.stores.rebuild):
             with pytest.raises(NotFoundError, match=store):
                 await work(store, tenant="another")
+
+
+async def test_an_administrator_checks_and_rebuilds_the_store_of_any_tenant(tmp_path: Path) -> None:
+    async with box(tmp_path) as one:
+        store = one.documents.stores.create(tenant="another").id
+        await one.add(store, (await one.upload("heat pump", tenant="another")).id, tenant="another")
+        await one.until(lambda: one.rows("SELECT stage FROM store_files") == [("done",)])
+        one.keywords.remove([1])
+        assert len(await one.documents.stores.verify(store, tenant=None)) == 1
+        assert (await one.documents.stores.rebuild(store, tenant=None)).id == store
+        assert await one.documents.stores.verify(store, tenant=None) == []

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.core.errors import InvalidRequestError, UnavailableError
+from appliance.core.errors import InvalidRequestError
 from appliance.retrieval.parsing.document import BETWEEN, Block, ParsedDocument
 from appliance.retrieval.parsing.protocol import (
     HEADER_BYTES,
@@ -26,6 +26,7 @@ from appliance.retrieval.parsing.protocol import (
     Strip,
     to_frame,
 )
+from appliance.retrieval.parts import ParserDownError
 
 START_TIMEOUT_S = 60.0
 """For Python to start; well under a second, but slow storage may be busy."""
@@ -57,7 +58,7 @@ class ParserChild:
         """Start a process and wait until it is ready.
 
         Raises:
-            UnavailableError: It cannot be started.
+            ParserDownError: It cannot be started.
         """
         advice = "The machine may be out of memory or processes; `appliance doctor` looks."
         try:
@@ -72,7 +73,7 @@ class ParserChild:
                 start_new_session=True,  # Ctrl-C in a terminal is for the server alone
             )
         except OSError as error:
-            raise UnavailableError(
+            raise ParserDownError(
                 f"The process that takes text from files cannot be started: {error.strerror}.", advice=advice
             ) from error
         child = cls(process)
@@ -82,7 +83,7 @@ class ParserChild:
                 await child._receive()
             ready = True
         except (TimeoutError, ChildDiedError) as error:
-            raise UnavailableError("The process that takes text from files did not start.", advice=advice) from error
+            raise ParserDownError("The process that takes text from files did not start.", advice=advice) from error
         finally:
             if not ready:
                 await child.stop()

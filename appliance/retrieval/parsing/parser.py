@@ -51,7 +51,8 @@ class DocumentParser:
         Raises:
             InvalidRequestError: `unsupported_file`, no text is taken from its type; or `invalid_file`, it is damaged,
                 hostile or over a limit.
-            UnavailableError: The child cannot be started, or the parser is closed.
+            ParserDownError: The child cannot be started.
+            UnavailableError: The parser is closed.
         """
         job = Job(str(path), media_type, self._timeout_s, self._max_characters)
         return await self._ask(lambda child: child.parse(job), filename)

@@ -113,10 +113,14 @@ def _insert(connection: Connection, first: int, texts: Sequence[str], rows: Floa
     connection.executemany(
         """
         INSERT INTO store_files
-            (key, store, file, created, status, stage, attributes, most_tokens, overlap_tokens, batch, chunks, embedded)
-        VALUES (?, ?, ?, 0, 'completed', 'done', ?, 320, 40, '', ?, ?)
+            (key, store, file, created, status, stage, attributes, most_tokens, overlap_tokens, batch, first_chunk,
+            chunks, embedded)
+        VALUES (?, ?, ?, 0, 'completed', 'done', ?, 320, 40, '', ?, ?, ?)
         """,
-        [(key, KEY, key, _attributes(key - 1), TEXTS_A_FILE, TEXTS_A_FILE) for key in files],
+        [
+            (key, KEY, key, _attributes(key - 1), 1 + (key - 1) * TEXTS_A_FILE, TEXTS_A_FILE, TEXTS_A_FILE)
+            for key in files
+        ],
     )
     hashes = [hashlib.sha256(f"{number}".encode()).digest() for number in numbers]
     connection.executemany(
@@ -157,10 +161,11 @@ async def search(corpus: Corpus, home: Path) -> Searched:
     embedder = KnownQueries(corpus)
     queries, settings = corpus.query_texts(), Settings(data_dir=home)
     began = time.perf_counter()
-    async with open_documents(
+    opened = open_documents(
         settings, SystemClock(), models=embedder, counter=nothing, rerankers=nothing, tensors=nothing
-    ) as room:
-        assert isinstance(room, Documents), "nobody else has the folder"
+    )
+    async with opened as room:
+        assert isinstance(room, Documents), "another process has the folder"
         await room.check_keywords()
         await _hybrid(room, queries[:1])
         start_s = time.perf_counter() - began
