@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 import sdnotify
 import uvloop
 
+from appliance.agents.registry import ToolRegistry
+from appliance.agents.responder import Responder, loop_limits
 from appliance.api.app import create_app
 from appliance.api.exposure import check_exposure
 from appliance.api.server import HttpServer
@@ -62,6 +64,7 @@ class Appliance:
     floor: ServingFloor
     documents: Documents
     sessions: Sessions
+    agents: Responder
     server: HttpServer
     systemd: sdnotify.SystemdNotifier
     port: int = 0
@@ -86,6 +89,7 @@ class Appliance:
             ]
             running.append(tasks.create_task(self.documents.run(), name="documents"))
             running.append(tasks.create_task(self.sessions.upkeep.run(), name="sessions"))
+            running.append(tasks.create_task(self.agents.run(), name="responses"))
             running.append(tasks.create_task(self._tell_systemd(), name="systemd"))
             await self._stop.wait()
             LOGGER.info("stopping: open requests have %g s to end", self.settings.shutdown_grace_s)
@@ -97,6 +101,7 @@ class Appliance:
 
     def _drain(self) -> None:
         self.floor.drain()
+        self.agents.drain()
         self.server.stop()
 
     async def _run_models(self, http: asyncio.Task[None], run: Callable[[], Awaitable[None]]) -> None:
@@ -177,6 +182,16 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
             )
         )
         sessions = await stack.enter_async_context(open_sessions(settings, SystemClock()))
+        agents = Responder(
+            models=floor.text,
+            conversations=sessions.conversations,
+            responses=sessions.responses,
+            tools=ToolRegistry({}),
+            metrics=metrics.responses,
+            clock=SystemClock(),
+            limits=loop_limits(settings),
+            most_in_background=settings.max_background_responses,
+        )
         app = create_app(
             settings=settings,
             text_models=floor.text,
@@ -185,6 +200,7 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
             tensor_models=floor.tensors,
             files=documents.files,
             vector_stores=documents.stores,
+            agents=agents,
             conversations=sessions.conversations,
             tunable_models=floor.tuning,
             keys=keys,
@@ -194,7 +210,7 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
         systemd = sdnotify.SystemdNotifier()
         if systemd.socket is not None:
             stack.callback(systemd.socket.close)
-        yield Appliance(settings, floor, documents, sessions, HttpServer(app, settings), systemd)
+        yield Appliance(settings, floor, documents, sessions, agents, HttpServer(app, settings), systemd)
 
 
 def serve(settings: Settings) -> int:

@@ -32,6 +32,7 @@ HOMES = {
     "httptools": ("bench/",),
     "jinja2": ("serving/template_process.py", "serving/template_child.py"),
     "llama_cpp": ("engine/llama/",),
+    "llguidance": ("engine/llama/",),
     "lxml": ("retrieval/parsing/",),
     "markdown_it": ("retrieval/parsing/",),
     "ml_dtypes": ("api/oip/", "engine/onnx/"),

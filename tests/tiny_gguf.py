@@ -65,6 +65,7 @@ def write_tiny_llama(
     quantisation: Quantisation = "f32",
     architecture: Architecture = "llama",
     pooling: gguf.PoolingType | None = None,
+    marks: Sequence[str] = (),
 ) -> Path:
     """Write a model and return its path; the same arguments write the same bytes.
 
@@ -82,6 +83,7 @@ def write_tiny_llama(
         architecture: `llama` (full attention), `gemma2` and `gemma3` (sliding window), `mamba` and `rwkv7` (recurrent),
             `jamba` (a hybrid of mamba and full attention) or `lfm2` (one of short convolutions and a sliding window).
         pooling: What the header says of it, as embedding models do, or None to say nothing.
+        marks: Further control tokens; they have the last ids.
     """
     if architecture == "rwkv7":
         embedding = -(-embedding // RWKV_HEAD_SIZE) * RWKV_HEAD_SIZE
@@ -99,7 +101,7 @@ def write_tiny_llama(
     writer.add_layer_norm_rms_eps(1e-5)
     if pooling is not None:
         writer.add_pooling_type(pooling)
-    _add_tokenizer(writer, vocabulary_size, chat_template)
+    _add_tokenizer(writer, vocabulary_size, chat_template, marks)
     model = _Model(np.random.default_rng(seed), layers, embedding, heads, vocabulary_size)
     for name, weights in _ARCHITECTURES[architecture](writer, model).items():
         _add_tensor(writer, name, weights, quantisation)
@@ -275,7 +277,7 @@ def _add_word_pieces(writer: gguf.GGUFWriter) -> list[str]:
     kinds = [gguf.TokenType.CONTROL] * len(BERT_CONTROL_TOKENS)
     writer.add_tokenizer_model("bert")
     writer.add_token_list(tokens)
-    writer.add_token_types(kinds + [gguf.TokenType.NORMAL] * (len(tokens) - len(kinds)))
+    writer.add_token_types(kinds)
     writer.add_token_type_count(2)
     writer.add_bos_token_id(BERT_START_TOKEN_ID)
     writer.add_sep_token_id(BERT_END_TOKEN_ID)
@@ -537,11 +539,14 @@ def _add_tensor(writer: gguf.GGUFWriter, name: str, weights: Weights, quantisati
         writer.add_tensor(name, weights)
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, vocabulary_size: int, chat_template: str | None) -> None:
+def _add_tokenizer(
+    writer: gguf.GGUFWriter, vocabulary_size: int, chat_template: str | None, marks: Sequence[str] = ()
+) -> None:
     letters = list(_byte_letters().values())
-    merges = _train_merges(vocabulary_size - len(CONTROL_TOKENS) - len(letters))
-    tokens = [*CONTROL_TOKENS, *letters, *("".join(pair) for pair in merges)]
-    kinds: list[Any] = [gguf.TokenType.CONTROL] * len(CONTROL_TOKENS)
+    merges = _train_merges(vocabulary_size - len(CONTROL_TOKENS) - len(letters) - len(marks))
+    tokens = [*CONTROL_TOKENS, *letters, *("".join(pair) for pair in merges), *marks]
+    normal: Any = gguf.TokenType.NORMAL
+    kinds = [gguf.TokenType.CONTROL if each in (*CONTROL_TOKENS, *marks) else normal for each in tokens]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)

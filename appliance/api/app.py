@@ -29,6 +29,7 @@ from appliance.api.openai.conversation_operations import conversation_operations
 from appliance.api.openai.embeddings import EmbeddingList, EmbeddingResource, EmbeddingsRequest
 from appliance.api.openai.models import ModelList, ModelResponse, Models
 from appliance.api.openai.rerank import RerankingRequest, RerankResource, RerankResponse
+from appliance.api.openai.response_operations import response_operations
 from appliance.api.openai.retrieval_operations import retrieval_operations
 from appliance.api.openai.tokenize import Tokenize, TokenizeChatRequest, TokenizeResponse, TokenizeTextRequest
 from appliance.api.openapi import openapi_document
@@ -39,6 +40,7 @@ from appliance.observe.metrics import Metrics
 
 if TYPE_CHECKING:
     from appliance.api.auth import Keys
+    from appliance.core.agents import Agents
     from appliance.core.encoders import TextClassifiers
     from appliance.core.retrieval import Files, VectorStores
     from appliance.core.sessions import Conversations
@@ -58,6 +60,7 @@ def create_app(
     tensor_models: TensorModels,
     files: Files,
     vector_stores: VectorStores,
+    agents: Agents,
     conversations: Conversations,
     tunable_models: TunableModels,
     keys: Keys,
@@ -77,6 +80,7 @@ def create_app(
         tensor_models: What turns tensors into tensors.
         files: What was uploaded.
         vector_stores: What can be searched.
+        agents: What answers `/v1/responses`.
         conversations: What was said.
         tunable_models: What can be changed while it runs.
         keys: The API keys.
@@ -89,6 +93,7 @@ def create_app(
         *openai_operations(settings, text_models),
         *encoder_operations(settings, embedding_models, classifiers),
         *retrieval_operations(settings, files, vector_stores),
+        *response_operations(settings, agents),
         *conversation_operations(conversations),
         *inference_operations(settings, tensor_models, health),
         *admin_operations(tunable_models),

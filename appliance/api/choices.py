@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from appliance.core.errors import ApplianceError, EngineError
+from appliance.core.tools import ToolCallDelta
 from appliance.core.types import Delta, Generation, GenerationRequest, TextModels, Timings, Usage
 
 Take = Callable[[Sequence[Delta]], Awaitable[None]]
@@ -37,6 +38,18 @@ def _merged(deltas: Sequence[Delta]) -> Delta:
         token_count=sum(each.token_count for each in deltas),
         logprobs=tuple(logprob for each in deltas for logprob in each.logprobs),
         finish_reason=deltas[-1].finish_reason,
+        tool_calls=_merged_calls([call for each in deltas for call in each.tool_calls]),
+    )
+
+
+def _merged_calls(deltas: Sequence[ToolCallDelta]) -> tuple[ToolCallDelta, ...]:
+    """Return one delta for each call that gained something."""
+    of_call: dict[int, list[ToolCallDelta]] = {}
+    for delta in deltas:
+        of_call.setdefault(delta.index, []).append(delta)
+    return tuple(
+        replace(first, arguments=first.arguments + "".join(each.arguments for each in more))
+        for first, *more in of_call.values()
     )
 
 

@@ -29,7 +29,7 @@ _MEANINGS = {
     400: "The request is wrong; `param` says where.",
     401: "No API key, or one that is not valid.",
     403: "The API key lacks the scope, or the request comes from a foreign web page.",
-    404: "There is no such model, file, vector store, conversation or item.",
+    404: "There is no such model, file, vector store, conversation, item or response.",
     409: "It was changed meanwhile; nothing was done.",
     413: "The request body is too large.",
     415: "The request body has another media type.",

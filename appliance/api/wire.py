@@ -178,9 +178,19 @@ _EXPLANATIONS: tuple[tuple[re.Pattern[str], str, str], ...] = (
         "the models here read text; parts of other types (images, audio, files) are not supported",
     ),
     (
-        re.compile(r"messages\[\d+\]\.(tool_calls|function_call).*"),
+        re.compile(r"messages\[\d+\]\.function_call"),
         "unsupported_parameter",
-        "tool calls are not supported",
+        "it is the older form of `tool_calls`",
+    ),
+    (
+        re.compile(r"tools\[\d+\]\.type"),
+        "unsupported_parameter",
+        "the tools of chat completions are functions",
+    ),
+    (
+        re.compile(r"tools\[\d+\]\.function\.name"),
+        "invalid_value",
+        "a name has at most 64 letters, digits, `_` and `-`",
     ),
     (re.compile(r"messages\[\d+\]\.audio"), "unsupported_parameter", "audio is not supported"),
     (
@@ -223,7 +233,7 @@ def _explain(path: str, problem: str) -> InvalidRequestError | None:
         if pattern.fullmatch(path):
             return InvalidRequestError(f"{path}: {problem}; {words}.", param=path, code=code)
     if re.fullmatch(r"messages\[\d+\]\.content", path) and "`null`" in problem:
-        words = "a message needs text; assistant messages that hold only tool calls are not supported"
+        words = "a message needs text, unless it is the assistant's and has tool calls"
         return InvalidRequestError(f"{path}: {problem}; {words}.", param=path, code="invalid_value")
     return None
 

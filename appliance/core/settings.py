@@ -164,6 +164,18 @@ class Settings:
     max_embedding_tokens: Annotated[int, Meta(ge=16, le=2**20)] = _setting(
         2048, "Longest input of an embedding in tokens, where the model was not trained on less"
     )
+    max_loop_steps: Annotated[int, Meta(ge=1, le=1000)] = _setting(
+        12, "Times that a response may ask its model; the last time no tool is offered"
+    )
+    max_tool_calls: Annotated[int, Meta(ge=1, le=1000)] = _setting(16, "Calls of built-in tools of one response")
+    loop_timeout_s: Seconds = _setting(120.0, "Time after which a response makes no further call of a tool")
+    tool_timeout_s: Seconds = _setting(30.0, "Longest time of one call of a built-in tool")
+    max_tool_result_bytes: Annotated[int, Meta(ge=64, le=2**24)] = _setting(
+        8192, "Of a tool's result, what the model is shown; the rest is kept with the response"
+    )
+    max_background_responses: Count = _setting(
+        64, "Responses that run in the background at once; one more is answered 429"
+    )
     header_timeout_s: Seconds = _setting(10.0, "Longest time for a client to send a request head")
     body_timeout_s: Seconds = _setting(60.0, "Longest time for a client to send a request body; of a file, each MiB")
     write_timeout_s: Seconds = _setting(60.0, "Longest time for a client to take in what is written to it")

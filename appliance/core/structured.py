@@ -16,8 +16,10 @@ class Grammar:
     Attributes:
         text: The JSON Schema as JSON, the expression or the grammar; "" for any JSON object.
         param: The request's field that it came in, for errors.
+        strict: Whether a JSON Schema must keep OpenAI's rules for `strict`.
     """
 
     kind: GrammarKind
     text: str = ""
     param: str = "response_format"
+    strict: bool = False

@@ -62,6 +62,7 @@ class SamplingParams:
         top_logprobs: None gives no log probabilities; k >= 0 gives the chosen token's and the k likeliest.
         ignore_eos: Do not end at the model's end-of-generation tokens.
         grammar: What the text must look like, or None.
+        shown_tokens: Control tokens whose name is part of the text, as the marks of tool calls; others stand for none.
     """
 
     temperature: float = 1.0
@@ -81,6 +82,7 @@ class SamplingParams:
     top_logprobs: int | None = None
     ignore_eos: bool = False
     grammar: Grammar | None = None
+    shown_tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Sequence
 from itertools import accumulate
-from typing import TypeVar
+from typing import TypeVar, get_args, get_type_hints
 
 from prometheus_client import (
     CollectorRegistry,
@@ -30,6 +30,8 @@ from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricF
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from appliance.core.sessions import ResponseStatus
+from appliance.core.tools import ToolResult
 from appliance.core.types import FinishReason
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -70,6 +72,7 @@ class Metrics:
         self._http_requests = Counter(
             f"{PREFIX}http_requests", "HTTP requests answered", ["route", "status"], registry=self.registry
         )
+        self.responses = ResponseMetrics(self.registry)
         self._http_running = Gauge(
             f"{PREFIX}http_requests_in_progress", "HTTP requests being answered", registry=self.registry
         )
@@ -116,6 +119,27 @@ class Metrics:
         """
         self._http_running.dec()
         self._http_requests.labels(route, str(status)).inc()
+
+
+class ResponseMetrics:
+    """The series of `/v1/responses`."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Make every series at 0; `Metrics` has the one of the process."""
+        self._ended = Counter(f"{PREFIX}responses", "Responses that ended", ["status"], registry=registry)
+        self._called = Counter(f"{PREFIX}tool_calls", "Calls of built-in tools", ["outcome"], registry=registry)
+        for status in get_args(ResponseStatus)[2:]:
+            self._ended.labels(status)
+        for kind in get_args(get_type_hints(ToolResult)["kind"]):
+            self._called.labels(kind)
+
+    def response_ended(self, status: ResponseStatus) -> None:
+        """Count a response that ended."""
+        self._ended.labels(status).inc()
+
+    def tool_called(self, outcome: str) -> None:
+        """Count a call of a built-in tool by what became of it: a `kind` of `ToolResult`."""
+        self._called.labels(outcome).inc()
 
 
 class TokenSeries:

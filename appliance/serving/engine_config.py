@@ -8,6 +8,8 @@ from appliance.engine.llama.engine import LlamaEngine
 from appliance.observe.resources import physical_cores
 from appliance.registry.versions import RegisteredModel
 from appliance.serving.prompts import PromptRenderer
+from appliance.serving.tools.dialects import tool_style
+from appliance.serving.tools.offer import ModelTools
 
 
 def engine_config(settings: Settings, registered: RegisteredModel) -> EngineConfig:
@@ -46,3 +48,14 @@ def renderer(settings: Settings, registered: RegisteredModel, engine: LlamaEngin
         max_bytes=settings.max_rendered_bytes,
         control_texts=engine.control_texts,
     )
+
+
+async def model_tools(registered: RegisteredModel, engine: LlamaEngine) -> ModelTools:
+    """Return how a model is told of tools and calls them."""
+    style = tool_style(registered.chat_template or engine.chat_template or "")
+    tokens = {}
+    for mark in style.dialect.marks:
+        found = await engine.tokenize(mark, add_special=False, parse_special=True)
+        if len(found) == 1 and not engine.piece(found[0]):
+            tokens[mark] = found[0]
+    return ModelTools(style, tokens)

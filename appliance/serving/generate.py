@@ -8,10 +8,24 @@ from dataclasses import replace
 from typing import Protocol
 
 from appliance.core.errors import InvalidRequestError
-from appliance.core.types import ChatMessage, Generation, GenerationRequest, ModelCard, Prompt, Tokenization
+from appliance.core.types import (
+    ChatMessage,
+    Generation,
+    GenerationRequest,
+    ModelCard,
+    Prompt,
+    SamplingParams,
+    Tokenization,
+)
 from appliance.registry.versions import RegisteredModel, Registry
 from appliance.serving.loaded import LoadedModels
+from appliance.serving.prompts import PromptRenderer
 from appliance.serving.route import LoadedModel
+from appliance.serving.structured import prepared
+from appliance.serving.template_protocol import Segment
+from appliance.serving.tools.generation import ToolCallGeneration, new_call_id
+from appliance.serving.tools.messages import without_system
+from appliance.serving.tools.offer import offers_tools
 
 
 class Named(Protocol):
@@ -41,14 +55,19 @@ class TextGeneration:
         """Accept a request; see `core.types.TextModels.generate`."""
         began = time.monotonic()
         async with self._models.lease(request.model) as route:
-            tokens = await prompt_tokens(route.model, request.prompt)
-            left_s = None if request.deadline_s is None else max(0.0, request.deadline_s - (time.monotonic() - began))
-            sampling = request.sampling
+            tools = route.model.tools
+            if (given := request.sampling.grammar) is not None:
+                request = replace(request, sampling=replace(request.sampling, grammar=prepared(given)))
+            sampling = tools.sampling(request)
+            tokens = await prompt_tokens(route.model, request.prompt, request=request)
             if isinstance(request.prompt, tuple):
                 sampling = replace(sampling, stop=(*sampling.stop, *route.model.registered.stop))
-            return route.submit(
+            constraints = await route.model.engine.grammars.constrain(sampling.grammar, request.n)
+            left_s = None if request.deadline_s is None else max(0.0, request.deadline_s - (time.monotonic() - began))
+            generation = route.submit(
                 tokens,
                 sampling,
+                constraints=constraints,
                 n=request.n,
                 priority=request.priority,
                 tenant=request.tenant,
@@ -56,6 +75,9 @@ class TextGeneration:
                 pinned=request.pinned,
                 deadline_s=left_s,
             )
+            if not offers_tools(request):
+                return generation
+            return ToolCallGeneration(generation, lambda: tools.reader(request, new_call_id))
 
     async def tokenize(
         self, model: str, prompt: Prompt, *, add_special: bool = True, parse_special: bool = False
@@ -69,9 +91,14 @@ class TextGeneration:
 
 
 async def prompt_tokens(
-    model: LoadedModel, prompt: Prompt, *, add_special: bool = True, parse_special: bool = True
+    model: LoadedModel,
+    prompt: Prompt,
+    *,
+    add_special: bool = True,
+    parse_special: bool = True,
+    request: GenerationRequest | None = None,
 ) -> Sequence[int]:
-    """Return a prompt's token ids.
+    """Return a prompt's token ids; messages are told of the tools that a request offers.
 
     Text to complete is the caller's own prompt as a whole, so control tokens in it count by default; messages are parts
     of a prompt that the chat template writes, and cannot bring any in.
@@ -83,11 +110,12 @@ async def prompt_tokens(
     if isinstance(prompt, str):
         return await model.engine.tokenize(prompt, add_special=add_special, parse_special=parse_special)
     if prompt and isinstance(prompt[0], ChatMessage):
-        return await _chat_tokens(model, [each for each in prompt if isinstance(each, ChatMessage)])
+        offer = request or GenerationRequest(model.registered.full_name, prompt, SamplingParams())
+        return await _chat_tokens(model, [each for each in prompt if isinstance(each, ChatMessage)], offer)
     return [each for each in prompt if isinstance(each, int)]
 
 
-async def _chat_tokens(model: LoadedModel, messages: Sequence[ChatMessage]) -> list[int]:
+async def _chat_tokens(model: LoadedModel, messages: Sequence[ChatMessage], offer: GenerationRequest) -> list[int]:
     if model.renderer is None:
         raise InvalidRequestError(
             f"{model.registered.full_name} has no chat template.",
@@ -97,10 +125,23 @@ async def _chat_tokens(model: LoadedModel, messages: Sequence[ChatMessage]) -> l
         )
     engine = model.engine
     tokens: list[int] = []
-    for index, (text, may_hold_control_tokens) in enumerate(await model.renderer.render_segments(messages)):
+    for index, (text, may_hold_control_tokens) in enumerate(await _segments(model, model.renderer, messages, offer)):
         begins = index == 0 and not (engine.begin_text and text.startswith(engine.begin_text))
         tokens += await engine.tokenize(text, add_special=begins, parse_special=may_hold_control_tokens)
     return tokens
+
+
+async def _segments(
+    model: LoadedModel, renderer: PromptRenderer, messages: Sequence[ChatMessage], offer: GenerationRequest
+) -> Sequence[Segment]:
+    told, extra = model.tools.conversation(offer, messages)
+    try:
+        return await renderer.render_segments(told, extra=extra)
+    except InvalidRequestError as error:
+        was_added = bool(told) and told[0].role == "system" and (not messages or messages[0].role != "system")
+        if error.code != "chat_template_refused" or not was_added:
+            raise
+    return await renderer.render_segments(without_system(told), extra=extra)
 
 
 def _card(model: RegisteredModel, *, loaded: bool) -> ModelCard:

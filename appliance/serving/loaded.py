@@ -33,7 +33,7 @@ from appliance.observe.metrics import Metrics
 from appliance.observe.resources import memory
 from appliance.registry.versions import RegisteredModel, Registry
 from appliance.serving.adapters import ModelAdapters
-from appliance.serving.engine_config import engine_config, renderer
+from appliance.serving.engine_config import engine_config, model_tools, renderer
 from appliance.serving.purposes import check_writes
 from appliance.serving.room import nothing_to_spare
 from appliance.serving.route import LoadedModel, Route
@@ -282,7 +282,8 @@ class LoadedModels:
             raise
         engine.ended.add_done_callback(lambda _: self._wake.set())
         adapters = ModelAdapters(engine, self._registry, self._metrics, self._settings.max_loaded_adapters)
-        model = LoadedModel(registered, engine, renderer(self._settings, registered, engine), hold, adapters)
+        tools = await model_tools(registered, engine)
+        model = LoadedModel(registered, engine, renderer(self._settings, registered, engine), tools, hold, adapters)
         if model.renderer is not None:
             try:
                 await model.renderer.start()

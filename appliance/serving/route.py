@@ -14,6 +14,7 @@ from appliance.engine.llama.generation import LlamaGeneration
 from appliance.registry.versions import RegisteredModel
 from appliance.serving.adapters import LoadedAdapter, ModelAdapters
 from appliance.serving.prompts import PromptRenderer
+from appliance.serving.tools.offer import ModelTools
 from appliance.store.locks import Hold
 
 
@@ -23,6 +24,7 @@ class LoadedModel:
 
     Attributes:
         renderer: Renders its chat template; None if it has none.
+        tools: How it is told of tools.
         adapters: Those that are loaded beside it.
         leases: Requests between being routed here and being queued in the engine.
     """
@@ -30,6 +32,7 @@ class LoadedModel:
     registered: RegisteredModel
     engine: LlamaEngine
     renderer: PromptRenderer | None
+    tools: ModelTools
     hold: Hold
     adapters: ModelAdapters
     last_used: float = 0.0

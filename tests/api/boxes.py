@@ -14,11 +14,14 @@ from typing import Any
 import anyio.to_thread
 import urllib3
 
+from appliance.agents.registry import ToolRegistry
+from appliance.agents.responder import Responder, loop_limits
 from appliance.api.app import create_app
 from appliance.api.disconnect import task_group
 from appliance.api.server import HttpServer
 from appliance.core.clock import SystemClock
 from appliance.core.settings import Settings
+from appliance.core.types import TextModels
 from appliance.engine.cpu_budget import CpuBudget
 from appliance.observe.metrics import Metrics
 from appliance.registry.install import import_model
@@ -129,6 +132,7 @@ class ScriptedBox(Box):
     metrics: Metrics = field(default_factory=Metrics)
     keys: KeyStore | None = None
     sessions: Sessions | None = None
+    agents: Responder | None = None
 
 
 @asynccontextmanager
@@ -150,7 +154,32 @@ def settings_with(folder: Path, **changes: Any) -> Settings:
 
 
 @asynccontextmanager
-async def scripted_box(folder: Path, deadline_s: float = DEADLINE_S, **changes: Any) -> AsyncIterator[ScriptedBox]:
+async def answering(
+    settings: Settings, models: TextModels, metrics: Metrics, sessions: Sessions, tools: ToolRegistry | None = None
+) -> AsyncIterator[Responder]:
+    """Run what answers `/v1/responses`."""
+    async with task_group() as tasks:
+        agents = Responder(
+            models=models,
+            conversations=sessions.conversations,
+            responses=sessions.responses,
+            tools=tools or ToolRegistry({}),
+            metrics=metrics.responses,
+            clock=SystemClock(),
+            limits=loop_limits(settings),
+            most_in_background=settings.max_background_responses,
+        )
+        running = tasks.create_task(agents.run())
+        try:
+            yield agents
+        finally:
+            running.cancel()
+
+
+@asynccontextmanager
+async def scripted_box(
+    folder: Path, deadline_s: float = DEADLINE_S, tools: Any = None, **changes: Any
+) -> AsyncIterator[ScriptedBox]:
     """Run the real door over a scripted serving floor."""
     settings = settings_with(folder, **changes)
     models, health, metrics = ScriptedModels(), ScriptedHealth(), Metrics()
@@ -158,6 +187,7 @@ async def scripted_box(folder: Path, deadline_s: float = DEADLINE_S, **changes: 
         database = Database(folder / "appliance.db")
         stack.callback(database.close)
         sessions = await stack.enter_async_context(open_sessions(settings, SystemClock()))
+        agents = await stack.enter_async_context(answering(settings, models, metrics, sessions, tools))
         keys = KeyStore(database, SystemClock())
         tuning, embedding = ScriptedTuning(), ScriptedEmbedding()
         classifiers, tensors = ScriptedClassifiers(), ScriptedTensors()
@@ -172,6 +202,7 @@ async def scripted_box(folder: Path, deadline_s: float = DEADLINE_S, **changes: 
             files=files,
             vector_stores=stores,
             conversations=sessions.conversations,
+            agents=agents,
             tunable_models=tuning,
             keys=keys,
             metrics=metrics,
@@ -193,6 +224,7 @@ async def scripted_box(folder: Path, deadline_s: float = DEADLINE_S, **changes: 
                 metrics=metrics,
                 keys=keys,
                 sessions=sessions,
+                agents=agents,
             )
             try:
                 yield box
@@ -205,7 +237,8 @@ async def real_box(
     folder: Path, model: Path, deadline_s: float = DEADLINE_S, *, encoder: Path | None = None, **changes: Any
 ) -> AsyncIterator[Box]:
     """Run the real door over the real serving floor with a tiny model, and an encoder, which first requests load."""
-    settings = settings_with(folder, threads=1, context_cells=512, max_sequences=4, batch_tokens=64, **changes)
+    sizes = {"context_cells": 512, "max_sequences": 4, "batch_tokens": 64}
+    settings = settings_with(folder, threads=1, **(sizes | changes))
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         database = Database(settings.database_path)
@@ -216,6 +249,7 @@ async def real_box(
         if encoder is not None:
             import_model(encoder, registry, name="encoder", licence="Apache-2.0")
         floor = ServingFloor(settings, registry, metrics, CpuBudget(2))
+        agents = await stack.enter_async_context(answering(settings, floor.text, metrics, sessions))
         keys = KeyStore(database, SystemClock())
         files = ScriptedFiles()
         app = create_app(
@@ -227,6 +261,7 @@ async def real_box(
             files=files,
             vector_stores=ScriptedStores(files),
             conversations=sessions.conversations,
+            agents=agents,
             tunable_models=floor.tuning,
             keys=keys,
             metrics=metrics,

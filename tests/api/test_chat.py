@@ -16,6 +16,7 @@ from tests.api.scripted import say
 
 pytestmark = pytest.mark.anyio
 
+CALL = {"id": "call_1", "type": "function", "function": {"name": "thermometer", "arguments": "{}"}}
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
 
 
@@ -114,6 +115,7 @@ async def test_messages_reach_the_chat_template(box: ScriptedBox) -> None:
         {"role": "developer", "content": "Be kind.", "name": "ops"},
         {"role": "user", "content": [{"type": "text", "text": "热泵"}, {"type": "text", "text": "?"}], "name": "Li"},
         {"role": "assistant", "content": "Yes.", "refusal": None, "tool_calls": None, "annotations": []},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
         {"role": "tool", "content": "21 °C", "tool_call_id": "call_1"},
     ]
     reply = await box.ask("POST", "/v1/chat/completions", {"model": "tiny:1", "messages": messages})
@@ -123,6 +125,7 @@ async def test_messages_reach_the_chat_template(box: ScriptedBox) -> None:
         ChatMessage("developer", "Be kind.", {"name": "ops"}),
         ChatMessage("user", "热泵\n?", {"name": "Li"}),
         ChatMessage("assistant", "Yes."),
+        ChatMessage("assistant", "", {"tool_calls": [CALL]}),
         ChatMessage("tool", "21 °C", {"tool_call_id": "call_1"}),
     )
 

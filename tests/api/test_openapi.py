@@ -26,7 +26,8 @@ from tests.api.scripted_tensors import ScriptedTensors
 
 SCHEMATHESIS_TIMEOUT_S = 100.0
 
-DOCUMENTS = "^/v1/(files|vector_stores|conversations)"
+DOCUMENTS = "^/v1/(files|vector_stores|conversations|responses)"
+RESPONSES = "^/v1/responses"
 CONVERSATIONS = "^/v1/conversations"
 
 
@@ -62,6 +63,7 @@ def test_every_route_of_the_application_is_in_the_document_and_no_other(tmp_path
             files=ScriptedFiles(),
             vector_stores=ScriptedStores(ScriptedFiles()),
             conversations=cast("Any", None),
+            agents=cast("Any", None),
             tunable_models=ScriptedTuning(),
             keys=KeyStore(database, SystemClock()),
             metrics=Metrics(),
@@ -94,6 +96,10 @@ def test_every_route_of_the_application_is_in_the_document_and_no_other(tmp_path
         "/v1/vector_stores/{vector_store_id}/file_batches/{batch_id}",
         "/v1/vector_stores/{vector_store_id}/file_batches/{batch_id}/cancel",
         "/v1/vector_stores/{vector_store_id}/file_batches/{batch_id}/files",
+        "/v1/responses",
+        "/v1/responses/{response_id}",
+        "/v1/responses/{response_id}/cancel",
+        "/v1/responses/{response_id}/input_items",
         "/v1/conversations",
         "/v1/conversations/search",
         "/v1/conversations/import",
@@ -128,7 +134,7 @@ def test_every_route_of_the_application_is_in_the_document_and_no_other(tmp_path
 async def test_the_document_is_whole(box: ScriptedBox) -> None:
     document = await document_of(box)
     assert document["openapi"] == "3.1.0"
-    assert len(document["paths"]) == 51
+    assert len(document["paths"]) == 55
     for reference in references(document):
         assert resolve(document, reference)
     operations = [each for path in document["paths"].values() for each in path.values()]
@@ -166,7 +172,7 @@ async def test_limits_that_are_settings_are_in_the_document(tmp_path: Path) -> N
         for name in ("ChatCompletionRequest", "CompletionRequest"):
             assert schemas[name]["properties"]["n"]["anyOf"][0]["maximum"] == 3
             assert schemas[name]["additionalProperties"] is False
-        assert "Not supported" in schemas["ChatCompletionRequest"]["properties"]["tools"]["description"]
+        assert "Not supported" in schemas["ChatCompletionRequest"]["properties"]["functions"]["description"]
         assert "ignored" in schemas["ChatCompletionRequest"]["properties"]["user"]["description"]
 
 
@@ -208,7 +214,7 @@ async def run_schemathesis(document: dict[str, Any], box: Box, folder: Path, *ar
 @pytest.mark.anyio
 async def test_the_server_does_what_the_document_says_and_nothing_else(tmp_path: Path) -> None:
     async with scripted_box(tmp_path, deadline_s=SCHEMATHESIS_TIMEOUT_S, model="tiny", max_choices=4) as box:
-        others = f"/infer$|/ready$|/unload$|{DOCUMENTS}"
+        others = f"/infer$|/ready$|/unload$|/chat/completions$|/tokenize$|{DOCUMENTS}"
         arguments = ("--checks", "all", "--exclude-path-regex", others, "--max-examples", "10")
         await run_schemathesis(await document_of(box), box, tmp_path, *arguments)
 
@@ -245,6 +251,35 @@ async def test_conversations_do_what_the_document_says(tmp_path: Path) -> None:
         checks = "positive_data_acceptance,ensure_resource_availability"
         arguments = ("--checks", "all", "--exclude-checks", checks, "--max-examples", "5")
         await run_schemathesis(document, box, tmp_path, *arguments, "--include-path-regex", CONVERSATIONS)
+
+
+@pytest.mark.slow
+@pytest.mark.anyio
+async def test_responses_do_what_the_document_says(tmp_path: Path) -> None:
+    """Valid data may be refused here: no schema says which fields go together, or which types of tools there are."""
+    async with scripted_box(tmp_path, deadline_s=SCHEMATHESIS_TIMEOUT_S) as box:
+        made = (await box.ask("POST", "/v1/responses", {"model": "tiny", "input": "Hi", "stream": True})).body
+        name = made.partition(b'"id":"')[2].partition(b'"')[0].decode()
+        document = await document_of(box)
+        for operations in document["paths"].values():
+            for method, one in operations.items():
+                for parameter in one.get("parameters", ()):
+                    if parameter["name"] == "response_id" and method == "get":
+                        parameter["schema"] = {"enum": [name]}
+        checks = "positive_data_acceptance,ensure_resource_availability"
+        arguments = ("--checks", "all", "--exclude-checks", checks, "--max-examples", "8")
+        await run_schemathesis(document, box, tmp_path, *arguments, "--include-path-regex", RESPONSES)
+
+
+@pytest.mark.slow
+@pytest.mark.anyio
+async def test_chat_does_what_the_document_says(tmp_path: Path) -> None:
+    """Valid data may be refused here: no schema says that a result needs a call before it, or that names differ."""
+    async with scripted_box(tmp_path, deadline_s=SCHEMATHESIS_TIMEOUT_S, model="tiny", max_choices=4) as box:
+        arguments = ("--checks", "all", "--exclude-checks", "positive_data_acceptance", "--max-examples", "10")
+        await run_schemathesis(
+            await document_of(box), box, tmp_path, *arguments, "--include-path-regex", "/chat/completions$|/tokenize$"
+        )
 
 
 @pytest.mark.slow

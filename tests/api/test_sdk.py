@@ -113,10 +113,8 @@ async def test_a_wrong_field_is_a_400_that_names_it(client: openai.AsyncOpenAI) 
         await client.chat.completions.create(model="tiny", messages=HELLO, temperature=3)
     assert refusal.value.param == "temperature"
     with pytest.raises(openai.BadRequestError) as refusal:
-        await client.chat.completions.create(
-            model="tiny", messages=HELLO, tools=[{"type": "function", "function": {"name": "clock"}}]
-        )
-    assert (refusal.value.param, refusal.value.code) == ("tools", "unsupported_parameter")
+        await client.chat.completions.create(model="tiny", messages=HELLO, functions=[{"name": "clock"}])
+    assert (refusal.value.param, refusal.value.code) == ("functions", "unsupported_parameter")
 
 
 async def test_the_synchronous_client_works_too(any_box: Box) -> None:

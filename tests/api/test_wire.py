@@ -21,6 +21,7 @@ from appliance.api.openai.tokenize import TokenizeTextRequest
 from appliance.api.wire import convert, decode_json, ignored_fields, refused_fields
 from appliance.core.errors import InvalidRequestError
 
+FUNCTION = {"type": "function", "function": {"name": "f"}}
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
 
 json_values = st.recursive(
@@ -152,17 +153,18 @@ def test_one_wrong_field_is_named(extra: dict[str, Any]) -> None:
             "unsupported_parameter",
             "image_url",
         ),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "invalid_value", "needs text"),
         (
             {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]},
-            "messages[0].content",
+            "messages[0].tool_calls[0]",
             "invalid_value",
-            "tool calls are not supported",
+            "`function`",
         ),
         (
-            {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]},
-            "messages[0].tool_calls",
+            {"messages": [{"role": "assistant", "content": "x", "function_call": {"name": "f", "arguments": ""}}]},
+            "messages[0].function_call",
             "unsupported_parameter",
-            "tool calls are not supported",
+            "older form",
         ),
         (
             {"messages": [{"role": "assistant", "content": "x", "audio": {"id": "1"}}]},
@@ -174,8 +176,21 @@ def test_one_wrong_field_is_named(extra: dict[str, Any]) -> None:
         ({"temprature": 1}, "temprature", "unknown_parameter", "Did you mean 'temperature'?"),
         ({"repetition_penalty": 1.1}, "repetition_penalty", "unknown_parameter", "repeat_penalty"),
         ({"qqq": 1}, "qqq", "unknown_parameter", "/openapi.json"),
-        ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter", "tool calls"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter", "plain text"),
+        ({"tools": [{"type": "function"}]}, "tools[0]", "invalid_value", "`function`"),
+        ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0].type", "unsupported_parameter", "are functions"),
+        ({"tools": [FUNCTION | {"function": {"name": "a b"}}]}, "tools[0].function.name", "invalid_value", "letters"),
+        ({"tools": [FUNCTION | {"function": {"name": "a" * 65}}]}, "tools[0].function.name", "invalid_value", "64"),
+        ({"tools": [FUNCTION] * 129}, "tools", "invalid_value", "length <= 128"),
+        ({"tool_choice": "maybe"}, "tool_choice", "invalid_value", "maybe"),
+        ({"tool_choice": {"type": "custom", "custom": {"name": "f"}}}, "tool_choice.type", "invalid_value", "custom"),
+        ({"functions": [{"name": "f"}]}, "functions", "unsupported_parameter", "older form"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value", "xml"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a b"}}},
+            "response_format.json_schema.name",
+            "invalid_value",
+            "regex",
+        ),
         ({"modalities": ["text", "audio"]}, "modalities", "unsupported_parameter", "plain text"),
         ({"audio": {"voice": "x"}}, "audio", "unsupported_parameter", "plain text"),
         ({"web_search_options": {}}, "web_search_options", "unsupported_parameter", "no web"),
@@ -232,14 +247,10 @@ def test_the_table_of_treatments_is_as_documented() -> None:
         "prompt_cache_key",
         "prompt_cache_options",
         "prediction",
-        "parallel_tool_calls",
     }
     assert set(refused_fields(ChatCompletionRequest)) == {
-        "tools",
-        "tool_choice",
         "functions",
         "function_call",
-        "response_format",
         "modalities",
         "audio",
         "web_search_options",
@@ -249,4 +260,4 @@ def test_the_table_of_treatments_is_as_documented() -> None:
     }
     assert ignored_fields(CompletionRequest) == {"user"}
     assert set(refused_fields(CompletionRequest)) == {"best_of", "suffix"}
-    assert set(refused_fields(AssistantMessage)) == {"refusal", "audio", "tool_calls", "function_call"}
+    assert set(refused_fields(AssistantMessage)) == {"refusal", "audio", "function_call"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -14,6 +15,7 @@ from appliance.api.body import read_json
 from appliance.api.choices import Choices
 from appliance.api.disconnect import until_disconnected
 from appliance.api.openai.answers import Heading, ending, heading, includes_usage, send_stream, send_whole
+from appliance.api.openai.formats import AnswerFormat, format_grammar
 from appliance.api.openai.logprobs import ChatLogprobs, chat_logprobs
 from appliance.api.openai.messages import Messages, Nothing, chat_messages
 from appliance.api.openai.sampling import (
@@ -27,18 +29,22 @@ from appliance.api.openai.sampling import (
     sampling_params,
 )
 from appliance.api.openai.stream import ChunkPattern
+from appliance.api.openai.tools import (
+    AnyToolChoice,
+    CallDelta,
+    FunctionCall,
+    Tools,
+    call_deltas,
+    function_calls,
+    offered_tools,
+    tool_choice,
+)
 from appliance.api.wire import Text, convert, ignored, meaning, refused, requires
 from appliance.core.errors import InvalidRequestError
 from appliance.core.settings import Settings
-from appliance.core.types import Delta, FinishReason, SamplingParams, TextModels
+from appliance.core.types import Delta, FinishReason, GenerationRequest, SamplingParams, TextModels
 
-NO_TOOLS = "tool calls are not supported."
-
-
-class TextFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The one response format there is."""
-
-    type: Literal["text"]
+NO_FUNCTIONS = "it is the older form of `tools`; send those."
 
 
 class ChatCompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,12 +60,14 @@ class ChatCompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_un
     prompt_cache_key: Annotated[Text | None, ignored("every prefix is cached")] = None
     prompt_cache_options: Annotated[dict[str, Any] | None, ignored("every prefix is cached")] = None
     prediction: Annotated[dict[str, Any] | None, ignored("it would change the speed alone")] = None
-    parallel_tool_calls: Annotated[bool | None, ignored("it says how tools are called, and none are")] = None
-    tools: Annotated[Nothing | None, refused(NO_TOOLS)] = None
-    tool_choice: Annotated[Literal["none", "auto"] | None, refused(NO_TOOLS)] = None
-    functions: Annotated[Nothing | None, refused(NO_TOOLS)] = None
-    function_call: Annotated[Literal["none", "auto"] | None, refused(NO_TOOLS)] = None
-    response_format: Annotated[TextFormat | None, refused("answers are plain text.")] = None
+    tools: Annotated[Tools | None, meaning("What the model may call; arguments satisfy their schemas")] = None
+    tool_choice: Annotated[AnyToolChoice | None, meaning("Whether the model may, must or must not call, or what")] = (
+        None
+    )
+    parallel_tool_calls: Annotated[bool | None, meaning("Whether it may call several at once; so unless false")] = None
+    functions: Annotated[Nothing | None, refused(NO_FUNCTIONS)] = None
+    function_call: Annotated[Literal["none", "auto"] | None, refused(NO_FUNCTIONS)] = None
+    response_format: Annotated[AnswerFormat | None, meaning("What the answer must look like")] = None
     modalities: Annotated[list[Literal["text"]] | None, refused("answers are plain text.")] = None
     audio: Annotated[None, refused("answers are plain text.")] = None
     web_search_options: Annotated[None, refused("the appliance searches no web.")] = None
@@ -76,6 +84,12 @@ class ChatCompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_un
         requires("top_logprobs", "integer", "logprobs"),
         {
             "not": {
+                "properties": {"response_format": {"type": "object"}, "structured_outputs": {"type": "object"}},
+                "required": ["response_format", "structured_outputs"],
+            }
+        },
+        {
+            "not": {
                 "properties": {"max_tokens": {"type": "integer"}, "max_completion_tokens": {"type": "integer"}},
                 "required": ["max_tokens", "max_completion_tokens"],
             }
@@ -85,11 +99,12 @@ class ChatCompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_un
 
 
 class ChatAnswerMessage(msgspec.Struct, frozen=True):
-    """What the model said."""
+    """What the model said, or called."""
 
-    content: str
+    content: str | None
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    tool_calls: list[FunctionCall] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct, frozen=True):
@@ -111,10 +126,11 @@ class ChatCompletion(Heading, frozen=True, kw_only=True):
 
 
 class ChatDelta(msgspec.Struct, frozen=True):
-    """What a choice gained: its role at first, then text, then nothing."""
+    """What a choice gained: its role at first, then text, then calls piece by piece, then nothing."""
 
     role: Literal["assistant"] | UnsetType = UNSET
-    content: str | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET
+    tool_calls: list[CallDelta] | UnsetType = UNSET
 
 
 class ChatChunkChoice(msgspec.Struct, frozen=True):
@@ -154,9 +170,7 @@ class ChatCompletions:
         settings = self._settings
         fields = await read_json(request, self._check)
         request.scope["state"]["model"] = fields.model
-        work = generation_request(
-            request, fields, chat_messages(fields.messages, settings), self._sampling(fields), settings
-        )
+        work = self._work(request, fields)
         try:
             choices = await until_disconnected(
                 request.receive, Choices.accept(self._models, [work]), limit_s=work.deadline_s
@@ -176,6 +190,16 @@ class ChatCompletions:
             choices, fields, settings.stream_keep_alive_s, chunks.events, lambda: chunks.last(**ending(choices))
         )
 
+    def _work(self, request: Request, fields: ChatCompletionRequest) -> GenerationRequest:
+        tools = offered_tools(fields.tools)
+        prompt = chat_messages(fields.messages, self._settings, tools)
+        return replace(
+            generation_request(request, fields, prompt, self._sampling(fields), self._settings),
+            tools=tools,
+            tool_choice=tool_choice(fields.tool_choice, tools),
+            parallel_tool_calls=fields.parallel_tool_calls is not False,
+        )
+
     def _check(self, document: Any) -> ChatCompletionRequest:
         fields = convert(document, ChatCompletionRequest)
         check_common(fields, self._settings)
@@ -186,6 +210,13 @@ class ChatCompletions:
         if fields.top_logprobs is not None and not fields.logprobs:
             raise InvalidRequestError(
                 "top_logprobs needs `logprobs` to be true.", param="top_logprobs", code="invalid_value"
+            )
+        if fields.response_format is not None and fields.structured_outputs is not None:
+            raise InvalidRequestError(
+                "response_format and structured_outputs are both given.",
+                advice="Each says what the answer must look like: send one.",
+                param="structured_outputs",
+                code="invalid_value",
             )
         limits = {fields.max_tokens, fields.max_completion_tokens} - {None}
         if len(limits) > 1:
@@ -199,9 +230,10 @@ class ChatCompletions:
 
     def _sampling(self, fields: ChatCompletionRequest) -> SamplingParams:
         limit = fields.max_completion_tokens if fields.max_tokens is None else fields.max_tokens
-        return sampling_params(
-            fields, max_tokens=limit, top_logprobs=(fields.top_logprobs or 0) if fields.logprobs else None
-        )
+        top_logprobs = (fields.top_logprobs or 0) if fields.logprobs else None
+        sampling = sampling_params(fields, max_tokens=limit, top_logprobs=top_logprobs)
+        grammar = format_grammar(fields.response_format)
+        return sampling if grammar is None else replace(sampling, grammar=grammar)
 
 
 def _completion(head: Heading, choices: Choices, deltas: Sequence[Delta], *, with_logprobs: bool) -> ChatCompletion:
@@ -211,13 +243,19 @@ def _completion(head: Heading, choices: Choices, deltas: Sequence[Delta], *, wit
         choices=[
             ChatChoice(
                 index=each.index,
-                message=ChatAnswerMessage(each.text),
+                message=_message(each),
                 finish_reason=each.finish_reason,
                 logprobs=_logprobs(each) if with_logprobs else None,
             )
             for each in deltas
         ],
     )
+
+
+def _message(delta: Delta) -> ChatAnswerMessage:
+    if not delta.tool_calls:
+        return ChatAnswerMessage(delta.text)
+    return ChatAnswerMessage(delta.text or None, tool_calls=function_calls(delta.tool_calls))
 
 
 def _logprobs(delta: Delta) -> ChatLogprobs:
@@ -233,14 +271,17 @@ class _Chunks:
         self._begun: set[int] = set()
 
     def events(self, delta: Delta) -> bytes:
-        """Return the role if the choice is new, the text if there is any, and the end if this is it."""
+        """Return the role if the choice is new, the text and the calls if there are any, and the end if this is it."""
         events = b""
         if delta.index not in self._begun:
             self._begun.add(delta.index)
-            events += self._pattern.event(ChatChunkChoice(delta.index, ChatDelta(role="assistant", content="")))
+            content = None if delta.tool_calls and not delta.text else ""
+            events += self._pattern.event(ChatChunkChoice(delta.index, ChatDelta(role="assistant", content=content)))
         if delta.text or delta.logprobs:
             logprobs = _logprobs(delta) if delta.logprobs else None
             events += self._pattern.event(ChatChunkChoice(delta.index, ChatDelta(content=delta.text), logprobs))
+        for call in call_deltas(delta.tool_calls):
+            events += self._pattern.event(ChatChunkChoice(delta.index, ChatDelta(tool_calls=[call])))
         if delta.finish_reason is not None:
             events += self._pattern.event(ChatChunkChoice(delta.index, ChatDelta(), None, delta.finish_reason))
         return events

@@ -125,11 +125,12 @@ class FileSearchResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class FileSearchCallItem(_Item, frozen=True, kw_only=True, tag="file_search_call"):
-    """A search over vector stores."""
+    """A search over vector stores; `call`, an extension, has what the model asked and was shown."""
 
     queries: list[Text]
     status: CallStatus | None = "completed"
     results: list[FileSearchResult] | UnsetType | None = UNSET
+    call: dict[str, Text] | UnsetType | None = UNSET
 
 
 class McpCallItem(_Item, frozen=True, kw_only=True, tag="mcp_call"):
@@ -139,7 +140,7 @@ class McpCallItem(_Item, frozen=True, kw_only=True, tag="mcp_call"):
     name: Name
     arguments: Text
     output: Text | UnsetType | None = UNSET
-    error: Text | UnsetType | None = UNSET
+    error: Text | dict[str, Any] | UnsetType | None = UNSET
     status: CallStatus | UnsetType | None = UNSET
     approval_request_id: Text | UnsetType | None = UNSET
 

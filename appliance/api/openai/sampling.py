@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -11,6 +11,7 @@ from msgspec import Meta
 from starlette.requests import Request
 
 from appliance import __version__
+from appliance.api.openai.formats import StructuredOutputs, extension_grammar
 from appliance.api.wire import Text, ignored, meaning, requires
 from appliance.core.errors import InvalidRequestError
 from appliance.core.settings import Settings
@@ -88,11 +89,17 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     repeat_last_n: Annotated[CountOrZero | None, meaning("Extension: tokens the penalties look at")] = None
     ignore_eos: Annotated[bool | None, meaning("Extension: go on at the model's end tokens")] = None
     stop_token_ids: Annotated[StopTokens | None, meaning("Extension: tokens that end the answer")] = None
+    structured_outputs: Annotated[
+        StructuredOutputs | None, meaning("Extension: what the answer must look like, under vLLM's names")
+    ] = None
     timeout_s: Annotated[
         TimeLimit | None, meaning("Extension: seconds after which the answer is given up, if sooner than the server's")
     ] = None
 
-    schema_conditions: ClassVar[Sequence[dict[str, Any]]] = (requires("stream_options", "object", "stream"),)
+    schema_conditions: ClassVar[Sequence[dict[str, Any]]] = (
+        requires("stream_options", "object", "stream"),
+        {"properties": {"structured_outputs": {"minProperties": 1, "maxProperties": 1}}},
+    )
     """JSON Schema for what `check_common` checks."""
 
 
@@ -166,6 +173,7 @@ def sampling_params(fields: SamplingFields, *, max_tokens: int | None, top_logpr
         stop_token_ids=tuple(fields.stop_token_ids or ()),
         max_tokens=max_tokens,
         top_logprobs=top_logprobs,
+        grammar=extension_grammar(fields.structured_outputs),
     )
 
 
@@ -182,10 +190,16 @@ def generation_request(
         tenant=state.get("tenant", ""),
         weight=state.get("weight", 1.0),
         pinned=fields.prompt_cache_retention == "24h",
-        priority=max(_PRIORITIES[fields.service_tier or "auto"], state.get("highest_tier", Priority.PRIORITY)),
+        priority=priority_of(fields.service_tier, state),
         deadline_s=min(fields.timeout_s or settings.request_timeout_s, settings.request_timeout_s),
         request_id=state["request_id"],
     )
+
+
+def priority_of(tier: ServiceTier | None, state: Mapping[str, Any]) -> Priority:
+    """Return the priority of a tier, at most the one that the API key may have."""
+    highest: Priority = state.get("highest_tier", Priority.PRIORITY)
+    return max(_PRIORITIES[tier or "auto"], highest)
 
 
 def check_common(fields: SamplingFields, settings: Settings) -> None:

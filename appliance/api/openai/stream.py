@@ -25,7 +25,7 @@ KEEP_ALIVE = b": keep-alive\n\n"
 
 logger = logging.getLogger("appliance.api")
 
-_HEADERS = [
+HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # a proxy in between must not collect the stream
@@ -88,7 +88,7 @@ class ChunkStream:
             if events or not deltas:
                 await send({"type": "http.response.body", "body": events or KEEP_ALIVE, "more_body": True})
 
-        await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+        await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
         try:
             await self._choices.run(take, idle_s=self._keep_alive_s)
             last = b"".join(_event(chunk) for chunk in self._closing()) + DONE

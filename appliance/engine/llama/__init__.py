@@ -17,6 +17,7 @@ One step is schedule → decode → sample → deliver, told by `runner.Runner.s
 - `scheduler`  who runs next, on which tokens (pure)
 - `text`       bytes become characters, stop strings are held back (pure)
 - `sampling`   a logits row becomes a token
+- `constraint` which tokens a grammar allows next
 - `model`      weights and vocabulary
 - `context`    KV memory and decoding
 - `turns`      which adapter's step is next (pure)

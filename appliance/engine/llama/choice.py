@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from appliance.core.types import Delta, FinishReason, Priority, SamplingParams, TokenLogprob
+from appliance.engine.llama.constraint import Constraint
 from appliance.engine.llama.model import LlamaModel
 from appliance.engine.llama.sampling import Sampler
 from appliance.engine.llama.step import Sequence
@@ -34,6 +35,7 @@ class Choice:
     deadline: float | None = None
     adapter: str = ""
     pinned: bool = False
+    constraint: Constraint | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -69,7 +71,14 @@ class RunningChoice:
         return cls(
             choice=choice,
             sequence=sequence,
-            sampler=Sampler(model, choice.sampling, choice.prompt, choice=choice.index, token_limit=choice.token_limit),
+            sampler=Sampler(
+                model,
+                choice.sampling,
+                choice.prompt,
+                choice=choice.index,
+                token_limit=choice.token_limit,
+                constraint=choice.constraint,
+            ),
             assembler=TextAssembler(choice.sampling.stop),
         )
 
@@ -81,11 +90,15 @@ class RunningChoice:
         if ends or token in self.choice.sampling.stop_token_ids:
             return self._last_delta(FinishReason.STOP)
         start = self.assembler.received
-        text = self.assembler.push(model.piece(token))
+        shown = token in self.choice.sampling.shown_tokens
+        text = self.assembler.push(model.name(token) if shown else model.piece(token))
         if logprob is not None:
             self._logprobs.append((start, logprob))
         if self.assembler.stopped:
             return self._delta(text, FinishReason.STOP)
+        constraint = self.choice.constraint
+        if constraint is not None and constraint.complete:
+            return self._last_delta(FinishReason.STOP, text)
         if len(self.choice.prompt) + self.generated >= self.choice.token_limit:
             return self._last_delta(FinishReason.LENGTH, text)
         return self._delta(text, None) if text else None

@@ -12,6 +12,7 @@ import math
 import time
 from array import array
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from appliance.engine.cpu_budget import CpuBudget
 from appliance.engine.llama.choice import Choice
 from appliance.engine.llama.commands import Cancel, Command, Report, Runtime, Submit
 from appliance.engine.llama.config import EngineConfig
+from appliance.engine.llama.constraint import Constraint, Grammars
 from appliance.engine.llama.file_lane import FileLane
 from appliance.engine.llama.generation import Admitted, LlamaGeneration
 from appliance.engine.llama.keeper import FileJob, WriteState, Written
@@ -115,6 +117,11 @@ class LlamaEngine:
     @property
     def _model(self) -> LlamaModel:
         return self._ready.result()
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Return what compiles grammars for `submit`."""
+        return Grammars(self._model)
 
     @property
     def context_length(self) -> int:
@@ -226,12 +233,13 @@ class LlamaEngine:
         deadline_s: float | None = None,
         pinned: bool = False,
         adapter: Adapter | None = None,
+        constraints: Sequence[Constraint] = (),
         on_end: Callable[[], None] = lambda: None,
     ) -> LlamaGeneration:
         """Queue one request of a tenant, who has a share of the engine in proportion to his weight.
 
         It runs under `adapter`, which must be loaded, if one is given; `on_end` is called once it has ended. With
-        `pinned` its state is kept for a day.
+        `pinned` its state is kept for a day. Where `sampling` has a grammar, `constraints` has one for each choice.
 
         Raises:
             InvalidRequestError: The prompt is empty, has unknown token ids, or leaves no room for an answer.
@@ -265,10 +273,8 @@ class LlamaEngine:
             limit = min(limit, len(prompt) + sampling.max_tokens)
         tokens = array("i", prompt)
         deadline = None if deadline_s is None else now + deadline_s
-        choices = [
-            Choice(generation, index, tokens, sampling, priority, limit, now, tenant, weight, deadline, space, pinned)
-            for index in range(n)
-        ]
+        common = (tokens, sampling, priority, limit, now, tenant, weight, deadline, space, pinned)
+        choices = [Choice(generation, index, *common, each) for index, each in enumerate(constraints or [None] * n)]
         self._open.add(generation)
         self._meter.accepted(generation, None if adapter is None else adapter.metrics)
         if deadline_s is not None:

@@ -14,9 +14,11 @@ from appliance.core.errors import EngineError, InvalidRequestError, ModelFileErr
 from appliance.engine.llama.memory import MemoryKind
 from appliance.engine.llama.native import initialize, llama, short
 
+_UNKNOWN = 1 << 0
 _CONTROL = 1 << 3
 _USER_DEFINED = 1 << 4
-"""`llama_token_attr` bits of tokens that a chat template writes as text."""
+"""`llama_token_attr` bits. A chat template writes control and user-defined tokens as text; in an answer unknown and
+control tokens stand for no text."""
 _TEXT_LIMIT = 2**31 - 1
 _METADATA_BYTES = 256
 """Longer values of the header are cut; numbers and names are shorter."""
@@ -202,6 +204,24 @@ class LlamaModel:
             with self._in_use():
                 piece = self._pieces[token] = self._piece(token, special=False)
         return piece
+
+    def name(self, token: int) -> bytes:
+        """Return a token's bytes, or the name of one that stands for no text."""
+        with self._in_use():
+            return self._piece(token, special=True)
+
+    @contextmanager
+    def vocabulary(self) -> Iterator[tuple[Any, list[tuple[bytes, bool]]]]:
+        """Lend the native vocabulary, with what each token adds to a text.
+
+        Those that add nothing, since they stand for no text, come with their name and True.
+        """
+        with self._in_use():
+            tokens = []
+            for token in range(self.vocabulary_size):
+                special = bool(short.llama_vocab_get_attr(self._vocabulary, token) & (_UNKNOWN | _CONTROL))
+                tokens.append((self._piece(token, special=special), special))
+            yield self._vocabulary, tokens
 
     def _special_text(self, which: Callable[[Any], int]) -> str:
         with self._in_use():

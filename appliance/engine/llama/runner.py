@@ -27,7 +27,7 @@ from appliance.engine.llama.keeper import Fetched, FileJob, Found, StateKeeper, 
 from appliance.engine.llama.lora import Adapter, DropAdapter, LoadAdapter, LoadedAdapters
 from appliance.engine.llama.model import LlamaModel
 from appliance.engine.llama.parked import ParkedStates
-from appliance.engine.llama.sampling import Rows, token_logprob
+from appliance.engine.llama.sampling import Rows, not_a_number, token_logprob
 from appliance.engine.llama.scheduler import Scheduler
 from appliance.engine.llama.speculation import DRAFT_TOKENS
 from appliance.engine.llama.step import Fork, Limits, Park, Resume, Run, Step, Truncate
@@ -249,7 +249,7 @@ class Runner:
         """Keep what is not a number from spreading: in the memory that all share, it would reach every sequence."""
         LOGGER.error("a batch under %r gave what is not a number; everyone's cells are computed anew", step.adapter)
         if watched:
-            self._fail_one(self._choices[step.runs[-1].sequence.id], _not_a_number())
+            self._fail_one(self._choices[step.runs[-1].sequence.id], not_a_number())
         self.scheduler.start_over()
         self.context.clear(data=True)
 
@@ -263,10 +263,11 @@ class Runner:
         deltas: list[Delta] = []
         for accepted in range(1 + len(run.drafts)):
             row = first + accepted
-            if not rows.finite[row]:
-                self._fail_one(running, _not_a_number())
+            try:
+                token, delta = self._sample_one(running, row, rows)
+            except ApplianceError as error:
+                self._fail_one(running, error)
                 return
-            token, delta = self._sample_one(running, row, rows)
             if delta is not None:
                 deltas.append(delta)
             ended = delta is not None and delta.finish_reason is not None
@@ -290,8 +291,8 @@ class Runner:
         self._forget(running)
 
     def _sample_one(self, running: RunningChoice, row: int, rows: Rows) -> tuple[int, Delta | None]:
-        """Return the token sampled from one row, and what of the answer can be sent by that."""
-        token = running.sampler.sample(self.context, row, rows.logits, int(rows.likeliest[row]))
+        """Return the token sampled from one row, and what of the answer can be sent by that; raises as `sample`."""
+        token = running.sampler.sample(self.context, row, rows)
         top = running.choice.sampling.top_logprobs
         logprob = None if top is None else token_logprob(self.model, rows.logits, row, token, top)
         return token, running.take(token, self.model, logprob)
@@ -392,7 +393,3 @@ class Runner:
             prefill_tokens = 0 if count == 1 else count
             cost.observe(decoding=int(count == 1), prefill_tokens=prefill_tokens, cells=start, seconds=seconds)
         self.context.clear()
-
-
-def _not_a_number() -> EngineError:
-    return EngineError("The model's answer is not a number.", code="not_a_number")

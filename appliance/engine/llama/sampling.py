@@ -3,10 +3,17 @@
 Order, as in OpenAI's and Hugging Face's definition of the parameters: bias, penalties, temperature, then the cuts
 (top_k, typical, top_p, min_p), then the draw. top_k is applied before the temperature, which changes nothing but speed.
 Frequency and presence penalties look at the generated text only; the repeat penalty looks at the prompt's end too.
+
+Within a grammar a token is first drawn freely, and kept if the grammar allows it. If not, it is drawn again among those
+that the cuts have left and the grammar allows. Together that is exactly one draw from what the cuts have left,
+restricted to the grammar and normalised: p(x) + (1 - p(allowed)) p(x) / p(allowed) = p(x) / p(allowed). Only where the
+cuts leave nothing that is allowed are they made anew, of what is. (llama.cpp makes them anew in either case, which
+mixes two distributions.)
 """
 
 from __future__ import annotations
 
+import ctypes
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,10 +22,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from appliance.core.errors import EngineError
 from appliance.core.types import SamplingParams, TokenLogprob
+from appliance.engine.llama.constraint import Constraint
 from appliance.engine.llama.context import LlamaContext, Logits
 from appliance.engine.llama.model import LlamaModel
 from appliance.engine.llama.native import llama, short
+
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+"""`llama_token_data`."""
+Candidates = npt.NDArray[np.void]
 
 _BAN = -1e9
 """A logit bias that no probability survives, finite so that sums stay finite."""
@@ -41,7 +54,14 @@ class Sampler:
     """
 
     def __init__(
-        self, model: LlamaModel, params: SamplingParams, prompt: Sequence[int], *, choice: int, token_limit: int
+        self,
+        model: LlamaModel,
+        params: SamplingParams,
+        prompt: Sequence[int],
+        *,
+        choice: int,
+        token_limit: int,
+        constraint: Constraint | None = None,
     ) -> None:
         """Prepare for a prompt.
 
@@ -52,7 +72,9 @@ class Sampler:
             choice: Sets apart the draws of one request that share a seed.
             token_limit: Most tokens of prompt and answer; llama.cpp reserves memory for as many as a penalty looks
                 back on, so a caller's larger figure is cut to it.
+            constraint: What every token is drawn within, and moved along with; or None.
         """
+        self._constraint = constraint
         self._model = model
         self._token_limit = token_limit
         self._params = params
@@ -65,14 +87,51 @@ class Sampler:
         if params.temperature > 0 or _has_penalties(params):
             self._chain = self._build(bias, prompt, choice)
 
-    def sample(self, context: LlamaContext, row: int, logits: Logits, likeliest: int) -> int:
-        """Return the next token from one row of the last batch's logits, of shape (rows, vocabulary).
+    def sample(self, context: LlamaContext, row: int, rows: Rows) -> int:
+        """Return the next token from one row of the last batch.
 
-        `likeliest` is the place of that row's greatest value, which the caller needs anyway.
+        Raises:
+            EngineError: The row is not of numbers.
+            InvalidRequestError: The choice's grammar cannot be followed any further.
         """
+        if not rows.finite[row]:
+            raise not_a_number()
+        if self._constraint is not None:
+            return self._sample_within(self._constraint, rows, row)
         if self._chain is None:
-            return self._likeliest(logits[row]) if len(self._biased) else likeliest
+            return self._greedy(rows, row)
         return int(short.llama_sampler_sample(self._chain, context.handle, context.outputs[row]))
+
+    def _sample_within(self, constraint: Constraint, rows: Rows, row: int) -> int:
+        """Return the next token of those that the constraint allows; the vocabulary is masked only upon a refusal."""
+        scores = rows.logits[row]
+        if self._chain is not None:
+            return self._draw_within(constraint, scores)
+        token = self._greedy(rows, row)
+        if not constraint.take(token):
+            token = self._likeliest(np.where(constraint.allowed(), scores, np.float32(-np.inf)))
+            constraint.take(token)
+        return token
+
+    def _draw_within(self, constraint: Constraint, scores: Logits) -> int:
+        candidates = np.empty(len(scores), _CANDIDATE)
+        candidates["id"] = np.arange(len(scores), dtype=np.int32)
+        candidates["logit"] = scores
+        token, left = _apply(self._chain, candidates.copy())
+        if not constraint.take(token):
+            allowed = constraint.allowed()
+            left = left[allowed[left["id"]]]
+            if len(left):
+                last = short.llama_sampler_chain_get(self._chain, short.llama_sampler_chain_n(self._chain) - 1)
+                token, _ = _apply(last, left)
+            else:
+                token, _ = _apply(self._chain, candidates[allowed])
+            constraint.take(token)
+        short.llama_sampler_accept(self._chain, token)
+        return token
+
+    def _greedy(self, rows: Rows, row: int) -> int:
+        return self._likeliest(rows.logits[row]) if len(self._biased) else int(rows.likeliest[row])
 
     def _likeliest(self, scores: Logits) -> int:
         """Return the greedy choice; the bias is put in and taken out again, since log probabilities are without it."""
@@ -123,6 +182,23 @@ class Sampler:
             yield short.llama_sampler_init_min_p(params.min_p, 1)
         seed = secrets.randbits(32) if params.seed is None else params.seed + choice
         yield short.llama_sampler_init_dist(seed & 0xFFFFFFFF)
+
+
+def not_a_number() -> EngineError:
+    """Return the error of a choice whose logits are not numbers, which damaged weights bring about."""
+    return EngineError("The model's answer is not a number.", code="not_a_number")
+
+
+def _apply(sampler: Any, candidates: Candidates) -> tuple[int, Candidates]:
+    """Return the candidate that a native sampler selects, and those that its cuts have left."""
+    data = llama.llama_token_data_array(
+        data=candidates.ctypes.data_as(ctypes.POINTER(llama.llama_token_data)),
+        size=len(candidates),
+        selected=-1,
+        sorted=False,
+    )
+    short.llama_sampler_apply(sampler, ctypes.byref(data))
+    return int(candidates[data.selected]["id"]), candidates[: data.size]
 
 
 def token_logprob(model: LlamaModel, logits: Logits, row: int, token: int, top: int) -> TokenLogprob:

@@ -1,0 +1,60 @@
+"""`/v1/responses` by the official client, on a scripted floor and on a real engine."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import openai
+import pytest
+from openai.types.responses import Response
+
+from tests.api.boxes import Box
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def client(any_box: Box) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(base_url=f"{any_box.url}/v1", api_key="any", max_retries=0, timeout=20) as each:
+        yield each
+
+
+def strictly(response: Any) -> None:
+    """Check a response object against OpenAI's own model, which the client does not do by itself."""
+    Response.model_validate(response.to_dict(mode="json"), strict=False)
+
+
+async def test_a_response_is_answered_and_can_be_fetched(client: openai.AsyncOpenAI) -> None:
+    answer = await client.responses.create(model="tiny", input="Hello", max_output_tokens=4, temperature=0)
+    strictly(answer)
+    assert answer.status in ("completed", "incomplete")
+    assert answer.output_text
+    assert answer.model == "tiny:1"
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
+    again = await client.responses.retrieve(answer.id)
+    assert again.to_dict() == answer.to_dict()
+    items = [each async for each in client.responses.input_items.list(answer.id)]
+    assert [each.type for each in items] == ["message"]
+    await client.responses.delete(answer.id)
+    with pytest.raises(openai.NotFoundError):
+        await client.responses.retrieve(answer.id)
+
+
+async def test_a_stream_says_the_same_as_the_whole_answer(client: openai.AsyncOpenAI) -> None:
+    whole = await client.responses.create(model="tiny", input="Hello", max_output_tokens=4, temperature=0)
+    async with client.responses.stream(model="tiny", input="Hello", max_output_tokens=4, temperature=0) as stream:
+        events = [each async for each in stream]
+    assert next(each.sequence_number for each in events) == 0
+    assert "".join(each.delta for each in events if each.type == "response.output_text.delta") == whole.output_text
+
+
+async def test_a_turn_follows_another(client: openai.AsyncOpenAI) -> None:
+    first = await client.responses.create(model="tiny", input="Hello", max_output_tokens=3, temperature=0)
+    second = await client.responses.create(
+        model="tiny", input="And then?", previous_response_id=first.id, max_output_tokens=3, temperature=0
+    )
+    assert second.previous_response_id == first.id
+    items = [each async for each in client.responses.input_items.list(second.id, order="asc")]
+    assert [each.role for each in items] == ["user", "assistant", "user"]  # type: ignore[union-attr]
