@@ -181,7 +181,7 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
                 rerankers=floor.classifiers,
             )
         )
-        sessions = await stack.enter_async_context(open_sessions(settings, SystemClock()))
+        sessions = await stack.enter_async_context(open_sessions(settings, SystemClock(), forget=floor.text.forget))
         agents = Responder(
             models=floor.text,
             conversations=sessions.conversations,

@@ -43,7 +43,7 @@ from appliance.core.clock import Clock
 from appliance.core.errors import ApplianceError, ConflictError, OverloadedError
 from appliance.core.sessions import Conversations, Item, ResponseStatus
 from appliance.core.tools import ToolChoice, ToolResult
-from appliance.core.types import Generation, GenerationRequest, TextModels
+from appliance.core.types import Generation, GenerationRequest, Session, TextModels
 from appliance.observe.metrics import ResponseMetrics
 
 logger = logging.getLogger("appliance.agents")
@@ -76,6 +76,7 @@ class ResponseRun:
         responses: Keeper,
         history: Sequence[Item],
         tools: Tools,
+        session: Session | None = None,
         journal: Sequence[Entry] = (),
         told: Sequence[Event] = (),
     ) -> None:
@@ -89,6 +90,7 @@ class ResponseRun:
             responses: Where it is kept.
             history: What was said before the turn's input.
             tools: What the model may call.
+            session: Whose text the prompt is, from the store.
             journal: What has happened already, kept.
             told: Events that are kept already.
         """
@@ -99,6 +101,7 @@ class ResponseRun:
         self._responses = responses
         self._history = history
         self._tools = tools
+        self._session = session
         self._journal = list(journal)
         self._taken_up = bool(told or journal)
         self._narrator = Narrator(told)
@@ -274,6 +277,7 @@ class ResponseRun:
             tools=offered,
             tool_choice=self._tools.choice_for(ask.choice) if offered else ToolChoice(),
             parallel_tool_calls=turn.parallel_tool_calls,
+            session=self._session,
         )
 
     async def _run(self, calls: Sequence[Call], elapsed_s: float) -> None:
@@ -348,6 +352,7 @@ class ResponseRun:
     async def _fork(self, items: Sequence[Item]) -> str:
         """Put the turn into a fork of its conversation from where the turn began, and return the fork's id."""
         turn, conversations = self.turn, self._means.conversations
+        await self._means.models.forget({turn.conversation})  # its states have what is the fork's alone from now on
         if turn.after:
             forked = await conversations.fork(turn.conversation, tenant=turn.tenant, at=turn.after)
         else:
