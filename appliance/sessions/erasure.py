@@ -3,8 +3,8 @@
     1. one transaction: conversation, item or response is gone, and the erasure is recorded
     2. rows that nobody has any more, some at a time
     3. the keyword index is written anew without their words, some pages at a time
-    4. the log of the database is emptied
-    5. the models forget what they keep of the text, in memory and in files
+    4. the models forget what they keep of the text, in memory and in files; the record forgets whose it was
+    5. the log of the database is emptied
     6. the record is deleted
 
 Every step can be done again, so an erasure that a crash or a busy log ended goes on from its record.
@@ -68,9 +68,12 @@ class Erasure:
             begin = True
             while await self._database.write(partial(merge, begin=begin)):
                 begin = False
-            await self._empty_log()
-            await self._forget({session for _, session in recorded})
             last = recorded[-1][0]
+            await self._forget({session for _, session in recorded if session})
+            await self._database.write(
+                lambda each: each.execute("UPDATE erasures SET session = '' WHERE key <= ?", (last,)).close()
+            )
+            await self._empty_log()
             await self._database.write(
                 lambda each: each.execute("DELETE FROM erasures WHERE key <= ?", (last,)).close()
             )
