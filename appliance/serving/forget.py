@@ -41,8 +41,6 @@ class SessionMemory:
 
     async def forget(self, sessions: Collection[str]) -> None:
         """Forget sessions; see `core.types.TextModels.forget`."""
-        if not sessions:
-            return
         now = time.monotonic()
         self._forgotten = {each: at for each, at in self._forgotten.items() if at > now - REMEMBERED_S}
         self._forgotten |= dict.fromkeys(sessions, now)

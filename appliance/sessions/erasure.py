@@ -69,7 +69,8 @@ class Erasure:
             while await self._database.write(partial(merge, begin=begin)):
                 begin = False
             last = recorded[-1][0]
-            await self._forget({session for _, session in recorded if session})
+            if sessions := {session for _, session in recorded if session}:
+                await self._forget(sessions)
             await self._database.write(
                 lambda each: each.execute("UPDATE erasures SET session = '' WHERE key <= ?", (last,)).close()
             )

@@ -11,7 +11,10 @@ PROGRAM = """
 import atexit, gc, runpy, sys
 atexit.register(lambda: print("frozen", gc.get_freeze_count() > 0, file=sys.stderr))  # the last to be called
 module, *sys.argv[1:] = sys.argv[1:]
-runpy.run_module(module, run_name="__main__")
+if module == "tests":
+    import tests
+else:
+    runpy.run_module(module, run_name="__main__")
 """
 
 
@@ -27,12 +30,8 @@ runpy.run_module(module, run_name="__main__")
     ids=lambda each: each[0],
 )
 def test_what_is_there_at_the_end_is_frozen(program: tuple[str, ...]) -> None:
-    if program == ("tests",):
-        code, arguments = PROGRAM.replace('runpy.run_module(module, run_name="__main__")', "import tests"), program
-    else:
-        code, arguments = PROGRAM, program
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], input=b"", capture_output=True, timeout=60, check=False
+        [sys.executable, "-c", PROGRAM, *program], input=b"", capture_output=True, timeout=60, check=False
     )
     assert done.returncode >= 0, "it ended by a signal"
     assert b"frozen True" in done.stderr, done.stderr
