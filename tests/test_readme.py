@@ -89,6 +89,7 @@ def all_operations() -> list[Operation]:
         files=nothing,
         vector_stores=nothing,
         conversations=nothing,
+        agents=nothing,
         tunable_models=nothing,
         keys=nothing,
         metrics=Metrics(),

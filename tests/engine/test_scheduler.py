@@ -327,8 +327,12 @@ def test_the_idle_past_of_a_forgotten_session_is_neither_reused_nor_parked() -> 
         if number == 2:
             subject.finish(each)
     [running] = subject.running
+    waiting = sequence(9, list(range(300, 340)))
+    subject.submit(waiting)
     assert running.session == "gone"
     subject.forget({"gone"})
+    assert (running.kept, waiting.kept) == (False, True)
+    subject.cancel(waiting)
     subject.finish(running)
     subject.check_integrity()
     again = sequence(3, list(range(100, 140)))
