@@ -183,7 +183,7 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
                 tensors=floor.tensors,
             )
         )
-        sessions = await stack.enter_async_context(open_sessions(settings, SystemClock()))
+        sessions = await stack.enter_async_context(open_sessions(settings, SystemClock(), forget=floor.text.forget))
         agents = Responder(
             models=floor.text,
             conversations=sessions.conversations,

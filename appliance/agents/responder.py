@@ -36,7 +36,7 @@ from appliance.core.errors import (
 from appliance.core.sessions import Conversations, Item, Responses, StoredResponse
 from appliance.core.settings import Settings
 from appliance.core.tools import BuiltInTool, NumbersPassages
-from appliance.core.types import TextModels
+from appliance.core.types import Session, TextModels
 from appliance.observe.metrics import ResponseMetrics
 
 logger = logging.getLogger("appliance.agents")
@@ -123,7 +123,7 @@ class Responder:
         await self._started.wait()
         if turn.background:
             self._check_room()
-        turn, history = await self._with_history(turn)
+        turn, session, history = await self._with_history(turn)
         if turn.conversation and turn.conversation in self._busy:
             raise ConflictError(
                 f"Another response works on the conversation {turn.conversation}.",
@@ -135,7 +135,7 @@ class Responder:
         if turn.conversation:
             self._busy.add(turn.conversation)
         try:
-            run = await self._begin(turn, history)
+            run = await self._begin(turn, session, history)
         except BaseException:
             self._busy.discard(turn.conversation)
             raise
@@ -192,8 +192,8 @@ class Responder:
                 retry_after_s=RETRY_S,
             )
 
-    async def _with_history(self, turn: Turn) -> tuple[Turn, Sequence[Item]]:
-        """Return the turn with where it begins, and what was said before it."""
+    async def _with_history(self, turn: Turn) -> tuple[Turn, Session, Sequence[Item]]:
+        """Return the turn with where it begins, whose text it is, and what was said before it."""
         conversations, tenant = self._means.conversations, turn.tenant
         if turn.previous:
             before = self._responses.get(turn.previous, tenant=tenant)
@@ -209,9 +209,15 @@ class Responder:
             turn = replace(turn, conversation=forked.id)
         if turn.conversation:
             turn = replace(turn, after=conversations.get(turn.conversation, tenant=tenant).last)
-        history = self._history(turn)
+        session, history = self._past(turn)
         check_calls(history, turn.input)
-        return turn, history
+        return turn, session, history
+
+    def _past(self, turn: Turn) -> tuple[Session, Sequence[Item]]:
+        """Return whose text a turn goes on with, "" if with nobody's, and that text, which is read last."""
+        as_of = self._means.clock.monotonic()
+        first = self._responses.first(turn.previous, tenant=turn.tenant) if turn.previous else ""
+        return Session(turn.conversation or first, as_of), self._history(turn)
 
     def _history(self, turn: Turn) -> Sequence[Item]:
         """Return what was said before a turn, as it was when the turn began."""
@@ -223,7 +229,7 @@ class Responder:
         ids = [each["id"] for each in items]
         return items[: ids.index(turn.after) + 1] if turn.after in ids else items
 
-    async def _begin(self, turn: Turn, history: Sequence[Item]) -> ResponseRun:
+    async def _begin(self, turn: Turn, session: Session, history: Sequence[Item]) -> ResponseRun:
         """Keep a new response and start its work."""
         tools = await self._open_tools(turn, history)
         tasks = self._tasks
@@ -253,6 +259,7 @@ class Responder:
             means=self._means,
             responses=self._responses if turn.store else Unkept(),
             history=history,
+            session=session if session.id or not turn.store else replace(session, id=response),
             tools=tools,
         )
         self._runs[response] = run
@@ -321,7 +328,7 @@ class Responder:
         """Return a run that goes on from the journal."""
         turn = read_turn(stored.request)
         journal = [entry_of(each) for each in self._responses.steps(stored.id)]
-        history = self._history(turn)
+        session, history = self._past(turn)
         tools = await self._open_tools(
             turn, [*history, *output_of(journal, {"file_search": "file_search"}, frozenset())]
         )
@@ -332,6 +339,7 @@ class Responder:
             means=self._means,
             responses=self._responses,
             history=history,
+            session=session if session.id else replace(session, id=stored.id),
             tools=tools,
             journal=journal,
             told=self._responses.events(stored.id, tenant=stored.tenant) if turn.stream else (),

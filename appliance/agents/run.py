@@ -45,7 +45,7 @@ from appliance.core.clock import Clock
 from appliance.core.errors import ApplianceError, ConflictError, OverloadedError
 from appliance.core.sessions import Conversations, Item, ResponseStatus
 from appliance.core.tools import ToolChoice, ToolResult
-from appliance.core.types import Generation, GenerationRequest, TextModels
+from appliance.core.types import Generation, GenerationRequest, Session, TextModels
 from appliance.observe.metrics import ResponseMetrics
 
 logger = logging.getLogger("appliance.agents")
@@ -78,6 +78,7 @@ class ResponseRun:
         responses: Keeper,
         history: Sequence[Item],
         tools: Tools,
+        session: Session | None = None,
         journal: Sequence[Entry] | None = None,
         told: Sequence[Event] = (),
     ) -> None:
@@ -91,6 +92,7 @@ class ResponseRun:
             responses: Where it is kept.
             history: What was said before the turn's input.
             tools: What the model may call.
+            session: Whose text the prompt is, from the store.
             journal: What another process has kept of it, or None for a new one.
             told: Events that are kept already.
         """
@@ -101,6 +103,7 @@ class ResponseRun:
         self._responses = responses
         self._history = history
         self._tools = tools
+        self._session = session
         self._journal = list(journal or ())
         self._taken_up = journal is not None
         self._narrator = Narrator(told)
@@ -284,6 +287,7 @@ class ResponseRun:
             tools=offered,
             tool_choice=self._tools.choice_for(ask.choice) if offered else ToolChoice(),
             parallel_tool_calls=turn.parallel_tool_calls,
+            session=self._session,
         )
 
     async def _run(self, calls: Sequence[Call], elapsed_s: float) -> None:
@@ -361,6 +365,7 @@ class ResponseRun:
     async def _fork(self, items: Sequence[Item]) -> str:
         """Put the turn into a fork of its conversation from where the turn began, and return the fork's id."""
         turn, conversations = self.turn, self._means.conversations
+        await self._means.models.forget({turn.conversation})  # its states have what is the fork's alone from now on
         if turn.after:
             forked = await conversations.fork(turn.conversation, tenant=turn.tenant, at=turn.after)
         else:

@@ -264,6 +264,10 @@ class Responses(Protocol):
         """Return what was queued or in progress when the process ended, of all tenants, oldest first."""
         ...
 
+    def first(self, response: str, *, tenant: str) -> str:
+        """Return the id of the first of the responses that a response follows, or its own."""
+        ...
+
     async def delete(self, response: str, *, tenant: str) -> None:
         """Erase a response; those that followed it keep their own items."""
         ...

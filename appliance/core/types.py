@@ -9,7 +9,7 @@ Over 400 lines because every room reads one list of terms rather than looking fo
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Any, Literal, Protocol, TypeAlias
@@ -157,6 +157,19 @@ Prompt = str | tuple[int, ...] | tuple[ChatMessage, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Session:
+    """Whose stored text a prompt is made of, so that deleting it can reach what the models keep of it.
+
+    Attributes:
+        id: A conversation's, or that of the first of the responses that follow each other.
+        as_of: Monotonic time before which the text was not yet read from the store, in seconds.
+    """
+
+    id: str
+    as_of: float
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One accepted HTTP request's worth of work.
 
@@ -170,6 +183,7 @@ class GenerationRequest:
         request_id: As in `X-Request-Id`, for the log.
         tools: What the model may call, where the prompt is messages.
         parallel_tool_calls: Whether it may call several at once.
+        session: Whose text the prompt is, or None if nobody will ever delete it.
     """
 
     model: str
@@ -185,6 +199,7 @@ class GenerationRequest:
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = field(default_factory=ToolChoice)
     parallel_tool_calls: bool = True
+    session: Session | None = None
 
 
 class Generation(Protocol):
@@ -287,6 +302,20 @@ class TextModels(Protocol):
         self, model: str, prompt: Prompt, *, add_special: bool = True, parse_special: bool = False
     ) -> Tokenization:
         """Return the prompt as the engine would read it. Raises as `generate` does."""
+        ...
+
+    async def forget(self, sessions: Collection[str]) -> None:
+        """Forget what is kept of sessions, whose text has been deleted: KV states in memory and in files.
+
+        No model, loaded or not, has a state of theirs when this returns, nor will a request whose text was read before.
+        It can be repeated.
+
+        Args:
+            sessions: Ids of `Session`.
+
+        Raises:
+            StorageError: Not all files could be deleted.
+        """
         ...
 
 

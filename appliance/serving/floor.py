@@ -15,6 +15,7 @@ from appliance.serving.embed import TextEmbedding
 from appliance.serving.embedder_routes import EmbedderRoutes
 from appliance.serving.embedders import LoadedEmbedders
 from appliance.serving.embedding_cache import EmbeddingCache
+from appliance.serving.forget import SessionMemory
 from appliance.serving.generate import TextGeneration
 from appliance.serving.infer import TensorInference
 from appliance.serving.loaded import LoadedModels
@@ -60,7 +61,7 @@ class ServingFloor:
         share_memory(self.embedders, self.tensor_models, self.models)
         self.cache = EmbeddingCache(settings.cache_path, settings.embedding_cache_bytes, metrics)
         routes = EmbedderRoutes(registry, self.embedders, self.tensor_models, self.cache)
-        self.text = TextGeneration(registry, self.models, self.tensor_models)
+        self.text = TextGeneration(registry, self.models, SessionMemory(settings, self.models), self.tensor_models)
         self.embedding = TextEmbedding(routes)
         self.token_counts = TokenCounts(routes)
         self.classifiers = TextClassification(settings, routes)

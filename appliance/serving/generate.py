@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from appliance.core.types import (
     Tokenization,
 )
 from appliance.registry.versions import RegisteredModel, Registry
+from appliance.serving.forget import SessionMemory
 from appliance.serving.loaded import LoadedModels
 from appliance.serving.prompts import PromptRenderer
 from appliance.serving.route import LoadedModel
@@ -40,10 +41,11 @@ class Named(Protocol):
 class TextGeneration:
     """The serving floor's answer to `core.types.TextModels`."""
 
-    def __init__(self, registry: Registry, models: LoadedModels, *others: Named) -> None:
+    def __init__(self, registry: Registry, models: LoadedModels, memory: SessionMemory, *others: Named) -> None:
         """Serve the registered models with those that are loaded; `others` are loaded for other uses."""
         self._registry = registry
         self._models = models
+        self._memory = memory
         self._others = others
 
     def cards(self) -> Sequence[ModelCard]:
@@ -73,11 +75,17 @@ class TextGeneration:
                 tenant=request.tenant,
                 weight=request.weight,
                 pinned=request.pinned,
+                session="" if request.session is None else request.session.id,
+                kept=request.session is None or self._memory.keeps(request.session),
                 deadline_s=left_s,
             )
             if not offers_tools(request):
                 return generation
             return ToolCallGeneration(generation, lambda: tools.reader(request, new_call_id))
+
+    async def forget(self, sessions: Collection[str]) -> None:
+        """Forget the text of sessions; see `core.types.TextModels.forget`."""
+        await self._memory.forget(sessions)
 
     async def tokenize(
         self, model: str, prompt: Prompt, *, add_special: bool = True, parse_special: bool = False

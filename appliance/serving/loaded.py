@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -78,6 +78,11 @@ class LoadedModels:
     def names(self) -> frozenset[str]:
         """Return the full names of the models that run, and of the adapters that are loaded beside them."""
         return frozenset(self._loaded).union(*(each.adapters.names for each in self._loaded.values()))
+
+    @property
+    def engines(self) -> Sequence[LlamaEngine]:
+        """Return the engines of the models that run."""
+        return [each.engine for each in self._loaded.values()]
 
     def find(self, name: str) -> LoadedModel:
         """Return the model of that name, or the base of that adapter, if it runs.

@@ -28,6 +28,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from appliance.core.exits import leave_memory_to_the_system
 from appliance.serving.control_text import ControlTexts, Suspicion
 from appliance.serving.template_protocol import HEADER_BYTES, Compile, Render, Reply, Segment, to_frame
 
@@ -297,6 +298,7 @@ def _import_the_rest(wanted: Compile) -> None:
 
 def main() -> None:
     """Serve on standard input and output. Only the parent ends this process, however the service is stopped."""
+    leave_memory_to_the_system()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     serve(sys.stdin.buffer, sys.stdout.buffer, restrict_process)

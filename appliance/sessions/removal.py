@@ -30,7 +30,7 @@ def remove_conversation(connection: Connection, row: Row) -> None:
             _blank(connection, each)
     for (response,) in connection.execute("SELECT key FROM responses WHERE conversation = ?", (row["id"],)).fetchall():
         remove_response(connection, response)
-    connection.execute("INSERT INTO erasures DEFAULT VALUES")
+    _record(connection, row["id"])
 
 
 def _removed_elsewhere(connection: Connection, row: Row) -> Sequence[Row]:
@@ -62,7 +62,7 @@ def remove_item(connection: Connection, conversation: str, item: str, tenant: st
     sql = "DELETE FROM summaries WHERE line = ? AND position >= ?"
     connection.execute(sql, (history.line, found["position"]))
     _redact(connection, found["response"], conversation, item)
-    connection.execute("INSERT INTO erasures DEFAULT VALUES")
+    _record(connection, conversation)
 
 
 def _is_held(connection: Connection, found: Row) -> bool:
@@ -100,6 +100,30 @@ def _redact(connection: Connection, response: str, conversation: str, item: str)
     connection.execute("UPDATE responses SET request = '{}', body = ?, input = ? WHERE key = ?", texts)
     connection.execute("DELETE FROM events WHERE response = ?", (row["key"],))
     connection.execute("DELETE FROM steps WHERE response = ?", (row["key"],))
+
+
+def erase_response(connection: Connection, row: Row) -> None:
+    """Take a response out that is deleted by itself."""
+    _record(connection, row["conversation"] or first_response(connection, row["key"]))
+    remove_response(connection, row["key"])
+
+
+def first_response(connection: Connection, key: int) -> str:
+    """Return the id of the first of the responses that a response follows, or its own."""
+    sql = """
+        WITH RECURSIVE chain (key, before, id, depth) AS (
+            SELECT key, before, id, 0 FROM responses WHERE key = ?
+            UNION ALL
+            SELECT responses.key, responses.before, responses.id, depth + 1
+            FROM chain JOIN responses ON responses.key = chain.before
+        )
+        SELECT id FROM chain ORDER BY depth DESC LIMIT 1
+    """
+    return str(connection.execute(sql, (key,)).fetchone()[0])
+
+
+def _record(connection: Connection, session: str) -> None:
+    connection.execute("INSERT INTO erasures (session) VALUES (?)", (session,))
 
 
 def remove_response(connection: Connection, key: int) -> None:

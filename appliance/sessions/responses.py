@@ -11,7 +11,7 @@ from appliance.core.sessions import Item, ResponseStatus, Step, StoredResponse
 from appliance.sessions.append import append as append_items
 from appliance.sessions.erasure import Erasure
 from appliance.sessions.history import conversation_row
-from appliance.sessions.removal import remove_response
+from appliance.sessions.removal import erase_response, first_response
 from appliance.sessions.rows import decoded_items, decoded_object, encoded, to_response
 from appliance.store.database import Connection, Database, Row
 from appliance.store.rows import one
@@ -133,6 +133,10 @@ class StoredResponses:
 
         return self._database.read(read)
 
+    def first(self, response: str, *, tenant: str) -> str:
+        """Return the id of the first of the responses that a response follows, or its own."""
+        return self._database.read(lambda each: first_response(each, _row(each, response, tenant)["key"]))
+
     def unfinished(self) -> Sequence[StoredResponse]:
         """Return what was queued or in progress when the process ended, of all tenants, oldest first."""
         sql = "SELECT * FROM responses WHERE status IN ('queued', 'in_progress') AND NOT waste ORDER BY key"
@@ -140,12 +144,7 @@ class StoredResponses:
 
     async def delete(self, response: str, *, tenant: str) -> None:
         """Erase a response; those that followed it keep their own items."""
-
-        def remove(connection: Connection) -> None:
-            remove_response(connection, _row(connection, response, tenant)["key"])
-            connection.execute("INSERT INTO erasures DEFAULT VALUES")
-
-        await self._erasure.erase(remove)
+        await self._erasure.erase(lambda each: erase_response(each, _row(each, response, tenant)))
 
 
 def _row(connection: Connection, response: str, tenant: str | None = None) -> Row:

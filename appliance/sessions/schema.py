@@ -16,7 +16,7 @@ counts from the conversation's start, through all lines of the path to it, so th
     removals            messages that a conversation has removed and a fork still holds, by the conversation's line
     responses.waste     the response counts as deleted, and its rows are to go
     responses.before    the response whose items come before this one's, 0 if none; goes on over what was deleted
-    erasures            deletions whose words may still be in a file
+    erasures            deletions whose words may still be in a file, and the session that the models are to forget
     search              words as `core.words` makes them, by the key of the message; `scope` has tenant and line
 """
 
@@ -130,7 +130,7 @@ MIGRATIONS: tuple[Migration, ...] = (
                 PRIMARY KEY (response, number)
             ) STRICT
             """,
-            "CREATE TABLE erasures (key INTEGER PRIMARY KEY AUTOINCREMENT) STRICT",
+            "CREATE TABLE erasures (key INTEGER PRIMARY KEY AUTOINCREMENT, session TEXT NOT NULL) STRICT",
             "CREATE VIRTUAL TABLE search USING fts5 (scope, terms, tokenize = 'ascii', detail = column)",
             "CREATE VIRTUAL TABLE search_terms USING fts5vocab (search, row)",
             "CREATE TABLE search_made_with (version INTEGER NOT NULL) STRICT",

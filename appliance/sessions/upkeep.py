@@ -12,7 +12,7 @@ from appliance.core.errors import ApplianceError
 from appliance.core.settings import Settings
 from appliance.sessions.erasure import Erasure
 from appliance.sessions.history import item_of
-from appliance.sessions.removal import remove_conversation, remove_response
+from appliance.sessions.removal import erase_response, remove_conversation
 from appliance.sessions.words import begin_anew, end_anew, index, is_current
 from appliance.store.database import Connection, Database, Row
 
@@ -67,10 +67,8 @@ class Upkeep:
         for row in {row["key"]: row for row in conversations}.values():
             remove_conversation(connection, row)
         responses = self._old_responses(connection)
-        for (key,) in responses:
-            remove_response(connection, key)
-        if responses:
-            connection.execute("INSERT INTO erasures DEFAULT VALUES")
+        for row in responses:
+            erase_response(connection, row)
         return len(conversations) + len(responses)
 
     def _old(self, connection: Connection) -> Sequence[Row]:
@@ -94,7 +92,7 @@ class Upkeep:
         """Return old responses that nothing follows: what followed them is as old, and went before."""
         days = self._settings.response_days
         sql = """
-            SELECT key FROM responses WHERE created < ? AND NOT waste AND status NOT IN ('queued', 'in_progress')
+            SELECT * FROM responses WHERE created < ? AND NOT waste AND status NOT IN ('queued', 'in_progress')
             AND NOT EXISTS (SELECT 1 FROM responses AS later WHERE later.before = responses.key) LIMIT ?
         """
         return connection.execute(sql, (self._before(days), SLICE)).fetchall() if days else []

@@ -186,7 +186,7 @@ async def scripted_box(
     async with AsyncExitStack() as stack:
         database = Database(folder / "appliance.db")
         stack.callback(database.close)
-        sessions = await stack.enter_async_context(open_sessions(settings, SystemClock()))
+        sessions = await stack.enter_async_context(open_sessions(settings, SystemClock(), forget=models.forget))
         agents = await stack.enter_async_context(answering(settings, models, metrics, sessions, tools))
         keys = KeyStore(database, SystemClock())
         tuning, embedding = ScriptedTuning(), ScriptedEmbedding()
@@ -243,12 +243,12 @@ async def real_box(
     async with AsyncExitStack() as stack:
         database = Database(settings.database_path)
         stack.callback(database.close)
-        sessions = await stack.enter_async_context(open_sessions(settings, SystemClock()))
         registry = open_registry(settings, database)
         import_model(model, registry, name="tiny", licence="Apache-2.0")
         if encoder is not None:
             import_model(encoder, registry, name="encoder", licence="Apache-2.0")
         floor = ServingFloor(settings, registry, metrics, CpuBudget(2))
+        sessions = await stack.enter_async_context(open_sessions(settings, SystemClock(), forget=floor.text.forget))
         agents = await stack.enter_async_context(answering(settings, floor.text, metrics, sessions))
         keys = KeyStore(database, SystemClock())
         files = ScriptedFiles()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -135,6 +135,7 @@ class ScriptedModels:
         script: What the next generations do.
         refusals: Raised instead by the next calls of `generate`, one each.
         begin_token: Whether texts get a start token, 256.
+        forgotten: Sessions that it was told to forget.
         gate: When set by a test, `generate` waits for it, as for a model that loads.
     """
 
@@ -147,6 +148,7 @@ class ScriptedModels:
         self.waiting = asyncio.Event()
         self.generations: list[ScriptedGeneration] = []
         self.accepted = asyncio.Event()
+        self.forgotten: set[str] = set()
 
     @property
     def requests(self) -> list[GenerationRequest]:
@@ -179,6 +181,9 @@ class ScriptedModels:
         self.generations.append(generation)
         self.accepted.set()
         return generation
+
+    async def forget(self, sessions: Collection[str]) -> None:
+        self.forgotten |= set(sessions)
 
     async def tokenize(
         self, model: str, prompt: Prompt, *, add_special: bool = True, parse_special: bool = False

@@ -520,6 +520,7 @@ async def test_an_item_that_comes_meanwhile_costs_the_turn_or_forks_it(box: Scri
         gate.set()
     reply = turn.result()
     assert texts(box, name) == ["First", "Fine.", "Quick"]
+    assert box.models.forgotten == ({name} if fork else set()), "the turn's text is the fork's alone now"
     if fork:
         assert texts(box, reply.json()["conversation"]["id"]) == ["First", "Fine.", "Second", "Late."]
     else:
@@ -540,6 +541,20 @@ async def test_a_conversation_that_is_erased_while_its_response_streams_stays_er
         rest = await first.read_to_end()
     assert b"event: error" in rest
     assert (await ask(box, conversation=name)).status == 404
+
+
+async def test_the_models_are_told_whose_text_a_prompt_is(box: ScriptedBox) -> None:
+    name = await conversation_of(box)
+    await answer(box, "In a conversation", conversation=name)
+    first = await answer(box, "First")
+    second = await answer(box, "Second", previous_response_id=first["id"])
+    await answer(box, "Third", previous_response_id=second["id"], store=False)
+    await answer(box, "Nobody's", store=False)
+    sessions = [each.session.id for each in box.models.requests if each.session is not None]
+    assert sessions == [name, first["id"], first["id"], first["id"], ""]
+    assert (await box.ask("DELETE", f"{URL}/{second['id']}")).status == 200
+    assert (await box.ask("DELETE", f"/v1/conversations/{name}")).status == 200
+    assert box.models.forgotten == {first["id"], name}
 
 
 async def test_input_items_are_listed_in_pages(box: ScriptedBox) -> None:

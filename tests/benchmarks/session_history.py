@@ -26,6 +26,7 @@ import psutil
 from appliance.core.clock import SystemClock
 from appliance.core.settings import Settings
 from appliance.sessions.room import Sessions, open_sessions
+from tests.sessions.boxes import nothing_to_forget
 
 MESSAGES = 10_000
 CONVERSATIONS = 1_000
@@ -142,7 +143,7 @@ async def measure_idle(each: Sessions, count: int) -> None:
 
 async def measure(folder: Path, messages: int, conversations: int) -> None:
     """Measure and tell all."""
-    async with open_sessions(Settings(data_dir=folder), SystemClock()) as each:
+    async with open_sessions(Settings(data_dir=folder), SystemClock(), forget=nothing_to_forget) as each:
         await each.upkeep.once()
         await measure_long(each, folder, messages)
         await measure_idle(each, conversations)

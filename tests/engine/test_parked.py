@@ -10,7 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from appliance.engine.llama.parked import Action, Erase, Free, ParkedState, ParkedStates, Write
+from appliance.engine.llama.parked import ParkedStates
+from appliance.engine.llama.parked_state import Action, Erase, Free, ParkedState, Write
 
 EVER = 10**9
 
@@ -49,17 +50,17 @@ class Caller:
         return actions
 
     def put(
-        self, name: str, tokens: list[int], size: int = 1, *, pinned: bool = False, space: str = ""
+        self, name: str, tokens: list[int], size: int = 1, *, pinned: bool = False, space: str = "", session: str = ""
     ) -> list[Action]:
         self.tick += 1
         self.ram[name] = self.sizes[name] = size
-        state = ParkedState(name, ints(tokens), space, size, pinned)
+        state = ParkedState(name, ints(tokens), space, size, session, pinned)
         return self.do(self.states.put(state, self.tick))
 
     def restore(self, name: str, tokens: list[int], size: int = 1, *, pinned: bool = False) -> list[Action]:
         self.tick += 1
         self.disk[name] = self.sizes[name] = size
-        return self.do(self.states.restore(ParkedState(name, ints(tokens), "", size, pinned), self.tick))
+        return self.do(self.states.restore(ParkedState(name, ints(tokens), "", size, pinned=pinned), self.tick))
 
     def touch(self, name: str) -> None:
         self.tick += 1
@@ -86,6 +87,11 @@ class Caller:
     def leave_ram(self, name: str) -> list[Action]:
         return self.do(self.states.leave_ram(name))
 
+    def forget(self, session: str) -> frozenset[str]:
+        waited, actions = self.states.forget({session})
+        self.do(actions)
+        return waited
+
     def best(self, tokens: list[int], limit: int | None = None) -> tuple[str, int] | None:
         found = self.states.best(ints(tokens), "", limit)
         return (found[0].id, found[1]) if found else None
@@ -101,6 +107,8 @@ class ParkedMachine(RuleBasedStateMachine):
         self.caller = Caller(ram, disk, can_rewind=can_rewind)
         self.states = self.caller.states
         self.tokens: dict[str, tuple[str, list[int]]] = {}
+        self.session = "session"
+        self.sessions: dict[str, str] = {}
 
     def some_name(self, index: int) -> str:
         names = sorted(each for each in self.tokens if each in self.states)
@@ -115,7 +123,8 @@ class ParkedMachine(RuleBasedStateMachine):
     def put(self, tokens: list[int], size: int, pinned: bool, space: str) -> None:
         name = self.new_name(space, tokens)
         wanted = self.states.wants(ints(tokens), space, size)
-        self.caller.put(name, tokens, size, pinned=pinned, space=space)
+        self.sessions[name] = self.session
+        self.caller.put(name, tokens, size, pinned=pinned, space=space, session=self.session)
         if not wanted and not pinned:
             assert name not in self.caller.ram or name in self.caller.writing
             assert name not in self.states
@@ -129,7 +138,8 @@ class ParkedMachine(RuleBasedStateMachine):
     def continue_one(self, index: int, more: list[int], size: int) -> None:
         space, tokens = self.tokens[self.some_name(index)]
         name = self.new_name(space, tokens + more)
-        self.caller.put(name, tokens + more, size, space=space)
+        self.sessions[name] = self.session
+        self.caller.put(name, tokens + more, size, space=space, session=self.session)
 
     @precondition(lambda self: len(self.states) > 0)
     @rule(index=indices, change=st.sampled_from(["touch", "drop", "promote", "leave", "pin", "unpin"]))
@@ -149,6 +159,17 @@ class ParkedMachine(RuleBasedStateMachine):
                 self.states.promote(name)
         else:
             self.caller.promote(name)
+
+    @rule()
+    def forget(self) -> None:
+        """Forget the session of all that came since the last time; its name does not come again."""
+        session, self.session = self.session, f"session {len(self.tokens)}"
+        waited = self.caller.forget(session)
+        gone = {each for each, theirs in self.sessions.items() if theirs == session}
+        assert waited == gone & set(self.caller.writing)
+        assert not gone & self.caller.disk.keys()
+        assert gone & self.caller.ram.keys() <= waited
+        assert not any(each in self.states for each in gone)
 
     @rule(well=st.booleans(), index=indices)
     def a_write_ends(self, well: bool, index: int) -> None:
@@ -402,3 +423,34 @@ def test_a_damaged_book_is_noticed() -> None:
     caller.states.ram_used = 0
     with pytest.raises(AssertionError, match="RAM in use"):
         caller.states.check_integrity()
+
+
+def test_a_session_is_forgotten_wherever_its_states_are_and_nobody_elses_are() -> None:
+    caller = Caller(ram=10, disk=10)
+    caller.put("on disk", [1], session="a")
+    caller.write_behind()
+    caller.end_writes()
+    caller.leave_ram("on disk")
+    caller.put("in both", [2], session="a")
+    caller.write_behind()
+    caller.end_writes()
+    caller.put("in ram", [3], session="a", pinned=True)
+    caller.put("other", [4], session="b")
+    caller.put("nobody's", [5])
+    assert caller.forget("a") == frozenset()
+    assert (set(caller.ram), set(caller.disk)) == ({"other", "nobody's"}, set())
+    assert caller.best([1]) is None
+    caller.states.check_integrity()
+
+
+@pytest.mark.parametrize("well", [True, False])
+def test_what_is_being_written_of_a_forgotten_session_goes_when_that_has_ended(well: bool) -> None:
+    caller = Caller(ram=10, disk=10)
+    caller.put("a", [1], session="a")
+    caller.write_behind()
+    assert caller.forget("a") == {"a"}
+    assert caller.forget("a") == {"a"}, "it is asked for again, and still not gone"
+    assert caller.best([1]) is None
+    assert caller.end_write("a", well=well) == [Free("a"), *([Erase("a")] if well else [])]
+    assert caller.forget("a") == frozenset()
+    caller.states.check_integrity()

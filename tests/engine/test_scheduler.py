@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from appliance.core.types import Priority
-from appliance.engine.llama.parked import ParkedState, ParkedStates
+from appliance.engine.llama.parked import ParkedStates
+from appliance.engine.llama.parked_state import ParkedState
 from appliance.engine.llama.scheduler import Scheduler
 from appliance.engine.llama.step import Fork, Limits, Operation, Park, Resume, Run, Sequence, Step, Truncate
 
@@ -28,10 +29,10 @@ class States(ParkedStates):
         super().__init__(ram_bytes=10_000, disk_bytes=10_000, can_rewind=can_rewind)
         self.number = 0
 
-    def keep(self, tokens: Iterable[int], adapter: str = "") -> ParkedState:
+    def keep(self, tokens: Iterable[int], adapter: str = "", session: str = "") -> ParkedState:
         self.number += 1
         held = array("i", tokens)
-        state = ParkedState(str(self.number), held, adapter, size=len(held))
+        state = ParkedState(str(self.number), held, adapter, size=len(held), session=session)
         self.put(state, tick=self.number)
         return state
 
@@ -43,7 +44,7 @@ class States(ParkedStates):
     def carry_out(self, operations: Iterable[Operation]) -> None:
         for each in operations:
             if isinstance(each, Park) and self.wants(each.tokens, each.adapter, len(each.tokens)):
-                self.keep(each.tokens, each.adapter)
+                self.keep(each.tokens, each.adapter, each.session)
 
     @property
     def kept(self) -> list[ParkedState]:
@@ -314,6 +315,44 @@ def test_an_idle_past_is_parked_as_soon_as_somebody_else_runs() -> None:
     assert step.operations == (Park(0, array("i", range(40)), ""), Truncate(0, 0))
     assert subject.ledger.used == 0
     subject.complete(step, 0.01)
+
+
+def test_the_idle_past_of_a_forgotten_session_is_neither_reused_nor_parked() -> None:
+    states = States()
+    subject = scheduler(states=states, batch=64)
+    for number, session in ((1, "gone"), (2, "stays")):
+        each = sequence(number, list(range(100 * number, 100 * number + 40)))
+        each.session = session
+        states.carry_out(prefill(subject, each).operations)
+        if number == 2:
+            subject.finish(each)
+    [running] = subject.running
+    waiting = sequence(9, list(range(300, 340)))
+    subject.submit(waiting)
+    assert running.session == "gone"
+    subject.forget({"gone"})
+    assert (running.kept, waiting.kept) == (False, True)
+    subject.cancel(waiting)
+    subject.finish(running)
+    subject.check_integrity()
+    again = sequence(3, list(range(100, 140)))
+    states.carry_out(prefill(subject, again).operations)
+    assert again.cached == 0
+    assert {each.session for each in states.kept} <= {"stays"}
+
+
+def test_a_past_that_is_about_to_be_parked_is_not_once_its_session_is_forgotten() -> None:
+    states = States()
+    subject = scheduler(cells=128, states=states, batch=64, slots=2)
+    one, two = sequence(1, list(range(40))), sequence(2, list(range(100, 116)))
+    one.session = two.session = "gone"
+    prefill(subject, one)
+    prefill(subject, two)
+    subject.refuse()  # one of them gives way, to be parked in the next step
+    assert any(isinstance(each, Park) for each in subject.residents._operations)
+    subject.forget({"gone"})
+    assert not any(isinstance(each, Park) for each in subject.residents._operations)
+    subject.check_integrity()
 
 
 def test_a_past_that_a_running_sequence_shares_whole_is_left_alone() -> None:
@@ -687,6 +726,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         self.memory = NativeMemory(4, self.cells)
         self.alive: list[Sequence] = []
+        self.session = "session"
         self.number = 0
         self.now = 0.0
 
@@ -703,6 +743,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         new = sequence(self.number, tokens, tier, self.now)
         new.tenant, new.adapter = whose
         new.token_limit = 47
+        new.session = self.session if self.number % 2 else ""
         self.subject.submit(new)
         self.alive.append(new)
 
@@ -749,6 +790,24 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.carry_out(Step(self.subject.plan(self.now).operations, (), ()))
         if len(self.subject.running) > 1:
             self.subject.refuse()
+
+    @rule()
+    def forget(self) -> None:
+        """Forget the session of those who came since the last time; its name does not come again."""
+        session, self.session = self.session, f"session {self.number}"
+        self.subject.forget({session})
+        if self.states is not None:
+            self.states.forget({session})
+
+    @invariant()
+    def nothing_outlives_a_forgotten_session(self) -> None:
+        known = {"", self.session}
+        residents = self.subject.residents
+        assert {slot.session for slot in residents._slots if slot.owner is None and slot.tokens} <= known
+        assert {each.session for each in residents._operations if isinstance(each, Park)} <= known
+        assert self.states is None or {each.session for each in self.states.kept} <= known
+        for each in self.alive:
+            assert each.kept == (each.session in known)
 
     @rule()
     def start_over(self) -> None:

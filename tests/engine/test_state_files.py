@@ -190,14 +190,15 @@ FIELDS = {
     "id": 12,
     "fingerprint": 28,
     "space length": 60,
-    "token count": 64,
-    "payload size": 68,
-    "payload digest": 76,
-    "space": 108,
-    "a token": 108 + 4 + 4 * 7,
-    "head digest": 108 + 4 + 4 * 40,
+    "session length": 64,
+    "token count": 68,
+    "payload size": 72,
+    "payload digest": 80,
+    "space": 112,
+    "a token": 112 + 4 + 4 * 7,
+    "head digest": 112 + 4 + 4 * 40,
 }
-PAYLOAD = 108 + 4 + 4 * 40 + 32
+PAYLOAD = 112 + 4 + 4 * 40 + 32
 
 
 def is_dropped(files: StateFiles, head: StateHead, path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -252,7 +253,7 @@ def test_a_flipped_bit_in_the_payload_is_found_when_it_is_read(
     is_dropped(files, head, path, caplog)
 
 
-@pytest.mark.parametrize("length", [0, 1, 107, 108, 111, PAYLOAD - 1, PAYLOAD, PAYLOAD + 4999, PAYLOAD + 5001])
+@pytest.mark.parametrize("length", [0, 1, 111, 112, 115, PAYLOAD - 1, PAYLOAD, PAYLOAD + 4999, PAYLOAD + 5001])
 def test_a_file_that_is_too_short_or_too_long_is_dropped(
     files: StateFiles, caplog: pytest.LogCaptureFixture, length: int
 ) -> None:

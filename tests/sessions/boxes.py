@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 from appliance.core.sessions import Item, StoredResponse
 from appliance.core.settings import Settings
+from appliance.sessions.erasure import Forget
 from appliance.sessions.room import Sessions, open_sessions
 
 START = 1_800_000_000
@@ -29,11 +30,17 @@ class HandClock:
         return self.now
 
 
+async def nothing_to_forget(sessions: Collection[str]) -> None:
+    """Stand for models that keep nothing."""
+
+
 @asynccontextmanager
-async def room(folder: Path, clock: HandClock | None = None, **changes: Any) -> AsyncIterator[Sessions]:
-    """Open the room."""
+async def room(
+    folder: Path, clock: HandClock | None = None, forget: Forget | None = None, **changes: Any
+) -> AsyncIterator[Sessions]:
+    """Open the room, without models that had anything to forget unless they are given."""
     settings = replace(Settings(), **{"data_dir": folder, **changes})
-    async with open_sessions(settings, clock or HandClock()) as each:
+    async with open_sessions(settings, clock or HandClock(), forget=forget or nothing_to_forget) as each:
         yield each
 
 

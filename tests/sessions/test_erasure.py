@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
-from appliance.core.errors import NotFoundError
+from appliance.core.errors import NotFoundError, StorageError
 from appliance.core.sessions import Step, Summary
 from tests.sessions.boxes import files_with, response, room, said, texts
 
@@ -145,3 +146,57 @@ async def test_an_erasure_that_was_cut_off_is_gone_on_with(tmp_path: Path) -> No
     async with room(tmp_path) as each:
         await each.upkeep.once()
         assert files_with(tmp_path, SECRETS[0]) == []
+
+
+class Models:
+    """Note what they are to forget, or fail to."""
+
+    def __init__(self, *, fails: bool = False) -> None:
+        self.fails = fails
+        self.told: list[set[str]] = []
+
+    async def forget(self, sessions: Collection[str]) -> None:
+        if self.fails:
+            raise StorageError("The disk is gone.")
+        self.told.append(set(sessions))
+
+
+async def test_the_models_forget_the_conversation_whatever_of_it_is_deleted(tmp_path: Path) -> None:
+    models = Models()
+    async with room(tmp_path, forget=models.forget) as each:
+        made = await each.conversations.create(tenant="a", items=[said("text", "i0")])
+        await each.responses.begin(response(conversation=made.id))
+        fork = await each.conversations.fork(made.id, tenant="a")
+        await each.conversations.remove_item(made.id, "i0", tenant="a")
+        await each.responses.delete("resp_1", tenant="a")
+        await each.conversations.delete(fork.id, tenant="a")
+        assert models.told == [{made.id}, {made.id}, {fork.id}]
+
+
+async def test_the_models_forget_responses_that_follow_each_other_by_their_first(tmp_path: Path) -> None:
+    models, previous = Models(), ""
+    async with room(tmp_path, forget=models.forget) as each:
+        for name in ("resp_0", "resp_1", "resp_2"):
+            await each.responses.begin(response(name, previous=previous))
+            previous = name
+        assert [each.responses.first(name, tenant="a") for name in ("resp_0", "resp_2")] == ["resp_0", "resp_0"]
+        await each.responses.delete("resp_1", tenant="a")
+        await each.responses.delete("resp_0", tenant="a")
+        assert each.responses.first("resp_2", tenant="a") == "resp_2"
+        await each.responses.delete("resp_2", tenant="a")
+        assert models.told == [{"resp_0"}, {"resp_0"}, {"resp_2"}]
+
+
+async def test_what_the_models_could_not_forget_they_forget_later(tmp_path: Path) -> None:
+    models = Models(fails=True)
+    async with room(tmp_path, forget=models.forget) as each:
+        made = await each.conversations.create(tenant="a")
+        with pytest.raises(StorageError, match="gone"):
+            await each.conversations.delete(made.id, tenant="a")
+    models.fails = False
+    async with room(tmp_path, forget=models.forget) as each:
+        await each.upkeep.once()
+        assert models.told == [{made.id}]
+        assert files_with(tmp_path, made.id) == []
+        await each.upkeep.once()
+        assert models.told == [{made.id}], "the record is gone"

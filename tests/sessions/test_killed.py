@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
@@ -106,8 +107,11 @@ def counted(self, function):
         os.kill(os.getpid(), signal.SIGKILL)
     return future
 
+async def forget(sessions):
+    Path(sys.argv[1], "forgotten").write_text(" ".join(sessions))
+
 async def main():
-    async with room(Path(sys.argv[1])) as each:
+    async with room(Path(sys.argv[1]), forget=forget) as each:
         Database.submit = counted
         await each.conversations.delete(sys.argv[2], tenant="a")
 
@@ -125,7 +129,14 @@ async def test_an_erasure_that_was_killed_is_ended_by_the_next_start(tmp_path: P
         command = [sys.executable, "-c", ERASER, str(folder), made.id, str(moment)]
         code = (await asyncio.to_thread(subprocess.run, command, timeout=DEADLINE_S, check=False)).returncode
         assert code in (0, -signal.SIGKILL)
-        async with room(folder) as each:
+        told = folder / "forgotten"
+
+        async def forget(sessions: Collection[str], note: Callable[[str], object] = told.write_text) -> None:
+            note(" ".join(sessions))
+
+        async with room(folder, forget=forget) as each:
             await each.upkeep.once()
+            assert told.read_text() == made.id, "the models forget it, before the kill or after"
+            told.unlink()
             assert files_with(folder, "quincesecret") == []
     assert moment > 4, "step 1, the rows, the index, the log and the record"

@@ -18,7 +18,7 @@ from appliance.sessions.conversations import StoredConversations
 from appliance.sessions.erasure import Erasure
 from appliance.sessions.schema import MIGRATIONS
 from appliance.store.database import Database
-from tests.sessions.boxes import HandClock, said, texts
+from tests.sessions.boxes import HandClock, nothing_to_forget, said, texts
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.database = Database(
             self.folder / "sessions.db", migrations=MIGRATIONS, overwrite_deleted=True, durable=False
         )
-        self.ledger = StoredConversations(self.database, HandClock(), Erasure(self.database))
+        self.ledger = StoredConversations(self.database, HandClock(), Erasure(self.database, nothing_to_forget))
         self.plain: dict[str, Plain] = {}
         self.count = 0
 

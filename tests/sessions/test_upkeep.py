@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,18 @@ async def test_it_goes_on_when_the_disk_fails_once(
             while len(each.conversations.list(tenant="a", limit=9, after="", newest_first=True)[0]) > 1:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             running.cancel()
+
+
+async def test_the_models_forget_what_retention_takes_out(tmp_path: Path) -> None:
+    clock, told = HandClock(), set[str]()
+
+    async def forget(sessions: Collection[str]) -> None:
+        told.update(sessions)
+
+    async with room(tmp_path, clock, forget, conversation_days=1, response_days=1) as each:
+        made = await each.conversations.create(tenant="a", items=[said("old")])
+        await each.responses.begin(response())
+        await each.responses.end("resp_1", "completed", {})
+        clock.now += 3 * DAY_S
+        await each.upkeep.once()
+    assert told == {made.id, "resp_1"}

@@ -18,6 +18,7 @@ from typing import Literal
 import msgspec
 
 from appliance.core.errors import EngineError
+from appliance.core.exits import leave_memory_to_the_system
 from appliance.core.types import KvCacheType
 from appliance.engine.llama.context import Decoded, LlamaContext
 from appliance.engine.llama.model import LlamaModel
@@ -120,6 +121,7 @@ def _decode(context: LlamaContext, runs: Row[Run]) -> None:
 
 def main() -> None:
     """Run the job on standard input."""
+    leave_memory_to_the_system()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=BareLoop)
     sys.stdout.buffer.write(msgspec.json.encode(run(job)) + b"\n")

@@ -35,6 +35,8 @@ class Choice:
     deadline: float | None = None
     adapter: str = ""
     pinned: bool = False
+    session: str = ""
+    kept: bool = True
     constraint: Constraint | None = None
 
 
@@ -67,6 +69,8 @@ class RunningChoice:
             deadline=choice.deadline,
             token_limit=choice.token_limit,
             adapter=choice.adapter,
+            session=choice.session,
+            kept=choice.kept,
         )
         return cls(
             choice=choice,

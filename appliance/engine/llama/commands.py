@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+from appliance.core.errors import ApplianceError
 from appliance.engine.llama.choice import Choice
 from appliance.engine.llama.generation import Event, LlamaGeneration
 from appliance.engine.llama.keeper import Outcome
@@ -26,6 +27,14 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class Forget:
+    """Keep nothing of sessions, whose text was deleted; `done` is called once that is so, on disk too."""
+
+    sessions: Collection[str]
+    done: Callable[[ApplianceError | None], None]
+
+
+@dataclass(frozen=True, slots=True)
 class Runtime:
     """What the engine runs with, see the settings of the same names; as a command, go on with these checked values."""
 
@@ -34,7 +43,7 @@ class Runtime:
     target_inter_token_latency_s: float
 
 
-Command = Submit | Cancel | Runtime | LoadAdapter | DropAdapter | Outcome
+Command = Submit | Cancel | Forget | Runtime | LoadAdapter | DropAdapter | Outcome
 
 
 @dataclass(frozen=True, slots=True)

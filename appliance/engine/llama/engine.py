@@ -7,28 +7,29 @@ Everything here runs on the loop. The thread is reached by its queue of commands
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from appliance.core.errors import ApplianceError, EngineError, InvalidRequestError, OverloadedError
 from appliance.core.types import Priority, SamplingParams
 from appliance.engine.cpu_budget import CpuBudget
 from appliance.engine.llama.choice import Choice
-from appliance.engine.llama.commands import Cancel, Command, Report, Runtime, Submit
+from appliance.engine.llama.commands import Cancel, Command, Forget, Report, Runtime, Submit
 from appliance.engine.llama.config import EngineConfig
 from appliance.engine.llama.constraint import Constraint, Grammars
 from appliance.engine.llama.file_lane import FileLane
 from appliance.engine.llama.generation import Admitted, LlamaGeneration
-from appliance.engine.llama.keeper import FileJob, WriteState, Written
+from appliance.engine.llama.keeper import EraseForGood, FileJob, WriteState, Written
 from appliance.engine.llama.lora import Adapter, DropAdapter, LoadAdapter
 from appliance.engine.llama.meter import EngineMeter
 from appliance.engine.llama.model import LlamaModel
+from appliance.engine.llama.posting import post
+from appliance.engine.llama.prompt_check import check_prompt
 from appliance.engine.llama.worker import Worker
 from appliance.observe.metrics import ModelMetrics
 
@@ -36,8 +37,6 @@ INLINE_TOKENIZE_CHARACTERS = 20_000
 """Longer texts are tokenized off the loop; shorter ones take a few milliseconds at most."""
 STOP_TIMEOUT_S = 30.0
 LONGEST_RETRY_AFTER_S = 60.0
-
-T = TypeVar("T")
 
 
 class LlamaEngine:
@@ -111,6 +110,11 @@ class LlamaEngine:
             EngineError: The model was unloaded.
         """
         return self._model.share()
+
+    @property
+    def states_folder(self) -> str | None:
+        """Return the name of the folder of parked states that it has to itself; None if it has none."""
+        return None if self._lane is None else self.config.origin.fingerprint
 
     # What the model is
 
@@ -232,6 +236,8 @@ class LlamaEngine:
         weight: float = 1.0,
         deadline_s: float | None = None,
         pinned: bool = False,
+        session: str = "",
+        kept: bool = True,
         adapter: Adapter | None = None,
         constraints: Sequence[Constraint] = (),
         on_end: Callable[[], None] = lambda: None,
@@ -239,14 +245,15 @@ class LlamaEngine:
         """Queue one request of a tenant, who has a share of the engine in proportion to his weight.
 
         It runs under `adapter`, which must be loaded, if one is given; `on_end` is called once it has ended. With
-        `pinned` its state is kept for a day. Where `sampling` has a grammar, `constraints` has one for each choice.
+        `pinned` its state is kept for a day. What is kept can be forgotten by `session`; unless `kept`, nothing is.
+        Where `sampling` has a grammar, `constraints` has one for each choice.
 
         Raises:
             InvalidRequestError: The prompt is empty, has unknown token ids, or leaves no room for an answer.
             OverloadedError: The queue is full.
             EngineError: The engine has ended.
         """
-        self._check_prompt(prompt)
+        check_prompt(self.name, prompt, self.context_length, self.vocabulary_size)
         self._check_alive()
         if adapter is not None and adapter.id not in self._adapters:
             raise EngineError(f"{adapter.name} was unloaded.", advice="Try again.", code="model_unloaded")
@@ -273,7 +280,7 @@ class LlamaEngine:
             limit = min(limit, len(prompt) + sampling.max_tokens)
         tokens = array("i", prompt)
         deadline = None if deadline_s is None else now + deadline_s
-        common = (tokens, sampling, priority, limit, now, tenant, weight, deadline, space, pinned)
+        common = (tokens, sampling, priority, limit, now, tenant, weight, deadline, space, pinned, session, kept)
         choices = [Choice(generation, index, *common, each) for index, each in enumerate(constraints or [None] * n)]
         self._open.add(generation)
         self._meter.accepted(generation, None if adapter is None else adapter.metrics)
@@ -282,6 +289,18 @@ class LlamaEngine:
         self._worker.put(Submit(choices))
         self._show_load()
         return generation
+
+    async def forget(self, sessions: Collection[str]) -> None:
+        """Forget the states of sessions, whose text was deleted: in slots, in RAM and, when this returns, on disk.
+
+        What is being written for them is written to its end, and forgotten then.
+
+        Raises:
+            EngineError: The engine has ended.
+            StorageError: Not all files could be deleted.
+        """
+        self._check_alive()
+        await self._command(lambda done: Forget(sessions, done))
 
     def tune(self, runtime: Runtime) -> None:
         """Run with other values from the next step on; streams go on undisturbed.
@@ -326,22 +345,6 @@ class LlamaEngine:
         if self.ended.done():
             raise EngineError(f"The engine of {self.name} has ended.", code="engine_died")
 
-    def _check_prompt(self, prompt: Sequence[int]) -> None:
-        if not prompt:
-            raise InvalidRequestError("The prompt has no tokens.", param="prompt", code="empty_prompt")
-        if len(prompt) >= self.context_length:
-            raise InvalidRequestError(
-                f"The prompt has {len(prompt)} tokens; the context of {self.name} has {self.context_length}, "
-                "of which the answer needs at least one.",
-                advice="Shorten the prompt, or raise `context_cells` if the model was trained on more.",
-                param="prompt",
-                code="context_length_exceeded",
-            )
-        if not (min(prompt) >= 0 and max(prompt) < self.vocabulary_size):
-            raise InvalidRequestError(
-                f"The prompt has token ids outside 0 to {self.vocabulary_size - 1}.", param="prompt"
-            )
-
     def _cancel(self, generation: LlamaGeneration) -> None:
         self._worker.put(Cancel(generation))
         generation.end(time.monotonic())
@@ -384,6 +387,8 @@ class LlamaEngine:
             self._lane.put(job)
         elif isinstance(job, WriteState):
             self._worker.put(Written(job.head.id, succeeded=False))
+        elif isinstance(job, EraseForGood):
+            job.done(None)
 
     def _take_end(self, error: ApplianceError | None) -> None:
         reason = error or EngineError(f"{self.name} was unloaded.", advice="Try again.", code="model_unloaded")
@@ -391,9 +396,3 @@ class LlamaEngine:
             generation.fail(reason, time.monotonic())
             self._forget(generation)
         self.ended.set_result(error)
-
-
-def post(loop: asyncio.AbstractEventLoop, function: Callable[[T], object], argument: T) -> None:
-    """Call a function on the loop from the worker's thread; a loop that has closed needs no answer any more."""
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(function, argument)

@@ -12,8 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from appliance.core.errors import ApplianceError, StorageError
-from appliance.engine.llama.keeper import EraseState, Fetched, FileJob, Found, Outcome, ReadState, WriteState, Written
-from appliance.engine.llama.parked import ParkedState
+from appliance.engine.llama.keeper import (
+    EraseForGood,
+    EraseState,
+    Fetched,
+    FileJob,
+    Found,
+    Outcome,
+    ReadState,
+    WriteState,
+    Written,
+)
+from appliance.engine.llama.parked_state import ParkedState
 from appliance.engine.llama.state_files import StateFiles
 from appliance.engine.llama.state_format import Origin
 
@@ -84,7 +94,9 @@ class FileLane:
 def _open(root: Path, origin: Origin) -> tuple[StateFiles, tuple[ParkedState, ...]]:
     files = StateFiles(root, origin.fingerprint)
     try:
-        return files, tuple(ParkedState(each.id, each.tokens, each.space, each.size) for each in files.scan())
+        return files, tuple(
+            ParkedState(each.id, each.tokens, each.space, each.size, each.session) for each in files.scan()
+        )
     except BaseException:
         files.close()
         raise
@@ -102,7 +114,8 @@ def _carry_out(files: StateFiles, job: FileJob) -> Outcome | None:
                 return fetched
             case EraseState(state_id):
                 files.erase(state_id)
-                return None
+            case EraseForGood():
+                _erase_for_good(files, job)
     except StorageError as error:
         LOGGER.warning("%s", error)
     except MemoryError:
@@ -113,3 +126,14 @@ def _carry_out(files: StateFiles, job: FileJob) -> Outcome | None:
         case ReadState(head):
             return Fetched(head.id, None)
     return None
+
+
+def _erase_for_good(files: StateFiles, job: EraseForGood) -> None:
+    try:
+        for state_id in job.ids:
+            files.erase(state_id)
+        files.sync()
+    except StorageError as error:
+        job.done(error)
+    else:
+        job.done(None)

@@ -8,12 +8,14 @@ through `take`; so no sequence ever waits for a disk that another one needs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
+from appliance.core.errors import ApplianceError
 from appliance.engine.llama.buffers import StateMemory
 from appliance.engine.llama.context import LlamaContext, State
-from appliance.engine.llama.parked import Action, Erase, Free, ParkedState, ParkedStates, Write
+from appliance.engine.llama.parked import ParkedStates
+from appliance.engine.llama.parked_state import Action, Erase, Free, ParkedState, Write
 from appliance.engine.llama.state_files import new_id
 from appliance.engine.llama.state_format import StateHead
 from appliance.engine.llama.step import Park, Resume
@@ -50,7 +52,15 @@ class EraseState:
     id: str
 
 
-FileJob = WriteState | ReadState | EraseState
+@dataclass(frozen=True, slots=True)
+class EraseForGood:
+    """Delete states' files, even if the power fails next; then call `done`, with an error if that failed."""
+
+    ids: Collection[str]
+    done: Callable[[ApplianceError | None], None]
+
+
+FileJob = WriteState | ReadState | EraseState | EraseForGood
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +98,14 @@ class _InHand:
     until: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Forgetting:
+    """What is to be erased, what of it is still being written, and who waits for the end."""
+
+    erase: EraseForGood
+    writing: set[str]
+
+
 class StateKeeper:
     """The parked states of one context.
 
@@ -123,6 +141,7 @@ class StateKeeper:
         self._tended_at = 0.0
         self._fetching: set[str] = set()
         self._in_hand: dict[str, _InHand] = {}
+        self._forgetting: list[_Forgetting] = []
 
     def park(self, operation: Park, *, stays: bool = False) -> None:
         """Copy a slot's state, unless that is kept already or fits nowhere.
@@ -141,7 +160,7 @@ class StateKeeper:
             self._payloads[kept.id] = self._copy(operation.slot, size)
             self._carry_out(self.states.promote(kept.id))
         elif self.states.wants(operation.tokens, operation.adapter, size):
-            state = ParkedState(new_id(), operation.tokens, operation.adapter, size)
+            state = ParkedState(new_id(), operation.tokens, operation.adapter, size, operation.session)
             self._payloads[state.id] = self._copy(operation.slot, size)
             if stays:
                 self._staying.add(state.id)
@@ -169,6 +188,26 @@ class StateKeeper:
         if state.id in self._pinned_until or pinned + state.size <= PINNED_SHARE * self.states.ram_bytes:
             self.states.pin(state.id, pinned=True)
             self._pinned_until[state.id] = time.monotonic() + PINNED_S
+
+    def forget(self, sessions: Collection[str], done: Callable[[ApplianceError | None], None]) -> None:
+        """Forget all states of sessions; `done` is called once no file of them is left."""
+        writing, actions = self.states.forget(sessions)
+        freed = {each.id for each in actions if isinstance(each, Free)}
+        self._staying |= writing | freed  # so their pages go to the system
+        self._carry_out([each for each in actions if not isinstance(each, Erase)])
+        self._staying -= freed
+        for state_id in [each for each in self._in_hand if each not in self.states]:
+            del self._in_hand[state_id]
+        ids = writing | {each.id for each in actions if isinstance(each, Erase)}
+        self._forgetting.append(_Forgetting(EraseForGood(ids, done), set(writing)))
+        self._note_erased()
+
+    def _note_erased(self, written: str = "") -> None:
+        for each in self._forgetting:
+            each.writing.discard(written)
+            if not each.writing:
+                self._on_job(each.erase)
+        self._forgetting = [each for each in self._forgetting if each.writing]
 
     def _unpin(self, now: float) -> None:
         for state_id in [each for each, until in self._pinned_until.items() if until <= now]:
@@ -230,6 +269,7 @@ class StateKeeper:
                 if state_id in self._staying:
                     self._carry_out(self.states.leave_ram(state_id))
                     self._staying.discard(state_id)
+                self._note_erased(state_id)
             case Fetched(state_id, payload):
                 self._fetching.discard(state_id)
                 self._take_fetched(state_id, payload)
@@ -262,7 +302,7 @@ class StateKeeper:
 
 
 def _head(state: ParkedState) -> StateHead:
-    return StateHead(state.id, str(state.space), state.tokens, state.size)
+    return StateHead(state.id, str(state.space), state.tokens, state.size, state.session)
 
 
 def _tick() -> int:

@@ -7,7 +7,8 @@ RAM, in a file, or in both. The caller does the work; here is decided what work:
     promote(id)         its file was read into RAM  │   each returns actions, to be carried out in order
     write_behind(…)     there is time to write      │
     restore(state)      its file was found          │
-    drop(id)            it is of no use any more    ┘
+    drop(id)            it is of no use any more    │
+    forget(sessions)    their text was deleted      ┘
     written / failed    how a `Write` ended, at once or later; returns more actions
 
                  ┌───────── promote ────────┐
@@ -26,67 +27,10 @@ one's is complete, so that a conversation can be resumed after a kill at any tim
 from __future__ import annotations
 
 from array import array
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable
 
+from appliance.engine.llama.parked_state import Action, Erase, Free, ParkedState, Write
 from appliance.engine.llama.prefix import PrefixTree
-
-
-@dataclass(frozen=True, slots=True)
-class Write:
-    """Write the state that is in RAM to a file, then call `written` or `failed`; until then its RAM is in use."""
-
-    id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Free:
-    """Give up the state's RAM."""
-
-    id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Erase:
-    """Delete the state's file."""
-
-    id: str
-
-
-Action = Write | Free | Erase
-
-
-@dataclass(eq=False, slots=True)
-class ParkedState:
-    """One state. What follows `pinned` is this module's business, for others to read.
-
-    Attributes:
-        id: Its name, never used for another state.
-        tokens: The tokens whose KV it holds, as C ints; not to be changed.
-        space: Only sequences of the same space can use it: the adapter, say.
-        size: Bytes in RAM, and about as many on disk.
-        pinned: Whether it is kept however long it is not used, and although a longer state extends it.
-        last_used: The tick of its last use.
-        in_ram: Whether its RAM is in use.
-        in_hand: Whether it was just read from its file for somebody who waits; the caps leave it out for a moment.
-        on_disk: Whether its file is complete.
-        writing: Whether a `Write` has not ended yet.
-        leaving: Whether its RAM is given up once it is written.
-        writable: False once writing it has failed.
-    """
-
-    id: str
-    tokens: array[int]
-    space: Hashable
-    size: int
-    pinned: bool = False
-    last_used: int = 0
-    in_ram: bool = False
-    in_hand: bool = False
-    on_disk: bool = False
-    writing: bool = False
-    leaving: bool = False
-    writable: bool = True
 
 
 class ParkedStates:
@@ -222,6 +166,16 @@ class ParkedStates:
     def drop(self, state_id: str) -> list[Action]:
         """Forget a state, pinned or not. Unknown ones are forgotten already."""
         return self._forget(self._states[state_id]) if state_id in self._states else []
+
+    def forget(self, sessions: Collection[str]) -> tuple[frozenset[str], list[Action]]:
+        """Forget all states of sessions, pinned or not.
+
+        Returns:
+            Those whose `Write` has not ended, which are gone only after it, and the actions.
+        """
+        found = [each for each in self._states.values() if each.session in sessions]
+        actions = [action for each in found for action in self._forget(each)]
+        return frozenset(each.id for each in self._dropped.values() if each.session in sessions), actions
 
     def best(
         self, tokens: array[int], space: Hashable = None, limit: int | None = None

@@ -8,12 +8,12 @@ change is noted as an operation, which the worker carries out in order before th
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from collections.abc import Sequence as Row
 from dataclasses import dataclass, field, replace
 
 from appliance.engine.llama.cells import CellLedger
-from appliance.engine.llama.parked import ParkedState
+from appliance.engine.llama.parked_state import ParkedState
 from appliance.engine.llama.prefix import PrefixTree
 from appliance.engine.llama.step import Fork, Limits, Operation, Park, Resume, Sequence, Truncate
 
@@ -27,6 +27,7 @@ class _Slot:
 
     tokens: array[int] = field(default_factory=lambda: array("i"))
     adapter: str = ""
+    session: str = ""
     owner: Sequence | None = None
     last_used: int = 0
 
@@ -85,7 +86,11 @@ class Residents:
         """Return what would keep aside the pasts of the idle slots, the one used last coming last."""
         idle = [index for index in self.idle if len(self._slots[index].tokens) >= WORTH_PARKING_TOKENS]
         idle.sort(key=lambda index: self._slots[index].last_used)
-        return [Park(index, self._slots[index].tokens[:], self._slots[index].adapter) for index in idle]
+        return [self._park(index) for index in idle]
+
+    def _park(self, index: int) -> Park:
+        slot = self._slots[index]
+        return Park(index, slot.tokens[:], slot.adapter, slot.session)
 
     def evaluated(self, sequence: Sequence, count: int) -> None:
         """Record that `count` more tokens of a running sequence have cells."""
@@ -194,7 +199,7 @@ class Residents:
         if target in self._tree:
             self._tree.remove(target)
         self._tree.insert(target, sequence.tokens[: sequence.prompt_length], sequence.adapter)
-        slot.adapter = sequence.adapter
+        slot.adapter, slot.session = sequence.adapter, sequence.session
         slot.owner = sequence
         sequence.slot = target
         sequence.evaluated = evaluated
@@ -227,6 +232,8 @@ class Residents:
         self._tree.extend(number, slot.tokens[self._tree.length(number) :])
         if not slot.tokens:
             self._tree.remove(number)
+        elif not sequence.kept:
+            self._truncate(number, 0)
 
     def park(self, sequence: Sequence) -> None:
         """Take a running sequence's cells, and keep its state aside so that it can go on from there."""
@@ -257,6 +264,15 @@ class Residents:
         self._empty(min(candidates, key=lambda index: self._slots[index].last_used))
         return True
 
+    def forget_sessions(self, sessions: Collection[str]) -> None:
+        """Take the cells of sessions' idle slots, whose text was deleted; nothing of them is kept aside."""
+        self._operations = [
+            each for each in self._operations if not (isinstance(each, Park) and each.session in sessions)
+        ]
+        for slot in self.idle:
+            if self._slots[slot].session in sessions:
+                self._truncate(slot, 0)
+
     def forget(self) -> None:
         """Take the cells of all idle slots, which cannot be trusted any more; nothing of them is kept aside."""
         self._operations = [each for each in self._operations if not isinstance(each, Park)]
@@ -277,7 +293,7 @@ class Residents:
         """Take all cells of an idle slot; its past is parked first."""
         past = self._slots[slot].tokens
         if self._parking and len(past) >= WORTH_PARKING_TOKENS:
-            self._operations.append(Park(slot, past[:], self._slots[slot].adapter))
+            self._operations.append(self._park(slot))
         self._truncate(slot, 0)
 
     def _truncate(self, slot: int, length: int) -> None:

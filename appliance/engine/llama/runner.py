@@ -18,7 +18,7 @@ from appliance.core.errors import ApplianceError, EngineError, InvalidRequestErr
 from appliance.core.types import Delta
 from appliance.engine.cpu_budget import CpuBudget, CpuShare
 from appliance.engine.llama.choice import Choice, RunningChoice, joined
-from appliance.engine.llama.commands import Cancel, Command, Report, Runtime, Submit
+from appliance.engine.llama.commands import Cancel, Command, Forget, Report, Runtime, Submit
 from appliance.engine.llama.config import EngineConfig
 from appliance.engine.llama.context import Decoded, LlamaContext
 from appliance.engine.llama.delivery import Delivery
@@ -162,6 +162,9 @@ class Runner:
                 for running in self._of_generation.pop(generation, []):
                     self.scheduler.cancel(running.sequence)
                     self._forget(running)
+            case Forget(sessions, done):
+                self.scheduler.forget(sessions)
+                self.keeper.forget(sessions, done)
             case Submit(choices):
                 for choice in choices:
                     self._start(choice)
@@ -286,8 +289,9 @@ class Runner:
     def _finish(self, running: RunningChoice) -> None:
         sequence, slot = running.sequence, running.sequence.slot
         self.scheduler.finish(sequence)
-        if running.choice.pinned and slot is not None:
-            self.keeper.pin(Park(slot, sequence.tokens[: sequence.evaluated], sequence.adapter))
+        if running.choice.pinned and slot is not None and sequence.kept:
+            tokens = sequence.tokens[: sequence.evaluated]
+            self.keeper.pin(Park(slot, tokens, sequence.adapter, sequence.session))
         self._forget(running)
 
     def _sample_one(self, running: RunningChoice, row: int, rows: Rows) -> tuple[int, Delta | None]:

@@ -23,14 +23,16 @@ A step's sequences are all under one adapter; the adapters take turns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from appliance.core.types import Priority
 from appliance.engine.llama.cells import CellLedger
 from appliance.engine.llama.cost import StepCost
 from appliance.engine.llama.fairness import FairShare, rank
-from appliance.engine.llama.parked import ParkedState, ParkedStates
+from appliance.engine.llama.parked import ParkedStates
+from appliance.engine.llama.parked_state import ParkedState
+from appliance.engine.llama.prefill import share_out
 from appliance.engine.llama.residents import Residents, Source
 from appliance.engine.llama.speculation import MOST_DECODING, Drafter, choose_drafts
 from appliance.engine.llama.step import Limits, Run, Sequence, Step, Truncate
@@ -222,6 +224,13 @@ class Scheduler:
         self.running.clear()
         self.residents.forget()
 
+    def forget(self, sessions: Collection[str]) -> None:
+        """Keep nothing of sessions, whose text was deleted; what runs does so to its end, and is forgotten then."""
+        for sequence in (*self.waiting, *self.running):
+            if sequence.session in sessions:
+                sequence.kept = False
+        self.residents.forget_sessions(sessions)
+
     def lost(self, sequence: Sequence) -> None:
         """Record that a running sequence's past or parked state could not be had; it begins again."""
         self.residents.lost(sequence)
@@ -326,7 +335,7 @@ class Scheduler:
             seconds = self.turns.share_s(len(adapters), target_s)
             affordable = self.cost.prefill_tokens_within(seconds, decoding=len(decoders), cells=self.ledger.used)
             room = min(room, max(MINIMUM_PREFILL_TOKENS, affordable))
-        shares = _share_out(readers, room, [rank(each, now=self._now, waiters=self._waiters) for each in readers])
+        shares = share_out(readers, room, [rank(each, now=self._now, waiters=self._waiters) for each in readers])
         runs += [
             Run(each, each.evaluated, n, sample=n == each.pending) for each, n in zip(readers, shares, strict=True) if n
         ]
@@ -380,21 +389,3 @@ class Scheduler:
         self.residents.park(sequence)
         self.shares.park(sequence)
         self.waiting.append(sequence)
-
-
-def _share_out(readers: list[Sequence], room: int, ranks: list[Priority]) -> list[int]:
-    """Divide the step's prefill tokens among the prompts being read, which are given in order of age.
-
-    The oldest is sure of a quarter, so that a long prompt advances however many short ones arrive; the rest goes by
-    priority, short prompts first, since those are answered soonest.
-    """
-    shares = [0] * len(readers)
-    by_shortness = sorted(range(len(readers)), key=lambda index: (ranks[index], readers[index].pending))
-    if readers:
-        shares[0] = min(readers[0].pending, -(-room // 4))
-        room -= shares[0]
-    for index in by_shortness:
-        more = min(readers[index].pending - shares[index], room)
-        shares[index] += more
-        room -= more
-    return shares

@@ -56,8 +56,8 @@ def new_id() -> str:
 class StateFiles:
     """The folder of one origin's states. Several threads may use it at once, but only one the same state."""
 
-    def __init__(self, root: Path, fingerprint: str) -> None:
-        """Make the folder below `root` if need be, and lock it.
+    def __init__(self, root: Path, fingerprint: str, *, wait_s: float = _LOCK_WAIT_S) -> None:
+        """Make the folder below `root` if need be, and lock it; wait so long for another process to let it go.
 
         Raises:
             ConflictError: Another process has it.
@@ -70,7 +70,7 @@ class StateFiles:
         try:
             with self._storage_errors("opened"):
                 root.mkdir(mode=0o700, exist_ok=True)
-                self._folder = _lock_folder(self.path)
+                self._folder = _lock_folder(self.path, wait_s)
                 os.fchmod(self._folder, 0o700)
         except StorageError:
             self.close()
@@ -164,6 +164,15 @@ class StateFiles:
         """
         with self._storage_errors("deleted"), suppress(FileNotFoundError):
             os.unlink(self._name(state_id), dir_fd=self._folder)
+
+    def sync(self) -> None:
+        """Make what was erased stay so even if the power fails next.
+
+        Raises:
+            StorageError: The disk refuses.
+        """
+        with self._storage_errors("deleted"):
+            os.fsync(self._folder)
 
     def erase_all(self) -> None:
         """Delete every state, for good even if the power fails next.
@@ -278,12 +287,49 @@ def remove_foreign(root: Path, keep: Collection[str]) -> None:
             os.close(folder)
 
 
-def _lock_folder(path: Path) -> int:
+def erase_sessions(root: Path, sessions: Collection[str], *, skip: Collection[str | None] = ()) -> bool:
+    """Delete the states of sessions of all origins, but those to skip, for good even if the power fails next.
+
+    Returns:
+        Whether that was all; False if somebody has the folder of one.
+
+    Raises:
+        StorageError: Not all could be deleted.
+    """
+    complete = True
+    try:
+        for path in [each for each in root.iterdir() if _FOLDER.fullmatch(each.name) and each.name not in skip]:
+            complete = _erase_sessions(path, sessions) and complete
+    except FileNotFoundError:
+        return complete  # nothing was ever parked
+    except OSError as error:
+        raise StorageError(
+            f"Parked states in {root} cannot be deleted: {error.strerror or error}.", advice="Check that it is yours."
+        ) from error
+    return complete
+
+
+def _erase_sessions(path: Path, sessions: Collection[str]) -> bool:
+    try:
+        files = StateFiles(path.parent, path.name, wait_s=0.0)
+    except ConflictError:
+        return False
+    try:
+        found = [each.id for each in files.scan() if each.session in sessions]
+        for state_id in found:
+            files.erase(state_id)
+        files.sync()
+        return True
+    finally:
+        files.close()
+
+
+def _lock_folder(path: Path, wait_s: float) -> int:
     """Make the folder if need be and return a descriptor that holds its lock."""
     while True:
         path.mkdir(mode=0o700, exist_ok=True)
         with suppress(FileNotFoundError):  # another process removed it in between
-            return lock(path, os.O_RDONLY | os.O_DIRECTORY, exclusive=True, wait_s=_LOCK_WAIT_S)
+            return lock(path, os.O_RDONLY | os.O_DIRECTORY, exclusive=True, wait_s=wait_s)
 
 
 def _names(folder: int) -> list[str]:

@@ -2,11 +2,11 @@
 
 A file is a head and the payload, numbers in the machine's byte order:
 
-    ┌───────┬─────────┬────┬─────────────┬─────────────────────┬────────────────┬───────┬────────┬─────────┬─────────┐
-    │ magic │ version │ id │ origin's    │ lengths of space,   │ SHA-256 of the │ space │ tokens │ SHA-256 │ payload │
-    │       │         │    │ fingerprint │ tokens, and payload │ payload        │ UTF-8 │ int32  │ of this │         │
-    └───────┴─────────┴────┴─────────────┴─────────────────────┴────────────────┴───────┴────────┴─────────┴─────────┘
-     ◀──────────────────────────────────────────── head ──────────────────────────────────────────▶
+    ┌───────┬─────────┬────┬─────────────┬─────────────────┬─────────┬───────┬─────────┬────────┬─────────┬─────────┐
+    │ magic │ version │ id │ origin's    │ lengths of the  │ SHA-256 │ space │ session │ tokens │ SHA-256 │ payload │
+    │       │         │    │ fingerprint │ last four parts │ of it   │ UTF-8 │ UTF-8   │ int32  │ of this │         │
+    └───────┴─────────┴────┴─────────────┴─────────────────┴─────────┴───────┴─────────┴────────┴─────────┴─────────┘
+     ◀─────────────────────────────────────────── head ──────────────────────────────────────────▶
 
 The digests are against accidents and mix-ups; who may write to the folder, which is this user's alone, may forge both.
 """
@@ -23,13 +23,13 @@ from dataclasses import dataclass
 
 import msgspec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _MAGIC = b"KVSTATE\n"
-_FIXED = struct.Struct("=8sI16s32sIIQ32s")
+_FIXED = struct.Struct("=8sI16s32sIIIQ32s")
 _DIGEST_BYTES = 32
 _TOKEN_BYTES = array("i").itemsize
-_MOST_SPACE_BYTES = 1024
+_MOST_NAME_BYTES = 1024
 _MOST_TOKENS = 2**24
 
 
@@ -74,26 +74,29 @@ class StateHead:
         space: The adapter that its tokens were evaluated with.
         tokens: Whose KV it holds, as C ints.
         size: Bytes of its payload.
+        session: Whose text the tokens are, "" if that is nobody's to delete.
     """
 
     id: str
     space: str
     tokens: array[int]
     size: int
+    session: str = ""
 
 
 def encode_head(head: StateHead, fingerprint: str, payload_digest: bytes) -> bytes:
     """Return what a state's file begins with.
 
     Raises:
-        ValueError: The head has more tokens, or a longer space, than a file may have.
+        ValueError: The head has more tokens, or longer names, than a file may have.
     """
-    space = head.space.encode()
-    if len(space) > _MOST_SPACE_BYTES or len(head.tokens) > _MOST_TOKENS:
-        raise ValueError(f"a state of {len(head.tokens)} tokens, its space's name of {len(space)} bytes")
-    state_id, counts = bytes.fromhex(head.id), (len(space), len(head.tokens), head.size)
+    space, session = head.space.encode(), head.session.encode()
+    longest = max(len(space), len(session))
+    if longest > _MOST_NAME_BYTES or len(head.tokens) > _MOST_TOKENS:
+        raise ValueError(f"a state of {len(head.tokens)} tokens, a name of it of {longest} bytes")
+    state_id, counts = bytes.fromhex(head.id), (len(space), len(session), len(head.tokens), head.size)
     fixed = _FIXED.pack(_MAGIC, FORMAT_VERSION, state_id, bytes.fromhex(fingerprint), *counts, payload_digest)
-    covered = fixed + space + head.tokens.tobytes()
+    covered = fixed + space + session + head.tokens.tobytes()
     return covered + hashlib.sha256(covered).digest()
 
 
@@ -112,23 +115,24 @@ def read_head(file: io.FileIO, state_id: str, fingerprint: str) -> tuple[StateHe
     """
     size = os.fstat(file.fileno()).st_size
     fixed = _read_exactly(file, _FIXED.size)
-    magic, version, stored_id, origin, space_length, token_count, payload_size, digest = _FIXED.unpack(fixed)
+    magic, version, stored_id, origin, *lengths, token_count, payload_size, digest = _FIXED.unpack(fixed)
     if magic != _MAGIC or version != FORMAT_VERSION:
         raise DamagedError(f"it is no state of format {FORMAT_VERSION}")
     if stored_id.hex() != state_id or origin.hex() != fingerprint:
         raise DamagedError("it is another state than its name says")
-    rest = space_length + token_count * _TOKEN_BYTES
-    if space_length > _MOST_SPACE_BYTES or token_count > _MOST_TOKENS:
+    rest = sum(lengths) + token_count * _TOKEN_BYTES
+    if max(lengths) > _MOST_NAME_BYTES or token_count > _MOST_TOKENS:
         raise DamagedError(f"its head speaks of {token_count} tokens")
     if size != _FIXED.size + rest + _DIGEST_BYTES + payload_size:
         raise DamagedError(f"it has {size} bytes, which its head contradicts")
     covered = fixed + _read_exactly(file, rest)
     if _read_exactly(file, _DIGEST_BYTES) != hashlib.sha256(covered).digest():
         raise DamagedError("its head is not what was written")
+    names, numbers = covered[_FIXED.size : _FIXED.size + sum(lengths)], covered[_FIXED.size + sum(lengths) :]
     tokens = array("i")
-    tokens.frombytes(covered[_FIXED.size + space_length :])
-    space = covered[_FIXED.size : _FIXED.size + space_length].decode(errors="replace")
-    return StateHead(state_id, space, tokens, payload_size), digest
+    tokens.frombytes(numbers)
+    space, session = (each.decode(errors="replace") for each in (names[: lengths[0]], names[lengths[0] :]))
+    return StateHead(state_id, space, tokens, payload_size, session), digest
 
 
 def _read_exactly(file: io.FileIO, count: int) -> bytes:

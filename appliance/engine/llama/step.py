@@ -6,7 +6,7 @@ from array import array
 from dataclasses import dataclass
 
 from appliance.core.types import Priority
-from appliance.engine.llama.parked import ParkedState
+from appliance.engine.llama.parked_state import ParkedState
 from appliance.engine.llama.speculation import Drafter
 
 HEAD_START_S = {Priority.PRIORITY: 20.0, Priority.DEFAULT: 0.0, Priority.FLEX: -60.0}
@@ -28,6 +28,8 @@ class Sequence:
         deadline: When its caller gives up, on the clock of `arrived`; None is never.
         token_limit: Most tokens of prompt and answer; nothing is guessed beyond.
         drafter: What guesses its next tokens, from the first time on that few sequences decode.
+        session: Whose text the tokens are, "" if that is nobody's to delete.
+        kept: False once that text was deleted: nothing of the sequence outlives it.
     """
 
     id: int
@@ -44,6 +46,8 @@ class Sequence:
     deadline: float | None = None
     token_limit: int = 2**31 - 1
     drafter: Drafter | None = None
+    session: str = ""
+    kept: bool = True
 
     def __post_init__(self) -> None:
         self.prompt_length = len(self.tokens)
@@ -88,11 +92,12 @@ class Fork:
 
 @dataclass(frozen=True, slots=True)
 class Park:
-    """Keep a copy of a slot's state, which is that of `tokens`, aside; its cells are taken next."""
+    """Keep a copy of a slot's state, which is that of a session's `tokens`, aside; its cells are taken next."""
 
     slot: int
     tokens: array[int]
     adapter: str
+    session: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from appliance.core.errors import ApplianceError, EngineError
 from appliance.engine.cpu_budget import CpuBudget
-from appliance.engine.llama.commands import Command, Report, Submit
+from appliance.engine.llama.commands import Command, Forget, Report, Submit
 from appliance.engine.llama.config import EngineConfig
 from appliance.engine.llama.generation import Failed
 from appliance.engine.llama.keeper import FileJob
@@ -128,5 +128,5 @@ class Worker:
                 case Submit(choices):
                     failed = [(each.generation, Failed(reason, time.monotonic())) for each in choices]
                     self._on_report(Report(failed, 0, 0))
-                case LoadAdapter(_, done) | DropAdapter(_, done):
+                case LoadAdapter(_, done) | DropAdapter(_, done) | Forget(_, done):
                     done(reason)

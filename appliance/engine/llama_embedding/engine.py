@@ -17,9 +17,10 @@ from typing import Any
 from appliance.core.errors import ApplianceError, EngineError, InvalidRequestError, OverloadedError
 from appliance.core.types import FinishReason, Vector
 from appliance.engine.cpu_budget import CpuBudget
-from appliance.engine.llama.engine import INLINE_TOKENIZE_CHARACTERS, LONGEST_RETRY_AFTER_S, STOP_TIMEOUT_S, post
+from appliance.engine.llama.engine import INLINE_TOKENIZE_CHARACTERS, LONGEST_RETRY_AFTER_S, STOP_TIMEOUT_S
 from appliance.engine.llama.model import LlamaModel
 from appliance.engine.llama.native import computes_on_gpu
+from appliance.engine.llama.posting import post
 from appliance.engine.llama_embedding.pooling import shortened
 from appliance.engine.llama_embedding.worker import Cancel, Embed, EmbeddingConfig, Job, Report, Worker
 from appliance.observe.metrics import ModelMetrics

@@ -21,6 +21,7 @@ from typing import BinaryIO
 import msgspec
 
 import appliance
+from appliance.core.exits import leave_memory_to_the_system
 from appliance.retrieval.parsing import formats
 from appliance.retrieval.parsing.protocol import HEADER_BYTES, STRIP_BYTES, End, Job, Look, Pieces, Strip, to_frame
 from appliance.retrieval.parsing.writer import BlockWriter, InvalidError, UnsupportedError, one_line
@@ -151,6 +152,7 @@ def restrict_process() -> Callable[[Job | Look], None]:
 
 def main() -> None:
     """Serve on standard input and output. Only the parent ends this process, however the service is stopped."""
+    leave_memory_to_the_system()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.disable()  # libraries tell the log what they find odd in a file
