@@ -17,6 +17,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import cast
 
 import sdnotify
 import uvloop
@@ -26,8 +27,10 @@ from appliance.agents.room import open_tools
 from appliance.api.app import create_app
 from appliance.api.exposure import check_exposure
 from appliance.api.server import HttpServer
+from appliance.core.agents import Agents
 from appliance.core.clock import SystemClock
 from appliance.core.errors import ApplianceError
+from appliance.core.sessions import Conversations
 from appliance.core.settings import Settings
 from appliance.engine.cpu_budget import THREADS_A_CORE, CpuBudget
 from appliance.observe.allocator import keep_freed_memory
@@ -41,7 +44,9 @@ from appliance.retrieval.room import open_documents
 from appliance.security.keys import KeyStore
 from appliance.serving.floor import ServingFloor
 from appliance.sessions.room import Sessions, open_sessions
+from appliance.sessions.upkeep import Upkeep
 from appliance.store.database import Database
+from appliance.store.ownership import Elsewhere
 
 LOGGER = logging.getLogger("appliance")
 SWITCH_INTERVAL_S = 0.0002
@@ -64,8 +69,8 @@ class Appliance:
     settings: Settings
     floor: ServingFloor
     documents: Documents | DocumentsElsewhere
-    sessions: Sessions
-    agents: Responder
+    upkeep: Upkeep | Elsewhere
+    agents: Responder | Elsewhere
     server: HttpServer
     systemd: sdnotify.SystemdNotifier
     port: int = 0
@@ -89,7 +94,7 @@ class Appliance:
                 tasks.create_task(self._run_models(http, run), name=name) for name, run in self.floor.runs.items()
             ]
             running.append(tasks.create_task(self.documents.run(), name="documents"))
-            running.append(tasks.create_task(self.sessions.upkeep.run(), name="sessions"))
+            running.append(tasks.create_task(self.upkeep.run(), name="sessions"))
             running.append(tasks.create_task(self.agents.run(), name="responses"))
             running.append(tasks.create_task(self._tell_systemd(), name="systemd"))
             await self._stop.wait()
@@ -184,16 +189,24 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
             )
         )
         sessions = await stack.enter_async_context(open_sessions(settings, SystemClock(), forget=floor.text.forget))
-        agents = Responder(
-            models=floor.text,
-            conversations=sessions.conversations,
-            responses=sessions.responses,
-            tools=open_tools(settings, documents.stores),
-            metrics=metrics.responses,
-            clock=SystemClock(),
-            limits=loop_limits(settings),
-            most_in_background=settings.max_background_responses,
-        )
+        upkeep: Upkeep | Elsewhere
+        agents: Responder | Elsewhere
+        conversations: Conversations
+        if isinstance(sessions, Sessions):
+            conversations, upkeep = sessions.conversations, sessions.upkeep
+            agents = Responder(
+                models=floor.text,
+                conversations=conversations,
+                responses=sessions.responses,
+                tools=open_tools(settings, documents.stores),
+                metrics=metrics.responses,
+                clock=SystemClock(),
+                limits=loop_limits(settings),
+                most_in_background=settings.max_background_responses,
+            )
+        else:
+            agents = upkeep = sessions
+            conversations = cast("Conversations", sessions)
         app = create_app(
             settings=settings,
             text_models=floor.text,
@@ -202,8 +215,8 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
             tensor_models=floor.tensors,
             files=documents.files,
             vector_stores=documents.stores,
-            agents=agents,
-            conversations=sessions.conversations,
+            agents=cast("Agents", agents),
+            conversations=conversations,
             tunable_models=floor.tuning,
             keys=keys,
             metrics=metrics,
@@ -212,7 +225,7 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
         systemd = sdnotify.SystemdNotifier()
         if systemd.socket is not None:
             stack.callback(systemd.socket.close)
-        yield Appliance(settings, floor, documents, sessions, agents, HttpServer(app, settings), systemd)
+        yield Appliance(settings, floor, documents, upkeep, agents, HttpServer(app, settings), systemd)
 
 
 def serve(settings: Settings) -> int:

@@ -249,6 +249,11 @@ class Settings:
         return self.data_dir / "sessions.db"
 
     @property
+    def sessions_lock_path(self) -> Path:
+        """Return the path of the file whose lock makes a process the one that has conversations and responses."""
+        return self.data_dir / "sessions.lock"
+
+    @property
     def keyword_index_dir(self) -> Path:
         """Return the folder of the keyword index, which is derived from `retrieval.db`."""
         return self.data_dir / "indexes" / "keywords"

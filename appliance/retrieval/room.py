@@ -17,7 +17,7 @@ from appliance.core.types import EmbeddingModels
 from appliance.retrieval.chunks import cut
 from appliance.retrieval.documents import Documents
 from appliance.retrieval.lexical import KeywordIndex
-from appliance.retrieval.ownership import DocumentsElsewhere, own
+from appliance.retrieval.ownership import IN_USE, DocumentsElsewhere
 from appliance.retrieval.parsing.parser import DocumentParser
 from appliance.retrieval.parts import TokenCounter
 from appliance.retrieval.passages import Passages
@@ -26,6 +26,7 @@ from appliance.retrieval.schema import open_retrieval
 from appliance.retrieval.search import Reranking, Search
 from appliance.retrieval.truth import StoredVectors
 from appliance.retrieval.vectors import VectorIndexes
+from appliance.store.ownership import own
 
 LOGGER = logging.getLogger("appliance.retrieval")
 
@@ -58,7 +59,10 @@ async def open_documents(
     async with contextlib.AsyncExitStack() as stack:
         documents: Documents | DocumentsElsewhere
         try:
-            stack.enter_context(await asyncio.to_thread(own, settings.retrieval_lock_path))
+            hold = await asyncio.to_thread(
+                own, settings.retrieval_lock_path, "The files and vector stores", code=IN_USE
+            )
+            stack.enter_context(hold)
         except UnavailableError as error:
             LOGGER.warning("%s", error)
             documents = DocumentsElsewhere(error)

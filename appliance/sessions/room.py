@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from appliance.core.clock import Clock
+from appliance.core.errors import UnavailableError
 from appliance.core.settings import Settings
 from appliance.sessions.conversations import StoredConversations
 from appliance.sessions.erasure import Erasure, Forget
 from appliance.sessions.responses import StoredResponses
 from appliance.sessions.schema import open_ledger
 from appliance.sessions.upkeep import Upkeep
+from appliance.store.ownership import Elsewhere, own
+
+LOGGER = logging.getLogger("appliance.sessions")
+IN_USE = "sessions_in_use"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,21 +32,30 @@ class Sessions:
 
 
 @asynccontextmanager
-async def open_sessions(settings: Settings, clock: Clock, *, forget: Forget) -> AsyncIterator[Sessions]:
+async def open_sessions(settings: Settings, clock: Clock, *, forget: Forget) -> AsyncIterator[Sessions | Elsewhere]:
     """Open what is stored, and close it on leaving; `Upkeep.run` does its work meanwhile.
 
-    What is deleted is forgotten by the models through `forget`.
+    What is deleted is forgotten by the models through `forget`. What another process owns is left to it, which is
+    logged: or two processes would take up the same unfinished responses.
 
     Raises:
         StorageError: The database cannot be opened.
     """
-    database = await asyncio.to_thread(open_ledger, settings.sessions_path)
-    try:
+    async with AsyncExitStack() as stack:
+        try:
+            hold = await asyncio.to_thread(
+                own, settings.sessions_lock_path, "The conversations and responses", code=IN_USE
+            )
+        except UnavailableError as error:
+            LOGGER.warning("%s", error)
+            yield Elsewhere(error)
+            return
+        stack.enter_context(hold)
+        database = await asyncio.to_thread(open_ledger, settings.sessions_path)
+        stack.callback(database.close)
         erasure = Erasure(database, forget)
         yield Sessions(
             StoredConversations(database, clock, erasure),
             StoredResponses(database, clock, erasure),
             Upkeep(settings, database, clock, erasure),
         )
-    finally:
-        database.close()

@@ -187,6 +187,7 @@ async def scripted_box(
         database = Database(folder / "appliance.db")
         stack.callback(database.close)
         sessions = await stack.enter_async_context(open_sessions(settings, SystemClock(), forget=models.forget))
+        assert isinstance(sessions, Sessions), "nobody else has the folder"
         agents = await stack.enter_async_context(answering(settings, models, metrics, sessions, tools))
         keys = KeyStore(database, SystemClock())
         tuning, embedding = ScriptedTuning(), ScriptedEmbedding()
@@ -249,6 +250,7 @@ async def real_box(
             import_model(encoder, registry, name="encoder", licence="Apache-2.0")
         floor = ServingFloor(settings, registry, metrics, CpuBudget(2))
         sessions = await stack.enter_async_context(open_sessions(settings, SystemClock(), forget=floor.text.forget))
+        assert isinstance(sessions, Sessions), "nobody else has the folder"
         agents = await stack.enter_async_context(answering(settings, floor.text, metrics, sessions))
         keys = KeyStore(database, SystemClock())
         files = ScriptedFiles()

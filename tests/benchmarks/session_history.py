@@ -144,6 +144,7 @@ async def measure_idle(each: Sessions, count: int) -> None:
 async def measure(folder: Path, messages: int, conversations: int) -> None:
     """Measure and tell all."""
     async with open_sessions(Settings(data_dir=folder), SystemClock(), forget=nothing_to_forget) as each:
+        assert isinstance(each, Sessions), "nobody else has the folder"
         await each.upkeep.once()
         await measure_long(each, folder, messages)
         await measure_idle(each, conversations)

@@ -41,6 +41,7 @@ async def room(
     """Open the room, without models that had anything to forget unless they are given."""
     settings = replace(Settings(), **{"data_dir": folder, **changes})
     async with open_sessions(settings, clock or HandClock(), forget=forget or nothing_to_forget) as each:
+        assert isinstance(each, Sessions), "nobody else has the folder"
         yield each
 
 

@@ -1,0 +1,68 @@
+"""Whose a part of a data folder is: one process at a time has its database and all that is derived from it.
+
+    the owner       opens all of it, and tidies it in the background
+    anybody else    opens none of it; each of its doors says who has it, until it is started anew
+
+It is one lock for all of a part: two processes that erased, swept or took up what was left at once would undo, or do
+twice, each other's work.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NoReturn
+
+from appliance.core.errors import StorageError, UnavailableError
+from appliance.store.locks import Hold, holders, lock
+
+_WAIT_S = 0.5
+"""For a process that is just ending."""
+
+
+def own(path: Path, what: str, *, code: str) -> Hold:
+    """Take what the lock file stands for; the kernel gives it back when this process ends.
+
+    Args:
+        path: The lock file.
+        what: What it stands for, in words that "are in use" can follow.
+        code: The error's code.
+
+    Raises:
+        UnavailableError: Another process has it.
+        StorageError: The file cannot be made or opened.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return Hold([lock(path, os.O_RDWR | os.O_CREAT, exclusive=True, wait_s=_WAIT_S)])
+    except BlockingIOError as error:
+        owner = ", ".join(f"process {each}" for each in holders(path)) or "another process"
+        raise UnavailableError(
+            f"{what} of this data folder are in use by {owner}.",
+            advice="Ask that server. Or stop it, then start this one again. Or give each a folder of its own with "
+            "--data.",
+            code=code,
+        ) from error
+    except OSError as error:
+        raise StorageError(f"{path} cannot be opened: {error.strerror}.", advice="Check its owner.") from error
+
+
+class Elsewhere:
+    """Stands where the owner has an object: it has every method that there is, and each is refused before it begins.
+
+    What works in the background has nothing to do here.
+    """
+
+    def __init__(self, error: UnavailableError) -> None:
+        """Refuse with what `own` raised."""
+        self._error = (error.message, error.advice, error.code)
+
+    async def run(self) -> None:
+        """Do nothing: the owner does it."""
+
+    def drain(self) -> None:
+        """Do nothing: nothing was begun."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        message, advice, code = self._error
+        raise UnavailableError(message, advice=advice, code=code)
