@@ -25,7 +25,10 @@ from appliance.agents.registry import ToolRegistry
 from appliance.agents.responder import Responder, loop_limits
 from appliance.api.app import create_app
 from appliance.api.exposure import check_exposure
+from appliance.api.offline import KeyHolders, offline_door
 from appliance.api.server import HttpServer
+from appliance.batches.room import open_batches
+from appliance.batches.runner import BatchRunner
 from appliance.core.clock import SystemClock
 from appliance.core.errors import ApplianceError
 from appliance.core.settings import Settings
@@ -65,6 +68,7 @@ class Appliance:
     documents: Documents
     sessions: Sessions
     agents: Responder
+    batches: BatchRunner
     server: HttpServer
     systemd: sdnotify.SystemdNotifier
     port: int = 0
@@ -90,6 +94,7 @@ class Appliance:
             running.append(tasks.create_task(self.documents.run(), name="documents"))
             running.append(tasks.create_task(self.sessions.upkeep.run(), name="sessions"))
             running.append(tasks.create_task(self.agents.run(), name="responses"))
+            running.append(tasks.create_task(self.batches.run(), name="batches"))
             running.append(tasks.create_task(self._tell_systemd(), name="systemd"))
             await self._stop.wait()
             LOGGER.info("stopping: open requests have %g s to end", self.settings.shutdown_grace_s)
@@ -102,6 +107,7 @@ class Appliance:
     def _drain(self) -> None:
         self.floor.drain()
         self.agents.drain()
+        self.batches.drain()
         self.server.stop()
 
     async def _run_models(self, http: asyncio.Task[None], run: Callable[[], Awaitable[None]]) -> None:
@@ -192,6 +198,22 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
             limits=loop_limits(settings),
             most_in_background=settings.max_background_responses,
         )
+        batches = await stack.enter_async_context(
+            open_batches(
+                settings,
+                SystemClock(),
+                files=documents.files,
+                door=offline_door(
+                    settings,
+                    text_models=floor.text,
+                    embedding_models=floor.embedding,
+                    classifiers=floor.classifiers,
+                    agents=agents,
+                ),
+                callers=KeyHolders(settings, keys),
+                metrics=metrics.batches,
+            )
+        )
         app = create_app(
             settings=settings,
             text_models=floor.text,
@@ -202,6 +224,7 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
             vector_stores=documents.stores,
             agents=agents,
             conversations=sessions.conversations,
+            batches=batches,
             tunable_models=floor.tuning,
             keys=keys,
             metrics=metrics,
@@ -210,7 +233,7 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
         systemd = sdnotify.SystemdNotifier()
         if systemd.socket is not None:
             stack.callback(systemd.socket.close)
-        yield Appliance(settings, floor, documents, sessions, agents, HttpServer(app, settings), systemd)
+        yield Appliance(settings, floor, documents, sessions, agents, batches, HttpServer(app, settings), systemd)
 
 
 def serve(settings: Settings) -> int:

@@ -22,6 +22,7 @@ from appliance.api.browsers import BrowserGuard
 from appliance.api.health import HealthResponse, Observation
 from appliance.api.limits import BodyLimits
 from appliance.api.oip.operations import inference_operations
+from appliance.api.openai.batches import batch_operations
 from appliance.api.openai.chat import ChatChunk, ChatCompletion, ChatCompletionRequest, ChatCompletions
 from appliance.api.openai.classify import ClassificationList, ClassifyRequest, ClassifyResource
 from appliance.api.openai.completions import Completion, CompletionRequest, Completions
@@ -41,6 +42,7 @@ from appliance.observe.metrics import Metrics
 if TYPE_CHECKING:
     from appliance.api.auth import Keys
     from appliance.core.agents import Agents
+    from appliance.core.batches import Batches
     from appliance.core.encoders import TextClassifiers
     from appliance.core.retrieval import Files, VectorStores
     from appliance.core.sessions import Conversations
@@ -62,6 +64,7 @@ def create_app(
     vector_stores: VectorStores,
     agents: Agents,
     conversations: Conversations,
+    batches: Batches,
     tunable_models: TunableModels,
     keys: Keys,
     metrics: Metrics,
@@ -82,6 +85,7 @@ def create_app(
         vector_stores: What can be searched.
         agents: What answers `/v1/responses`.
         conversations: What was said.
+        batches: What is worked off offline.
         tunable_models: What can be changed while it runs.
         keys: The API keys.
         metrics: Counts requests and is read by `/metrics`.
@@ -95,6 +99,7 @@ def create_app(
         *retrieval_operations(settings, files, vector_stores),
         *response_operations(settings, agents),
         *conversation_operations(conversations),
+        *batch_operations(batches),
         *inference_operations(settings, tensor_models, health),
         *admin_operations(tunable_models),
         *box_operations(Observation(health, metrics), document),
