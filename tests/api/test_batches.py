@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -12,8 +13,9 @@ import openai
 import pytest
 from openai.types import Batch
 
-from appliance.core.types import Priority
+from appliance.core.types import GenerationRequest, Priority
 from tests.api.boxes import DEADLINE_S, Box, ScriptedBox, scripted_box, until
+from tests.api.scripted import ScriptedGeneration
 
 pytestmark = pytest.mark.anyio
 
@@ -56,6 +58,25 @@ async def ended(client: openai.AsyncOpenAI, batch: Batch) -> Batch:
 async def read(client: openai.AsyncOpenAI, file: str | None) -> list[Any]:
     assert file is not None
     return [json.loads(each) for each in (await client.files.content(file)).text.splitlines()]
+
+
+class Held:
+    """Holds every generation at its beginning until `release` is set.
+
+    Attributes:
+        begun: How many have begun.
+    """
+
+    def __init__(self, box: ScriptedBox) -> None:
+        self.begun = 0
+        self.release = asyncio.Event()
+        self._generate = box.models.generate
+        box.models.generate = self.generate  # type: ignore[method-assign]
+
+    async def generate(self, request: GenerationRequest) -> ScriptedGeneration:
+        self.begun += 1
+        await self.release.wait()
+        return await self._generate(request)
 
 
 async def test_every_line_has_its_answer_in_the_output_file(client: openai.AsyncOpenAI) -> None:
@@ -219,10 +240,9 @@ async def test_a_batch_is_cancelled_while_it_runs_and_keeps_what_it_has(tmp_path
         with pytest.raises(openai.ConflictError) as refused:
             await client.batches.cancel(first.id)
         assert refused.value.code == "batch_ended"
-        box.models.requests.clear()
-        box.models.gate = gate = anyio_gate()
+        held = Held(box)
         begun = await begin(client, [line(each) for each in range(3)])
-        await until(lambda: len(box.models.requests) == 1)
+        await until(lambda: held.begun == 1)
         assert (await client.batches.retrieve(begun.id)).status == "in_progress"
         cancelled = await client.batches.cancel(begun.id)
         assert cancelled.status in ("cancelling", "cancelled")
@@ -234,24 +254,18 @@ async def test_a_batch_is_cancelled_while_it_runs_and_keeps_what_it_has(tmp_path
         errors = await read(client, batch.error_file_id)
         assert {each["error"]["code"] for each in errors} == {"batch_cancelled"}
         assert [each["custom_id"] for each in errors] == ["line-0", "line-1", "line-2"]
-        gate.set()
-        assert len(box.models.requests) == 1
+        held.release.set()
+        assert held.begun == 1
         assert (await ended(client, await begin(client, [line(0)]))).status == "completed", "no slot was lost"
-
-
-def anyio_gate() -> Any:
-    import asyncio
-
-    return asyncio.Event()
 
 
 async def test_a_batch_whose_input_is_deleted_fails_and_keeps_what_it_has(tmp_path: Path) -> None:
     async with scripted_box(tmp_path, batch_concurrency=1) as box, client_of(box) as client:
-        box.models.gate = anyio_gate()
+        held = Held(box)
         begun = await begin(client, [line(each) for each in range(3)])
-        await until(lambda: len(box.models.requests) == 1)
+        await until(lambda: held.begun == 1)
         await client.files.delete(begun.input_file_id)
-        box.models.gate.set()
+        held.release.set()
         batch = await ended(client, begun)
         assert batch.status == "failed"
         assert batch.errors is not None
@@ -265,34 +279,34 @@ async def test_a_batch_whose_key_is_revoked_stops(tmp_path: Path) -> None:
         assert box.keys is not None
         key, secret = box.keys.create("mine", ["inference"])
         async with client_of(box, secret) as client:
-            box.models.gate = anyio_gate()
+            held = Held(box)
             await begin(client, [line(each) for each in range(3)])
-            await until(lambda: len(box.models.requests) == 1)
+            await until(lambda: held.begun == 1)
             box.keys.revoke(key.id)
-            box.models.gate.set()
+            held.release.set()
             await until(lambda: b'appliance_batches_total{status="failed"} 1.0' in box.metrics.render())
-            assert len(box.models.requests) == 1
+            assert held.begun == 1
 
 
 async def test_only_so_many_lines_are_answered_at_once_and_batches_take_turns(tmp_path: Path) -> None:
     async with scripted_box(tmp_path, batch_concurrency=2) as box, client_of(box) as client:
-        box.models.gate = anyio_gate()
+        held = Held(box)
         begun = [await begin(client, [line(10 * each + number) for number in range(4)]) for each in range(2)]
-        await until(lambda: len(box.models.requests) == 2)
+        await until(lambda: held.begun == 2)
         reply = await box.ask("GET", "/health/live")  # the loop has had its turns
         assert reply.status == 200
-        assert len(box.models.requests) == 2
-        box.models.gate.set()
+        assert held.begun == 2
+        held.release.set()
         assert [(await ended(client, each)).status for each in begun] == ["completed"] * 2
 
 
 async def test_a_key_has_a_bounded_number_of_unfinished_batches(tmp_path: Path) -> None:
     async with scripted_box(tmp_path, max_batches=1) as box, client_of(box) as client:
-        box.models.gate = anyio_gate()
+        held = Held(box)
         begun = await begin(client, [line(0)])
         with pytest.raises(openai.RateLimitError):
             await begin(client, [line(0)])
-        box.models.gate.set()
+        held.release.set()
         await ended(client, begun)
         assert (await ended(client, await begin(client, [line(0)]))).status == "completed"
 
