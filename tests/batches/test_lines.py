@@ -6,6 +6,7 @@ import json
 import math
 import tracemalloc
 from collections.abc import Iterable
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -25,7 +26,7 @@ from appliance.batches.lines import (
 )
 from appliance.core.batches import BatchError
 
-CHAT = "/v1/chat/completions"
+CHAT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 
 
 def cut(pieces: Iterable[bytes], most_bytes: int = 100) -> list[Line]:
