@@ -216,9 +216,7 @@ async def test_batches_and_files_belong_to_their_key(tmp_path: Path) -> None:
                 with pytest.raises(openai.NotFoundError):
                     await ask(batch.id)
             with pytest.raises(openai.NotFoundError):
-                await other.batches.create(
-                    input_file_id=batch.input_file_id, endpoint=CHAT, completion_window="24h"
-                )
+                await other.batches.create(input_file_id=batch.input_file_id, endpoint=CHAT, completion_window="24h")
             with pytest.raises(openai.NotFoundError):
                 await other.files.content(batch.output_file_id or "")
             assert (await other.batches.list()).data == []
@@ -325,5 +323,3 @@ async def test_lines_and_batches_are_counted(box: ScriptedBox) -> None:
         shown = box.metrics.render()
         assert b'appliance_batch_lines_total{outcome="completed"} 1.0' in shown
         assert b'appliance_batch_lines_total{outcome="failed"} 1.0' in shown
-
-

@@ -1,7 +1,8 @@
 """`appliance serve` that ends by SIGKILL at a point of a batch's life, and notes each line that is answered.
 
-KILL is `METHOD:N:before` or `METHOD:N:after`: the Nth call, from 0, in this process of a method of the ledger of
-batches, or `file`, the writing of an output file. Each line that the door is asked for is a line in the file NOTES.
+KILL is `METHOD:N:before` or `METHOD:N:after`: the Nth call, from 0, of a method of the ledger of batches, or `file`,
+the writing of an output file, for a batch that begins in this process. Each line that the door is asked for is a line
+in the file NOTES.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from appliance.core.batches import OUTPUT_PURPOSE
 from appliance.retrieval.files import UploadedFiles
 
 counts: Counter[str] = Counter()
+mine: set[str] = set()
 
 
 def maybe_die(method: str, when: str) -> None:
@@ -34,8 +36,12 @@ def plant(owner: type, method: str, name: str, purpose: str = "") -> None:
     async def planted(self: Any, *given: Any, **named: Any) -> Any:
         if purpose and given[1] != purpose:
             return await original(self, *given, **named)
+        if name != "create" and given[0].removesuffix("_output.jsonl").removesuffix("_error.jsonl") not in mine:
+            return await original(self, *given, **named)
         maybe_die(name, "before")
         done = await original(self, *given, **named)
+        if name == "create":
+            mine.add(done.id)
         maybe_die(name, "after")
         counts[name] += 1
         return done

@@ -94,21 +94,28 @@ def test_a_batch_that_is_killed_at_any_step_goes_on_and_answers_each_line_once(d
     notes = tmp_path / "notes"
     notes.touch()
     judged: set[str] = set()
-    for point in POINTS:
+    killed, acknowledged = "", ""
+    for point in [*POINTS, ""]:
         with server(data, tmp_path, point) as subject:
-            acknowledged = begin_and_die(subject, point)
-        with server(data, tmp_path) as subject, client_of(subject) as client:
-            new = [each for each in client.batches.list(limit=100) if each.id not in judged]
-            assert [each.id for each in new] == ([] if point == "create:0:before" else [each.id for each in new][:1])
-            assert not acknowledged or [each.id for each in new] == [acknowledged], f"{point}: it was lost"
-            for batch in new:
-                judged.add(batch.id)
-                judge(subject, client, batch.id, point)
-        answered = Counter(each for each in notes.read_text().splitlines() if json.loads(each).startswith(f"{point} "))
-        begun_twice = sum(count - 1 for count in answered.values())
-        assert begun_twice <= 2, f"{point}: more lines were answered anew than were being answered"
-        if point.startswith(("apply:1", "file", "finish")):
-            assert begun_twice == 0, f"{point}: a line that had its answer was answered anew"
+            if killed:
+                judge_all(subject, killed, acknowledged, judged, notes)
+            killed, acknowledged = point, begin_and_die(subject, point) if point else ""
+
+
+def judge_all(subject: ServerProcess, point: str, acknowledged: str, judged: set[str], notes: Path) -> None:
+    """Look at the batch that was killed at a point, if there is one, and at who answered its lines."""
+    with client_of(subject) as client:
+        new = [each.id for each in client.batches.list(limit=100) if each.id not in judged]
+        assert len(new) == (point != "create:0:before"), point
+        assert not acknowledged or new == [acknowledged], f"{point}: it was lost"
+        for name in new:
+            judge(subject, client, name, point)
+        judged.update(new)
+    answered = Counter(each for each in notes.read_text().splitlines() if json.loads(each).startswith(f"{point} "))
+    begun_twice = sum(count - 1 for count in answered.values())
+    assert begun_twice <= 2, f"{point}: more lines were answered anew than were being answered"
+    if point.startswith(("apply:1", "file", "finish")):
+        assert begun_twice == 0, f"{point}: a line that had its answer was answered anew"
 
 
 def judge(subject: ServerProcess, client: openai.OpenAI, name: str, point: str) -> None:
