@@ -47,13 +47,18 @@ def usage_of(journal: Sequence[Entry]) -> dict[str, Any]:
 
 def ending_of(end: End) -> tuple[ResponseStatus, Mapping[str, Any] | None]:
     """Return the status of a response that ended so, and OpenAI's reason where it is incomplete."""
-    match end.reason:
-        case "answered" | "handed_out" | "approval":
-            return "completed", None
-        case "cut":
-            return "incomplete", {"reason": "max_output_tokens"}
-        case "limit" | "repeated":
-            return "incomplete", {"reason": "max_messages"}
+    return _ENDINGS[end.reason]
+
+
+_INCOMPLETE: tuple[ResponseStatus, Mapping[str, Any]] = ("incomplete", {"reason": "max_messages"})
+_ENDINGS: Mapping[str, tuple[ResponseStatus, Mapping[str, Any] | None]] = {
+    "answered": ("completed", None),
+    "handed_out": ("completed", None),
+    "approval": ("completed", None),
+    "cut": ("incomplete", {"reason": "max_output_tokens"}),
+    "limit": _INCOMPLETE,
+    "repeated": _INCOMPLETE,
+}
 
 
 def ended(

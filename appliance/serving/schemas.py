@@ -23,8 +23,8 @@ MOST_SCHEMA_BYTES = 128 * 1024
 MOST_DEPTH = 100
 """Objects and lists inside each other; each takes room on the native stack."""
 MOST_LEVELS = 1_500
-"""The depth, times the places that references lead to: so deep it may be once they are followed. The native stack ends at
-about twice as many levels, and the process with it."""
+"""The depth, times the places that references lead to: so deep it may be once they are followed. The native stack ends
+at about twice as many levels, and the process with it."""
 MOST_PROPERTY_PAIRS = 5_000
 """Patterns of property names are held against each other and against every name, which takes time for each pair."""
 MOST_ALTERNATIVES = 32
@@ -136,10 +136,11 @@ class _Rewriting:
 
     def _drop_format(self, schema: dict[str, Any]) -> None:
         name = schema.get("format")
+        if not isinstance(name, str) or name in _KNOWN_FORMATS:
+            return
         if name in _OTHER_FORMATS:
             raise _refused(f"has the format {name!r}, which is not supported", self._param)
-        if isinstance(name, str) and name not in _KNOWN_FORMATS:
-            del schema["format"]
+        del schema["format"]
 
     def _check_patterns(self, schema: Mapping[str, Any]) -> None:
         patterns = len(_mapping(schema.get("patternProperties")))
@@ -235,6 +236,9 @@ def _also(schema: Any, left_out: dict[str, Any], named: str | None) -> Any:
 
 
 def _without_dependencies(schema: dict[str, Any]) -> dict[str, Any]:
+    given = schema.get("allOf", [])
+    if not isinstance(given, list):
+        return schema  # the engine says what is wrong with it
     alternatives = []
     for keyword in _DEPENDENCIES:
         for name, asked in _mapping(schema.pop(keyword, None)).items():
@@ -243,7 +247,7 @@ def _without_dependencies(schema: dict[str, Any]) -> dict[str, Any]:
             )
             alternatives.append({"anyOf": [{"properties": {name: False}}, with_it]})
     if alternatives:
-        schema["allOf"] = [*(schema.get("allOf") or ()), *alternatives]
+        schema["allOf"] = [*given, *alternatives]
     return schema
 
 

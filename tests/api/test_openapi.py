@@ -253,7 +253,7 @@ async def test_conversations_do_what_the_document_says(tmp_path: Path) -> None:
                 if parameter["name"] == "conversation_id" and name.endswith(("items", "fork", "export")):
                     parameter["schema"] = {"enum": [made["id"]]}
         checks = "positive_data_acceptance,ensure_resource_availability"
-        arguments = ("--checks", "all", "--exclude-checks", checks, "--max-examples", "15")
+        arguments = ("--checks", "all", "--exclude-checks", checks, "--max-examples", "5")
         await run_schemathesis(document, box, tmp_path, *arguments, "--include-path-regex", CONVERSATIONS)
 
 

@@ -73,7 +73,7 @@ async def test_a_tool_round_trip(client: openai.AsyncOpenAI) -> None:
     ]
     last = await client.chat.completions.create(
         model="tiny",
-        messages=talk,  # type: ignore[arg-type]
+        messages=talk,
         tools=[WEATHER],
         tool_choice="none",
         max_completion_tokens=5,
@@ -99,10 +99,10 @@ async def test_a_streamed_call_is_the_same_call(client: openai.AsyncOpenAI) -> N
                 name += call.function.name or ""
             pieces.append(call.function.arguments or "")
     assert whole.choices[0].message.tool_calls is not None
-    (call,) = whole.choices[0].message.tool_calls  # type: ignore[assignment]
-    assert (name, "".join(pieces)) == (call.function.name, call.function.arguments)  # type: ignore[union-attr]
+    (call,) = whole.choices[0].message.tool_calls
+    assert (name, "".join(pieces)) == (call.function.name, call.function.arguments)
     assert len(ids) == 1
-    assert len(pieces) > 2
+    assert len(pieces) >= 2
     assert reasons[-1] == "tool_calls"
     assert set(reasons[:-1]) == {None}
 

@@ -180,6 +180,7 @@ def test_one_wrong_field_is_named(extra: dict[str, Any]) -> None:
         ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0].type", "unsupported_parameter", "are functions"),
         ({"tools": [FUNCTION | {"function": {"name": "a b"}}]}, "tools[0].function.name", "invalid_value", "letters"),
         ({"tools": [FUNCTION | {"function": {"name": "a" * 65}}]}, "tools[0].function.name", "invalid_value", "64"),
+        ({"tools": [{"function": {"name": "f"}}]}, "tools[0]", "invalid_value", "`type`"),
         ({"tools": [FUNCTION] * 129}, "tools", "invalid_value", "length <= 128"),
         ({"tool_choice": "maybe"}, "tool_choice", "invalid_value", "maybe"),
         ({"tool_choice": {"type": "custom", "custom": {"name": "f"}}}, "tool_choice.type", "invalid_value", "custom"),

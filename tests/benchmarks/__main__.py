@@ -76,7 +76,7 @@ async def _until_terminated(options: argparse.Namespace) -> Results:
 async def _measure(options: argparse.Namespace) -> Results:
     effort = QUICK if options.quick else Effort()
     effort = replace(effort, runs=options.runs or effort.runs)
-    registered = registered_in(options.data)
+    registered = _registered(options.data)
     vocabulary = LlamaModel(registered.files[0].path, gpu_layers=0)
     try:
         model = Model(registered, options.data, tuple(vocabulary.end_tokens), options.threads)
@@ -101,8 +101,7 @@ async def _steps(model: Model, options: argparse.Namespace) -> Result:
     return await steps.measure(model.path, cases, threads=model.threads, cells=CELLS, progress=_say)
 
 
-def registered_in(data: Path) -> RegisteredModel:
-    """Return the default model of a data folder."""
+def _registered(data: Path) -> RegisteredModel:
     settings = Settings(data_dir=data)
     database = Database(settings.database_path)
     try:

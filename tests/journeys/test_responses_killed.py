@@ -156,5 +156,5 @@ def test_a_turn_that_is_killed_at_any_step_ends_once_and_makes_no_call_twice(
         assert set(outcomes.values()) <= {"", "completed", "incomplete"}
     else:
         assert set(outcomes.values()) <= {"", "completed", "incomplete", "failed"}
-        assert outcomes["add_step:3:after"] != "failed"
+        assert outcomes["end:0:before"] != "failed"  # its answer was in the journal
     assert sum(each != "" for each in outcomes.values()) >= len(outcomes) - 4

@@ -30,9 +30,10 @@ class FunctionDefinition(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     strict: Annotated[bool | None, ignored("arguments satisfy the schema in either case")] = None
 
 
-class FunctionTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"):
+class FunctionTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The one kind of tool that chat completions have here."""
 
+    type: Literal["function"]
     function: FunctionDefinition
 
 
@@ -48,11 +49,18 @@ class NamedToolChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, t
     function: NamedFunction
 
 
+class AllowedFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One of the functions that may be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
 class AllowedTools(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Some of the tools, and whether the model must call one."""
 
     mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedToolChoice], Meta(min_length=1, max_length=MAX_TOOLS)]
+    tools: Annotated[list[AllowedFunction], Meta(min_length=1, max_length=MAX_TOOLS)]
 
 
 class AllowedToolsChoice(

@@ -17,6 +17,7 @@ import ctypes
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -114,18 +115,15 @@ class Sampler:
         return token
 
     def _draw_within(self, constraint: Constraint, scores: Logits) -> int:
-        candidates = np.empty(len(scores), _CANDIDATE)
-        candidates["id"] = np.arange(len(scores), dtype=np.int32)
-        candidates["logit"] = scores
-        token, left = _apply(self._chain, candidates.copy())
+        token, left = _apply(self._chain, _candidates(scores))
         if not constraint.take(token):
             allowed = constraint.allowed()
-            left = left[allowed[left["id"]]]
+            left = left[np.flatnonzero(allowed[left["id"]])]
             if len(left):
                 last = short.llama_sampler_chain_get(self._chain, short.llama_sampler_chain_n(self._chain) - 1)
                 token, _ = _apply(last, left)
             else:
-                token, _ = _apply(self._chain, candidates[allowed])
+                token, _ = _apply(self._chain, _candidates(scores)[np.flatnonzero(allowed)])
             constraint.take(token)
         short.llama_sampler_accept(self._chain, token)
         return token
@@ -187,6 +185,19 @@ class Sampler:
 def not_a_number() -> EngineError:
     """Return the error of a choice whose logits are not numbers, which damaged weights bring about."""
     return EngineError("The model's answer is not a number.", code="not_a_number")
+
+
+@cache
+def _every_token(vocabulary_size: int) -> Candidates:
+    every = np.zeros(vocabulary_size, _CANDIDATE)
+    every["id"] = np.arange(vocabulary_size, dtype=np.int32)
+    return every
+
+
+def _candidates(scores: Logits) -> Candidates:
+    candidates = _every_token(len(scores)).copy()
+    candidates["logit"] = scores
+    return candidates
 
 
 def _apply(sampler: Any, candidates: Candidates) -> tuple[int, Candidates]:

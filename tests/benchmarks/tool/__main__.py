@@ -14,9 +14,9 @@ import msgspec
 from appliance.bench.report import Machine, this_machine
 from appliance.cli.tables import print_table
 from appliance.core.errors import ApplianceError
-from tests.benchmarks.__main__ import registered_in
+from tests.benchmarks.__main__ import _registered
 from tests.benchmarks.peers import THREADS, Appliance, Model, Peer, program_of
-from tests.benchmarks.tool.measure import Counts, JinjaServer, measure
+from tests.benchmarks.tool.measure import Counts, ToolServer, measure
 from tests.benchmarks.tool.tasks import CATEGORIES, read_tasks
 
 CHOICES = ("required", "auto")
@@ -85,9 +85,9 @@ async def _until_terminated(options: argparse.Namespace) -> Results:
 
 
 async def _measure(options: argparse.Namespace) -> Results:
-    model = Model(registered_in(options.models), options.models, (), options.threads)
+    model = Model(_registered(options.models), options.models, (), options.threads)
     peers: list[Peer] = [Appliance(model)]
-    peers += [JinjaServer(model, program_of(each, build=True)) for each in options.peer]
+    peers += [ToolServer(model, program_of(each, build=True)) for each in options.peer]
     rows = []
     for category in options.category:
         tasks = read_tasks(options.data, category, options.tasks)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from appliance.bench.client import Response, ask
 from appliance.bench.requests import CHAT
@@ -19,12 +20,15 @@ LONGEST_ANSWER = 256
 AT_ONCE = 4
 
 
-class JinjaServer(LlamaServer):
-    """llama-server with the chat template engine that its tool calls need."""
+TEMPLATE = Path(__file__).with_name("tools.jinja")
+
+
+class ToolServer(LlamaServer):
+    """llama-server with a chat template that knows tools: without one it makes no calls, even where one is required."""
 
     @property
     def arguments(self) -> list[str]:
-        return [*super().arguments, "--jinja"]
+        return [*super().arguments, "--jinja", "--chat-template-file", str(TEMPLATE)]
 
 
 class Counts(msgspec.Struct):

@@ -42,7 +42,7 @@ REQUEST = GenerationRequest("m", TALK, SamplingParams(), tools=(WEATHER, CLOCK))
 
 
 async def rendered(template: str, request: GenerationRequest = REQUEST) -> str:
-    messages, extra = ModelTools(tool_style(template)).conversation(request, [*request.prompt])  # type: ignore[list-item]
+    messages, extra = ModelTools(tool_style(template)).conversation(request, [*request.prompt])
     renderer = PromptRenderer(template, bos_token="<s>", eos_token="</s>", timeout_s=20, max_bytes=100_000)
     try:
         return await renderer.render(messages, extra=extra)

@@ -21,7 +21,9 @@ def reader_of(sample: Sample) -> CallReader:
 
 def read(sample: Sample, pieces: Iterable[str]) -> tuple[str, tuple[tuple[str, str], ...]]:
     reader = reader_of(sample)
-    text, names, arguments = "", [], []
+    text = ""
+    names: list[str] = []
+    arguments: list[str] = []
     for reading in [*(reader.push(each) for each in pieces), reader.finish()]:
         text += reading.text
         for call in reading.calls:
