@@ -26,6 +26,7 @@ pytestmark = pytest.mark.anyio
 
 CHAT: BatchEndpoint = "/v1/chat/completions"
 DEADLINE_S = 20.0
+ENDED = ("completed", "failed", "expired", "cancelled")
 
 
 class Hands:
@@ -92,8 +93,8 @@ async def begin(batches: BatchRunner, files: ScriptedFiles, count: int = 3, wind
 
 
 async def ended(batches: BatchRunner, name: str) -> Batch:
-    while (batch := batches.get(name, tenant="")).status not in ("completed", "failed", "expired", "cancelled"):
-        await asyncio.sleep(0.001)  # no event of ours tells it
+    while (batch := batches.get(name, tenant="")).status not in ENDED:  # noqa: ASYNC110  (no event of ours tells it)
+        await asyncio.sleep(0.001)
     return batch
 
 
@@ -165,7 +166,7 @@ async def test_draining_begins_no_line_and_the_next_process_goes_on(tmp_path: Pa
         await hands.begun.wait()
         batches.drain()
         hands.hold.set()
-        while batches.get(name, tenant="").counts.completed < 1:
+        while batches.get(name, tenant="").counts.completed < 1:  # noqa: ASYNC110  (no event of ours tells it)
             await asyncio.sleep(0.001)
     assert hands.asked == {"0": 1}
     hands.hold = None
