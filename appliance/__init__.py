@@ -12,6 +12,7 @@ The map, from the top floor down; imports point down only (see the contracts in 
 - `retrieval` files, vector stores and hybrid search over them
 - `sessions`  conversations and responses that outlive the process
 - `agents`    the loop between a model and its tools, and the tools of the box
+- `batches`   files of requests, worked off when nobody else needs the box
 - `security`  API keys and the audit trail
 - `store`     SQLite databases and their migrations
 - `observe`   logs, metrics, machine resources

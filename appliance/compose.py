@@ -26,8 +26,12 @@ from appliance.agents.responder import Responder, loop_limits
 from appliance.agents.room import open_tools
 from appliance.api.app import create_app
 from appliance.api.exposure import check_exposure
+from appliance.api.offline import KeyHolders, offline_door
 from appliance.api.server import HttpServer
+from appliance.batches.room import open_batches
+from appliance.batches.runner import BatchRunner
 from appliance.core.agents import Agents
+from appliance.core.batches import Batches
 from appliance.core.clock import SystemClock
 from appliance.core.errors import ApplianceError
 from appliance.core.sessions import Conversations
@@ -71,6 +75,7 @@ class Appliance:
     documents: Documents | DocumentsElsewhere
     upkeep: Upkeep | Elsewhere
     agents: Responder | Elsewhere
+    batches: BatchRunner | Elsewhere
     server: HttpServer
     systemd: sdnotify.SystemdNotifier
     port: int = 0
@@ -96,6 +101,7 @@ class Appliance:
             running.append(tasks.create_task(self.documents.run(), name="documents"))
             running.append(tasks.create_task(self.upkeep.run(), name="sessions"))
             running.append(tasks.create_task(self.agents.run(), name="responses"))
+            running.append(tasks.create_task(self.batches.run(), name="batches"))
             running.append(tasks.create_task(self._tell_systemd(), name="systemd"))
             await self._stop.wait()
             LOGGER.info("stopping: open requests have %g s to end", self.settings.shutdown_grace_s)
@@ -108,6 +114,7 @@ class Appliance:
     def _drain(self) -> None:
         self.floor.drain()
         self.agents.drain()
+        self.batches.drain()
         self.server.stop()
 
     async def _run_models(self, http: asyncio.Task[None], run: Callable[[], Awaitable[None]]) -> None:
@@ -207,6 +214,22 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
         else:
             agents = upkeep = sessions
             conversations = cast("Conversations", sessions)
+        batches = await stack.enter_async_context(
+            open_batches(
+                settings,
+                SystemClock(),
+                files=documents.files,
+                door=offline_door(
+                    settings,
+                    text_models=floor.text,
+                    embedding_models=floor.embedding,
+                    classifiers=floor.classifiers,
+                    agents=cast("Agents", agents),
+                ),
+                callers=KeyHolders(settings, keys),
+                metrics=metrics.batches,
+            )
+        )
         app = create_app(
             settings=settings,
             text_models=floor.text,
@@ -217,6 +240,7 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
             vector_stores=documents.stores,
             agents=cast("Agents", agents),
             conversations=conversations,
+            batches=cast("Batches", batches),
             tunable_models=floor.tuning,
             keys=keys,
             metrics=metrics,
@@ -225,7 +249,7 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
         systemd = sdnotify.SystemdNotifier()
         if systemd.socket is not None:
             stack.callback(systemd.socket.close)
-        yield Appliance(settings, floor, documents, upkeep, agents, HttpServer(app, settings), systemd)
+        yield Appliance(settings, floor, documents, upkeep, agents, batches, HttpServer(app, settings), systemd)
 
 
 def serve(settings: Settings) -> int:

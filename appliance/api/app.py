@@ -23,6 +23,7 @@ from appliance.api.health import HealthResponse, Observation
 from appliance.api.limits import BodyLimits
 from appliance.api.mcp.door import mcp_operations
 from appliance.api.oip.operations import inference_operations
+from appliance.api.openai.batches import batch_operations
 from appliance.api.openai.chat import ChatChunk, ChatCompletion, ChatCompletionRequest, ChatCompletions
 from appliance.api.openai.classify import ClassificationList, ClassifyRequest, ClassifyResource
 from appliance.api.openai.completions import Completion, CompletionRequest, Completions
@@ -42,6 +43,7 @@ from appliance.observe.metrics import Metrics
 if TYPE_CHECKING:
     from appliance.api.auth import Keys
     from appliance.core.agents import Agents
+    from appliance.core.batches import Batches
     from appliance.core.encoders import TextClassifiers
     from appliance.core.retrieval import Files, VectorStores
     from appliance.core.sessions import Conversations
@@ -63,6 +65,7 @@ def create_app(
     vector_stores: VectorStores,
     agents: Agents,
     conversations: Conversations,
+    batches: Batches,
     tunable_models: TunableModels,
     keys: Keys,
     metrics: Metrics,
@@ -83,6 +86,7 @@ def create_app(
         vector_stores: What can be searched.
         agents: What answers `/v1/responses`.
         conversations: What was said.
+        batches: What is worked off offline.
         tunable_models: What can be changed while it runs.
         keys: The API keys.
         metrics: Counts requests and is read by `/metrics`.
@@ -97,6 +101,7 @@ def create_app(
         *response_operations(settings, agents),
         *conversation_operations(conversations),
         *mcp_operations(settings, text_models, vector_stores),
+        *batch_operations(batches),
         *inference_operations(settings, tensor_models, health),
         *admin_operations(tunable_models),
         *box_operations(Observation(health, metrics), document),

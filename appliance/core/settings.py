@@ -3,7 +3,9 @@
 Sources, strongest first: command-line flag, environment (`APPLIANCE_` + the name in capitals), TOML file, default.
 An unknown name or a bad value anywhere is an error that names it, never ignored, not even where a stronger source
 overrides it. A relative path is relative to the working folder, in a TOML file to the file's folder; `~` is the user's
-home. README's table is checked against this file by a test. Over 400 lines because every setting is in it.
+home. README's table is checked against this file by a test.
+
+Over 400 lines because every setting stands in one list.
 """
 
 from __future__ import annotations
@@ -151,6 +153,13 @@ class Settings:
         0, "Most conversations of an API key; those longest unchanged are erased. 0 is no limit"
     )
 
+    # Offline work
+    batch_concurrency: Annotated[int, Meta(ge=1, le=64)] = _setting(
+        2, "Lines of batches that are answered at once, all batches together"
+    )
+    max_batch_lines: Annotated[int, Meta(ge=1, le=1_000_000)] = _setting(50_000, "Most lines of a batch")
+    max_batches: Count = _setting(32, "Batches of an API key that have not ended; one more is answered 429")
+
     # Limits of a request
     max_body_bytes: Bytes = _setting(16 * 1024 * 1024, "Largest request body")
     max_tensor_body_bytes: Bytes = _setting(64 * 1024 * 1024, "Largest request body of /v2 inference")
@@ -252,6 +261,16 @@ class Settings:
     def sessions_lock_path(self) -> Path:
         """Return the path of the file whose lock makes a process the one that has conversations and responses."""
         return self.data_dir / "sessions.lock"
+
+    @property
+    def batches_path(self) -> Path:
+        """Return the path of `batches.db`, which holds batches and the answers that are in no file yet."""
+        return self.data_dir / "batches.db"
+
+    @property
+    def batches_lock_path(self) -> Path:
+        """Return the path of the file whose lock makes a process the one that works off batches."""
+        return self.data_dir / "batches.lock"
 
     @property
     def keyword_index_dir(self) -> Path:

@@ -30,6 +30,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricF
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from appliance.core.batches import BatchStatus
 from appliance.core.sessions import ResponseStatus
 from appliance.core.tools import ToolResult
 from appliance.core.types import FinishReason
@@ -73,6 +74,7 @@ class Metrics:
             f"{PREFIX}http_requests", "HTTP requests answered", ["route", "status"], registry=self.registry
         )
         self.responses = ResponseMetrics(self.registry)
+        self.batches = BatchMetrics(self.registry)
         self._http_running = Gauge(
             f"{PREFIX}http_requests_in_progress", "HTTP requests being answered", registry=self.registry
         )
@@ -140,6 +142,27 @@ class ResponseMetrics:
     def tool_called(self, outcome: str) -> None:
         """Count a call of a built-in tool by what became of it: a `kind` of `ToolResult`."""
         self._called.labels(outcome).inc()
+
+
+class BatchMetrics:
+    """The series of `/v1/batches`."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Make every series at 0; `Metrics` has the one of the process."""
+        self._ended = Counter(f"{PREFIX}batches", "Batches that ended", ["status"], registry=registry)
+        self._lines = Counter(f"{PREFIX}batch_lines", "Lines of batches answered", ["outcome"], registry=registry)
+        for status in ("completed", "failed", "expired", "cancelled"):
+            self._ended.labels(status)
+        for outcome in ("completed", "failed"):
+            self._lines.labels(outcome)
+
+    def batch_ended(self, status: BatchStatus) -> None:
+        """Count a batch that ended."""
+        self._ended.labels(status).inc()
+
+    def line_answered(self, *, completed: bool) -> None:
+        """Count a line that has its answer."""
+        self._lines.labels("completed" if completed else "failed").inc()
 
 
 class TokenSeries:

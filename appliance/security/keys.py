@@ -187,6 +187,13 @@ class KeyStore:
         self._note_use(key)
         return key
 
+    def find(self, key_id: str) -> ApiKey | None:
+        """Return the valid key with this id, or None."""
+        row = self._database.read(
+            lambda connection: connection.execute(f"{_SELECT} WHERE id = ? AND revoked IS NULL", (key_id,)).fetchone()
+        )
+        return None if row is None else _key(row)
+
     def has_keys(self) -> bool:
         """Return whether any key is valid."""
         return self._database.read(

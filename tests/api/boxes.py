@@ -18,8 +18,13 @@ from appliance.agents.registry import ToolRegistry
 from appliance.agents.responder import Responder, loop_limits
 from appliance.api.app import create_app
 from appliance.api.disconnect import task_group
+from appliance.api.offline import KeyHolders, offline_door
 from appliance.api.server import HttpServer
-from appliance.core.clock import SystemClock
+from appliance.batches.room import open_batches
+from appliance.batches.runner import BatchRunner
+from appliance.core.batches import Callers, OfflineDoor
+from appliance.core.clock import Clock, SystemClock
+from appliance.core.retrieval import Files
 from appliance.core.settings import Settings
 from appliance.core.types import TextModels
 from appliance.engine.cpu_budget import CpuBudget
@@ -177,6 +182,29 @@ async def answering(
 
 
 @asynccontextmanager
+async def working_off(
+    settings: Settings,
+    clock: Clock,
+    *,
+    files: Files,
+    door: OfflineDoor,
+    callers: Callers,
+    metrics: Metrics,
+) -> AsyncIterator[BatchRunner]:
+    """Run what answers `/v1/batches`."""
+    async with (
+        open_batches(settings, clock, files=files, door=door, callers=callers, metrics=metrics.batches) as batches,
+        task_group() as tasks,
+    ):
+        assert isinstance(batches, BatchRunner), "nobody else has the folder"
+        running = tasks.create_task(batches.run())
+        try:
+            yield batches
+        finally:
+            running.cancel()
+
+
+@asynccontextmanager
 async def scripted_box(
     folder: Path, deadline_s: float = DEADLINE_S, tools: Any = None, **changes: Any
 ) -> AsyncIterator[ScriptedBox]:
@@ -194,6 +222,18 @@ async def scripted_box(
         classifiers, tensors = ScriptedClassifiers(), ScriptedTensors()
         files = ScriptedFiles(settings.max_file_bytes)
         stores = ScriptedStores(files)
+        batches = await stack.enter_async_context(
+            working_off(
+                settings,
+                SystemClock(),
+                files=files,
+                door=offline_door(
+                    settings, text_models=models, embedding_models=embedding, classifiers=classifiers, agents=agents
+                ),
+                callers=KeyHolders(settings, keys),
+                metrics=metrics,
+            )
+        )
         app = create_app(
             settings=settings,
             text_models=models,
@@ -204,6 +244,7 @@ async def scripted_box(
             vector_stores=stores,
             conversations=sessions.conversations,
             agents=agents,
+            batches=batches,
             tunable_models=tuning,
             keys=keys,
             metrics=metrics,
@@ -254,6 +295,22 @@ async def real_box(
         agents = await stack.enter_async_context(answering(settings, floor.text, metrics, sessions))
         keys = KeyStore(database, SystemClock())
         files = ScriptedFiles()
+        batches = await stack.enter_async_context(
+            working_off(
+                settings,
+                SystemClock(),
+                files=files,
+                door=offline_door(
+                    settings,
+                    text_models=floor.text,
+                    embedding_models=floor.embedding,
+                    classifiers=floor.classifiers,
+                    agents=agents,
+                ),
+                callers=KeyHolders(settings, keys),
+                metrics=metrics,
+            )
+        )
         app = create_app(
             settings=settings,
             text_models=floor.text,
@@ -264,6 +321,7 @@ async def real_box(
             vector_stores=ScriptedStores(files),
             conversations=sessions.conversations,
             agents=agents,
+            batches=batches,
             tunable_models=floor.tuning,
             keys=keys,
             metrics=metrics,

@@ -203,7 +203,7 @@ def test_a_second_server_on_a_folder_refuses_documents_until_it_is_started_witho
         with server_process(tiny_data, folders[1], "--model", "tiny", environment=WITHOUT_EMBEDDER) as second:
             second.wait_until_ready()
             check_refused(second, first.process.pid)
-            assert second.log.count(f"in use by process {first.process.pid}.") == 2
+            assert second.log.count(f"in use by process {first.process.pid}.") == 3
             for call in (second.client().conversations.create, lambda: second.client().responses.retrieve("resp_1")):
                 with pytest.raises(openai.InternalServerError) as caught:
                     call()

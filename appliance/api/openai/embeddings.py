@@ -21,7 +21,7 @@ from appliance.api.openai.sampling import ModelName, TokenId, check_prompt_lengt
 from appliance.api.wire import Text, convert, ignored, meaning
 from appliance.core.errors import InvalidRequestError
 from appliance.core.settings import Settings
-from appliance.core.types import EmbeddingInput, EmbeddingModels, EmbeddingRequest, Embeddings, Vector
+from appliance.core.types import EmbeddingInput, EmbeddingModels, EmbeddingRequest, Embeddings, Priority, Vector
 
 ENCODE_IN_THREAD_NUMBERS = 20_000
 """Answers with more numbers are written in a thread: so many take some milliseconds."""
@@ -108,6 +108,7 @@ class EmbeddingResource:
             inputs=inputs_of(fields, self._settings),
             truncate=bool(fields.truncate),
             dimensions=fields.dimensions,
+            priority=max(Priority.DEFAULT, state.get("highest_tier", Priority.DEFAULT)),
             tenant=state.get("tenant", ""),
             deadline_s=self._settings.request_timeout_s,
             request_id=state["request_id"],

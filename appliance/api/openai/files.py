@@ -26,7 +26,7 @@ class FilesQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Which files."""
 
     limit: Annotated[Annotated[int, Meta(ge=1, le=10_000)], meaning("Most files of the page")] = 10_000
-    purpose: Annotated[Purpose | Literal[""], meaning("Only files that were uploaded for it")] = ""
+    purpose: Annotated[Purpose | Literal["batch_output", ""], meaning("Only files for it")] = ""
 
 
 class UploadFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
