@@ -39,6 +39,7 @@ from appliance.retrieval.documents import Documents
 from appliance.retrieval.room import open_documents
 from appliance.security.keys import KeyStore
 from appliance.serving.floor import ServingFloor
+from appliance.sessions.context import Budget
 from appliance.sessions.room import Sessions, open_sessions
 from appliance.store.database import Database
 
@@ -190,6 +191,7 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
             metrics=metrics.responses,
             clock=SystemClock(),
             limits=loop_limits(settings),
+            context=Budget(),
             most_in_background=settings.max_background_responses,
         )
         app = create_app(

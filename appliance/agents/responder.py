@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from appliance.agents.body import body_of, error_of
+from appliance.agents.fitting import Fitting
 from appliance.agents.journal import entry_of, read_turn, write_turn
 from appliance.agents.listening import new_id
 from appliance.agents.loop import End, Limits, Resumed, decide
@@ -25,6 +26,7 @@ from appliance.agents.transcript import check_calls
 from appliance.agents.unkept import Unkept
 from appliance.core.agents import Answer, BuiltInTools, Event, Turn
 from appliance.core.clock import Clock
+from appliance.core.context import ContextPolicy
 from appliance.core.errors import (
     ApplianceError,
     ConflictError,
@@ -70,6 +72,7 @@ class Responder:
         metrics: ResponseMetrics,
         clock: Clock,
         limits: Limits,
+        context: ContextPolicy,
         most_in_background: int,
     ) -> None:
         """Connect it; nothing runs yet.
@@ -82,9 +85,11 @@ class Responder:
             metrics: Where to count.
             clock: For times.
             limits: How far a loop may go.
+            context: What of a long history a model is shown.
             most_in_background: Responses in the background that may run at once.
         """
-        self._means = Means(models, conversations, metrics, clock, limits)
+        fitting = Fitting(models, conversations, context, limits.result_bytes)
+        self._means = Means(models, conversations, metrics, clock, limits, fitting)
         self._responses = responses
         self._built_in = tools
         self._most_in_background = most_in_background

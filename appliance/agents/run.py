@@ -16,6 +16,7 @@ from typing import Any
 from appliance.agents.body import body_of, ended, ending_of, error_of, usage_of
 from appliance.agents.calling import call_tool
 from appliance.agents.feed import Feed
+from appliance.agents.fitting import Fitting
 from appliance.agents.items import call_item, message, output_text
 from appliance.agents.journal import calls_of, output_of, step_of
 from appliance.agents.listening import Listener, heard
@@ -36,11 +37,10 @@ from appliance.agents.loop import (
 from appliance.agents.narration import Narrator, terminal
 from appliance.agents.pending import decided_calls
 from appliance.agents.tools import Tools
-from appliance.agents.transcript import messages_of
 from appliance.agents.unkept import Keeper
 from appliance.core.agents import Event, Turn
 from appliance.core.clock import Clock
-from appliance.core.errors import ApplianceError, ConflictError, OverloadedError
+from appliance.core.errors import ApplianceError, ConflictError, InvalidRequestError, OverloadedError
 from appliance.core.sessions import Conversations, Item, ResponseStatus
 from appliance.core.tools import ToolChoice, ToolResult
 from appliance.core.types import Generation, GenerationRequest, TextModels
@@ -61,6 +61,7 @@ class Means:
     metrics: ResponseMetrics
     clock: Clock
     limits: Limits
+    fitting: Fitting
 
 
 class ResponseRun:
@@ -247,23 +248,26 @@ class ResponseRun:
 
     async def _generate(self, ask: Ask) -> Generation:
         """Have the model accept the work; in the background, as often as it is too busy."""
-        request, clock = self._request(ask), self._means.clock
+        request, clock = await self._request(ask), self._means.clock
         until = clock.monotonic() + (request.deadline_s or 0) if self.turn.background else -math.inf
         while True:
             try:
                 return await self._means.models.generate(request)
+            except InvalidRequestError as error:
+                if error.code == "context_length_exceeded":
+                    error.advice += ' Or set truncation to "auto", and the oldest turns are left out.'
+                raise
             except OverloadedError as error:
                 if clock.monotonic() >= until:
                     raise
                 await asyncio.sleep(error.retry_after_s or RETRY_S)
 
-    def _request(self, ask: Ask) -> GenerationRequest:
+    async def _request(self, ask: Ask) -> GenerationRequest:
         turn = self.turn
         offered = (*turn.functions, *self._tools.built_in)
-        items = [*self._history, *turn.input, *self._output()]
-        return GenerationRequest(
+        request = GenerationRequest(
             model=turn.model,
-            prompt=messages_of(turn.instructions, items, self._means.limits.result_bytes),
+            prompt=(),
             sampling=replace(turn.sampling, max_tokens=ask.most_tokens),
             tenant=turn.tenant,
             weight=turn.weight,
@@ -275,6 +279,9 @@ class ResponseRun:
             tool_choice=self._tools.choice_for(ask.choice) if offered else ToolChoice(),
             parallel_tool_calls=turn.parallel_tool_calls,
         )
+        shown = await self._means.fitting.shown(request, turn, [*self._history, *turn.input, *self._output()])
+        self._body = {**self._body, "context": shown.told}
+        return replace(request, prompt=shown.prompt)
 
     async def _run(self, calls: Sequence[Call], elapsed_s: float) -> None:
         """Run calls side by side. Each is kept before it begins, and its result before anybody reads it."""

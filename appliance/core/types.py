@@ -241,6 +241,15 @@ class Tokenization:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptSize:
+    """The tokens of a prompt, and the context length of the model that reads it, by its full name."""
+
+    tokens: int
+    context_length: int
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelCard:
     """What a client may know of a registered model.
 
@@ -287,6 +296,10 @@ class TextModels(Protocol):
         self, model: str, prompt: Prompt, *, add_special: bool = True, parse_special: bool = False
     ) -> Tokenization:
         """Return the prompt as the engine would read it. Raises as `generate` does."""
+        ...
+
+    async def prompt_size(self, request: GenerationRequest) -> PromptSize:
+        """Return how long the prompt of a request is, its tools included, however long. Raises as `generate` does."""
         ...
 
 

@@ -14,6 +14,7 @@ from appliance.core.types import (
     GenerationRequest,
     ModelCard,
     Prompt,
+    PromptSize,
     SamplingParams,
     Tokenization,
 )
@@ -88,6 +89,13 @@ class TextGeneration:
             tokens = await prompt_tokens(loaded, prompt, add_special=add_special, parse_special=parse_special)
             pieces = tuple(loaded.engine.piece(token) for token in tokens)
             return Tokenization(tuple(tokens), pieces, loaded.engine.context_length)
+
+    async def prompt_size(self, request: GenerationRequest) -> PromptSize:
+        """Return how long the prompt of a request is; see `core.types.TextModels.prompt_size`."""
+        async with self._models.lease(request.model) as route:
+            loaded = route.model
+            tokens = await prompt_tokens(loaded, request.prompt, request=request)
+            return PromptSize(len(tokens), loaded.engine.context_length, loaded.registered.full_name)
 
 
 async def prompt_tokens(

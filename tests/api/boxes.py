@@ -28,6 +28,7 @@ from appliance.registry.install import import_model
 from appliance.registry.versions import open_registry
 from appliance.security.keys import KeyStore
 from appliance.serving.floor import ServingFloor
+from appliance.sessions.context import Budget
 from appliance.sessions.room import Sessions, open_sessions
 from appliance.store.database import Database
 from tests.api.scripted import ScriptedClassifiers, ScriptedEmbedding, ScriptedHealth, ScriptedModels, ScriptedTuning
@@ -167,6 +168,7 @@ async def answering(
             metrics=metrics.responses,
             clock=SystemClock(),
             limits=loop_limits(settings),
+            context=Budget(),
             most_in_background=settings.max_background_responses,
         )
         running = tasks.create_task(agents.run())

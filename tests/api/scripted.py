@@ -21,6 +21,7 @@ from appliance.core.types import (
     ModelCard,
     ModelRuntime,
     Prompt,
+    PromptSize,
     RuntimeChange,
     Timings,
     Tokenization,
@@ -136,6 +137,7 @@ class ScriptedModels:
         refusals: Raised instead by the next calls of `generate`, one each.
         begin_token: Whether texts get a start token, 256.
         gate: When set by a test, `generate` waits for it, as for a model that loads.
+        context_length: What `prompt_size` says.
     """
 
     def __init__(self, name: str = "tiny") -> None:
@@ -143,6 +145,7 @@ class ScriptedModels:
         self.script: Script = greet
         self.refusals: list[Exception] = []
         self.begin_token = False
+        self.context_length = CONTEXT_LENGTH
         self.gate: asyncio.Event | None = None
         self.waiting = asyncio.Event()
         self.generations: list[ScriptedGeneration] = []
@@ -188,6 +191,10 @@ class ScriptedModels:
         special = (256,) if add_special and self.begin_token and not isinstance(prompt, tuple) else ()
         pieces = tuple(b"" if token == 256 else bytes([token]) for token in (*special, *tokens))
         return Tokenization((*special, *tokens), pieces, CONTEXT_LENGTH)
+
+    async def prompt_size(self, request: GenerationRequest) -> PromptSize:
+        self._resolve(request.model)
+        return PromptSize(len(_tokens(request.prompt)), self.context_length, f"{self.name}:1")
 
     def _resolve(self, name: str) -> None:
         if name not in (self.name, f"{self.name}:1"):
