@@ -9,7 +9,7 @@ What this costs in prefix reuse. The engine computes a prompt anew from the firs
 holds, so what is shown must begin alike from turn to turn:
 
 - A cut moves in strides. Cut just enough, and the beginning would differ with every turn. So the history has borders,
-  a quarter of a window apart, which depend on nothing but the text before them; the first turn that is shown begins
+  about a quarter of a window apart, which depend on nothing but the text before them; the first turn that is shown begins
   at one. Between two moves, a turn computes only what is new. A move computes all that is shown, once in a quarter of
   a window. Nothing is remembered for it: after a restart the same cut is found.
 - A summary stands before the recent turns. A new one moves the cut to behind what it covers, so it costs as much as a
@@ -49,14 +49,14 @@ class Budget:
         notes_share: Of the window, what a summary may take, and memory as much again.
         full_share: Of the room, from where on a summary is to be written.
         kept_share: Of the room, what the turns may take that the summary leaves as they are.
-        strides: Borders in a window.
+        strides: Borders in a window at least; at most twice as many.
     """
 
     answer_tokens: int = 1024
     notes_share: float = 1 / 8
     full_share: float = 3 / 4
     kept_share: float = 1 / 2
-    strides: int = 4
+    strides: int = 3
 
     def parts(self, items: Sequence[Item]) -> Parts:
         """Return a history in parts."""

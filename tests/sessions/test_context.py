@@ -95,10 +95,10 @@ def test_of_turns_that_fill_the_room_alone_the_newest_is_left() -> None:
 
 
 def test_the_cut_is_at_a_border() -> None:
-    # a byte a token, so a border every 64 bytes: turns begin at 0, 30, 60, 90, 120, 150, 180, 210
-    assert first([30] * 8, [30] * 8, 200) == 3
-    assert first([30] * 8, [30] * 8, 150) == 3
-    assert first([30] * 8, [30] * 8, 149) == 5
+    # a byte a token, so a border every 128 bytes: of turns that begin at 0, 30, 60, 90, 120, 150 … at the sixth
+    assert first([30] * 8, [30] * 8, 200) == 5
+    assert first([30] * 8, [30] * 8, 90) == 5
+    assert first([30] * 8, [30] * 8, 89) == 6
 
 
 def test_where_no_border_is_left_the_cut_is_where_it_must_be() -> None:
@@ -106,8 +106,8 @@ def test_where_no_border_is_left_the_cut_is_where_it_must_be() -> None:
 
 
 def test_a_summary_moves_the_cut_behind_what_it_covers_but_never_behind_the_newest_turn() -> None:
-    assert first([30] * 8, [30] * 8, 200, covered=5) == 5
-    assert first([30] * 8, [30] * 8, 200, covered=2) == 3
+    assert first([30] * 8, [30] * 8, 200, covered=6) == 6
+    assert first([30] * 8, [30] * 8, 200, covered=2) == 5
     assert first([30] * 8, [30] * 8, 200, covered=8) == 7
 
 
@@ -177,14 +177,14 @@ class Growing(RuleBasedStateMachine):
         shown = sum(self.counts[self.cuts[-1] :])
         assert shown <= self.room
         if self.cuts[-1]:
-            # a border is at most a quarter of a window away by the longest bytes, and turns have up to 100 tokens
+            # a border is at most a third of a window away by the longest bytes, and turns have up to 100 tokens
             assert shown >= self.room - self.window * 5 / 3 / BUDGET.strides - 200
 
     @invariant()
     def the_cut_moves_rarely(self) -> None:
         moves = sum(before != behind for before, behind in pairwise(self.cuts))
-        # strides are an eighth of a window at least, by the shortest bytes, and one flips size now and then
-        assert moves <= 2 * sum(self.counts) / (self.window / 8 * 3 / 5) + 1
+        # strides are a sixth of a window at least, by the shortest bytes, and one flips size now and then
+        assert moves <= 2 * sum(self.counts) / (self.window / 6 * 3 / 5) + 1
 
 
 TestGrowing = Growing.TestCase
