@@ -169,10 +169,10 @@ class Fitting:
 
     async def _figures(self, request: GenerationRequest, turn: Turn, pinned: Sequence[Item]) -> _Figures:
         """Return what there is room for beside instructions and tools."""
-        prompt = (*self._messages(turn, pinned), ChatMessage("user", ""))
-        size = await self._models.prompt_size(replace(request, prompt=prompt))
+        size = await self._models.prompt_size(replace(request, prompt=(*self._messages(turn, pinned), *_BEFORE)))
         answer = self._policy.reserve(size.context_length, request.sampling.max_tokens)
-        return _Figures(size.context_length, answer, size.tokens, size.model)
+        before = await self._size(size.model, (*_BEFORE, *_BEFORE)) - await self._size(size.model, _BEFORE)
+        return _Figures(size.context_length, answer, size.tokens - before, size.model)
 
     async def _newest(self, model: str, items: Sequence[Item], parts: Parts, room: int) -> tuple[int, ...]:
         """Return the tokens of the newest turns, oldest first: of all, or of as many as are over the room."""
