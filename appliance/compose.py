@@ -185,6 +185,7 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
         sessions = await stack.enter_async_context(open_sessions(settings, SystemClock()))
         agents = Responder(
             models=floor.text,
+            idle=floor.text,
             conversations=sessions.conversations,
             responses=sessions.responses,
             tools=ToolRegistry({}),

@@ -37,6 +37,11 @@ QUESTION_CHARACTERS = 2000
 BYTES_A_TOKEN = 2
 """Fewer than most models make of any language, so that memory keeps to its share before it is measured."""
 
+SUMMARISE = (
+    "Summarise our conversation so far, for yourself, as short notes: names, facts, numbers, decisions, and what is "
+    "still open. Write nothing else."
+)
+
 _BEFORE = (ChatMessage("user", "x"), ChatMessage("assistant", "x"))
 """Stands before what is counted, so that nothing counts which a template writes at the start."""
 
@@ -48,19 +53,32 @@ class Shown:
     Attributes:
         told: What the response says of it; None where the client did not ask for truncation.
         spans: Counts of the turns that are shown, oldest first; () where nothing was counted.
-        ends: For each of these turns the index behind its last item.
         room: What turns may have.
-        notes: What a summary may have.
         summary: The summary that stands for earlier turns, or "".
     """
 
     prompt: tuple[ChatMessage, ...]
     told: Mapping[str, Any] | None = None
     spans: tuple[int, ...] = ()
-    ends: tuple[int, ...] = ()
     room: int = 0
-    notes: int = 0
     summary: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """A summary that is to be written.
+
+    Attributes:
+        prompt: What the model is asked.
+        until: Id of the last item that it covers.
+        covered: How many items it covers.
+        most_tokens: What it may have.
+    """
+
+    prompt: tuple[ChatMessage, ...]
+    until: str
+    covered: int
+    most_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +149,38 @@ class Fitting:
         counts = await self._newest(figures.model, items, parts, figures.room)
         if not parts.spans or (len(counts) == len(parts.spans) and sum(counts) <= NEAR * figures.room):
             told = _told(0, figures, figures.fixed + sum(counts))
-            return Shown(self._messages(turn, items), told, counts, _ends(parts), figures.room)
+            return Shown(self._messages(turn, items), told, counts, figures.room)
         if counts[-1] > figures.room:
             raise self._too_long(figures, counts[-1])
         return await self._cut(_Case(request, turn, items, parts, figures, counts))
+
+    async def overdue(self, request: GenerationRequest, turn: Turn, items: Sequence[Item]) -> Overdue | None:
+        """Return the summary that a conversation needs, or None; its prompt begins as the conversation's does.
+
+        Args:
+            request: What it was last continued with.
+            turn: The same, as it was asked.
+            items: The conversation.
+
+        Raises:
+            ApplianceError: As `TextModels.generate`.
+        """
+        shown = await self.shown(request, replace(turn, input=()), items)
+        if not shown.told or not shown.spans:
+            return None
+        parts = self._policy.parts(items)
+        known, covered = self._summary(turn, items, parts)
+        first = len(parts.spans) - len(shown.spans)
+        start = max(first, covered)
+        turns = self._policy.compact(shown.spans[start - first :], room=shown.room)
+        if not turns:
+            return None
+        end = parts.spans[start + turns - 1].end
+        begin = parts.spans[start if known else first].first
+        messages = self._messages(turn, [*items[: parts.pinned], *items[begin:end]])
+        prompt = (*with_notes(messages, known, ()), ChatMessage("user", SUMMARISE))
+        most = self._policy.notes(shown.told["context_length"])
+        return Overdue(prompt, str(items[end - 1]["id"]), end, most)
 
     async def _cut(self, case: _Case) -> Shown:
         """Return what is shown of what may not fit as a whole; it is measured, and cut further until it fits."""
@@ -160,9 +206,7 @@ class Fitting:
         prompt = with_notes(self._messages(turn, [*case.items[: parts.pinned], *case.items[start:]]), text, memory)
         size = await self._models.prompt_size(replace(case.request, prompt=prompt))
         told = _told(start - parts.pinned, figures, size.tokens, bool(text), len(memory))
-        return Shown(
-            prompt, told, tuple(case.counts[first - len(parts.spans) :]), _ends(parts)[first:], room, notes, text
-        )
+        return Shown(prompt, told, tuple(case.counts[first - len(parts.spans) :]), room, text)
 
     def _messages(self, turn: Turn, items: Sequence[Item]) -> tuple[ChatMessage, ...]:
         return messages_of(turn.instructions, items, self._result_bytes)
@@ -240,10 +284,6 @@ class Fitting:
             param="input",
             code="context_length_exceeded",
         )
-
-
-def _ends(parts: Parts) -> tuple[int, ...]:
-    return tuple(each.end for each in parts.spans)
 
 
 def _told(left_out: int, figures: _Figures, tokens: int, summary: bool = False, memory: int = 0) -> dict[str, Any]:

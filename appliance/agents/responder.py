@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from appliance.agents.body import body_of, error_of
+from appliance.agents.compaction import Compaction
 from appliance.agents.fitting import Fitting
 from appliance.agents.journal import entry_of, read_turn, write_turn
 from appliance.agents.listening import new_id
@@ -37,7 +38,7 @@ from appliance.core.errors import (
 from appliance.core.sessions import Conversations, Item, Responses, StoredResponse
 from appliance.core.settings import Settings
 from appliance.core.tools import BuiltInTool
-from appliance.core.types import TextModels
+from appliance.core.types import IdleTime, TextModels
 from appliance.observe.metrics import ResponseMetrics
 
 logger = logging.getLogger("appliance.agents")
@@ -66,6 +67,7 @@ class Responder:
         self,
         *,
         models: TextModels,
+        idle: IdleTime,
         conversations: Conversations,
         responses: Responses,
         tools: BuiltInTools,
@@ -79,6 +81,7 @@ class Responder:
 
         Args:
             models: What answers.
+            idle: When nobody wants these.
             conversations: Where histories are.
             responses: Where responses and their journals are.
             tools: Built-in tools by type.
@@ -89,7 +92,8 @@ class Responder:
             most_in_background: Responses in the background that may run at once.
         """
         fitting = Fitting(models, conversations, context, limits.result_bytes)
-        self._means = Means(models, conversations, metrics, clock, limits, fitting)
+        self._compaction = Compaction(models, idle, conversations, fitting)
+        self._means = Means(models, conversations, metrics, clock, limits, fitting, self._compaction)
         self._responses = responses
         self._built_in = tools
         self._most_in_background = most_in_background
@@ -112,7 +116,7 @@ class Responder:
                     self._busy.add(stored.conversation)
                     tasks.create_task(self._take_up(stored), name=f"response {stored.id}")
                 self._started.set()
-                await asyncio.Event().wait()
+                await self._compaction.run()
         finally:
             self._tasks = None
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from appliance.agents.body import body_of, ended, ending_of, error_of, usage_of
 from appliance.agents.calling import call_tool
+from appliance.agents.compaction import Compaction
 from appliance.agents.feed import Feed
 from appliance.agents.fitting import Fitting
 from appliance.agents.items import call_item, message, output_text
@@ -62,6 +63,7 @@ class Means:
     clock: Clock
     limits: Limits
     fitting: Fitting
+    compaction: Compaction
 
 
 class ResponseRun:
@@ -113,6 +115,7 @@ class ResponseRun:
         self._cancelled = False
         self._task: asyncio.Task[None] | None = None
         self._writing = asyncio.Lock()
+        self._asked: GenerationRequest | None = None
 
     @property
     def streamed(self) -> bool:
@@ -281,6 +284,7 @@ class ResponseRun:
         )
         shown = await self._means.fitting.shown(request, turn, [*self._history, *turn.input, *self._output()])
         self._body = {**self._body, "context": shown.told}
+        self._asked = request
         return replace(request, prompt=shown.prompt)
 
     async def _run(self, calls: Sequence[Call], elapsed_s: float) -> None:
@@ -351,6 +355,8 @@ class ResponseRun:
         self._body = body
         self._means.metrics.response_ended(status)
         self._feed.close(terminal(body, self._narrator.next_number))
+        if answers and self._asked is not None:
+            self._means.compaction.consider(self._asked, self.turn)
 
     async def _fork(self, items: Sequence[Item]) -> str:
         """Put the turn into a fork of its conversation from where the turn began, and return the fork's id."""

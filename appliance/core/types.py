@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Any, Literal, Protocol, TypeAlias
@@ -300,6 +301,19 @@ class TextModels(Protocol):
 
     async def prompt_size(self, request: GenerationRequest) -> PromptSize:
         """Return how long the prompt of a request is, its tools included, however long. Raises as `generate` does."""
+        ...
+
+
+class IdleTime(Protocol):
+    """Whether anybody wants a text model."""
+
+    @property
+    def idle(self) -> bool:
+        """Return True if no request is open."""
+        ...
+
+    def watch(self, told: Callable[[GenerationRequest], None]) -> AbstractContextManager[None]:
+        """Have every request told as it comes, before anything is done for it, until the context is left."""
         ...
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
 
@@ -46,6 +47,21 @@ class TextGeneration:
         self._registry = registry
         self._models = models
         self._others = others
+        self._watchers: set[Callable[[GenerationRequest], None]] = set()
+
+    @property
+    def idle(self) -> bool:
+        """Return True if no request is open."""
+        return self._models.idle
+
+    @contextmanager
+    def watch(self, told: Callable[[GenerationRequest], None]) -> Iterator[None]:
+        """Have every request told as it comes; see `core.types.IdleTime.watch`."""
+        self._watchers.add(told)
+        try:
+            yield
+        finally:
+            self._watchers.discard(told)
 
     def cards(self) -> Sequence[ModelCard]:
         """Return every registered model, from the registry as it is now."""
@@ -55,6 +71,8 @@ class TextGeneration:
     async def generate(self, request: GenerationRequest) -> Generation:
         """Accept a request; see `core.types.TextModels.generate`."""
         began = time.monotonic()
+        for each in tuple(self._watchers):
+            each(request)
         async with self._models.lease(request.model) as route:
             tools = route.model.tools
             if (given := request.sampling.grammar) is not None:

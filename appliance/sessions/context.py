@@ -10,8 +10,8 @@ holds, so what is shown must begin alike from turn to turn:
 
 - A cut moves in strides. Cut just enough, and the beginning would differ with every turn. So the history has borders,
   about a quarter of a window apart, which depend on nothing but the text before them; the first turn that is shown
-  begins at one. Between two moves, a turn computes only what is new. A move computes all that is shown, once in a quarter of
-  a window. Nothing is remembered for it: after a restart the same cut is found.
+  begins at one. Between two moves, a turn computes only what is new. A move computes all that is shown, about once in
+  a quarter of a window. Nothing is remembered for it: after a restart the same cut is found.
 - A summary stands before the recent turns. A new one moves the cut to behind what it covers, so it costs as much as a
   move, at a time that would have needed one soon.
 - Memory stands in the newest turn, behind all that is stable, as it is another one each time. It costs the turn before,

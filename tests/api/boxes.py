@@ -21,7 +21,6 @@ from appliance.api.disconnect import task_group
 from appliance.api.server import HttpServer
 from appliance.core.clock import SystemClock
 from appliance.core.settings import Settings
-from appliance.core.types import TextModels
 from appliance.engine.cpu_budget import CpuBudget
 from appliance.observe.metrics import Metrics
 from appliance.registry.install import import_model
@@ -156,12 +155,13 @@ def settings_with(folder: Path, **changes: Any) -> Settings:
 
 @asynccontextmanager
 async def answering(
-    settings: Settings, models: TextModels, metrics: Metrics, sessions: Sessions, tools: ToolRegistry | None = None
+    settings: Settings, models: Any, metrics: Metrics, sessions: Sessions, tools: ToolRegistry | None = None
 ) -> AsyncIterator[Responder]:
     """Run what answers `/v1/responses`."""
     async with task_group() as tasks:
         agents = Responder(
             models=models,
+            idle=models,
             conversations=sessions.conversations,
             responses=sessions.responses,
             tools=tools or ToolRegistry({}),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal
 
@@ -150,6 +151,19 @@ class ScriptedModels:
         self.waiting = asyncio.Event()
         self.generations: list[ScriptedGeneration] = []
         self.accepted = asyncio.Event()
+        self._watchers: set[Callable[[GenerationRequest], None]] = set()
+
+    @property
+    def idle(self) -> bool:
+        return all(each.ended for each in self.generations)
+
+    @contextmanager
+    def watch(self, told: Callable[[GenerationRequest], None]) -> Iterator[None]:
+        self._watchers.add(told)
+        try:
+            yield
+        finally:
+            self._watchers.discard(told)
 
     @property
     def requests(self) -> list[GenerationRequest]:
@@ -172,6 +186,8 @@ class ScriptedModels:
 
     async def generate(self, request: GenerationRequest) -> ScriptedGeneration:
         self._resolve(request.model)
+        for each in tuple(self._watchers):
+            each(request)
         if self.gate is not None:
             self.waiting.set()
             await self.gate.wait()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from appliance.core.errors import InvalidRequestError
 from appliance.core.sessions import Summary
-from appliance.core.types import ChatMessage, GenerationRequest
+from appliance.core.types import ChatMessage, GenerationRequest, Priority
 from tests.api.boxes import ScriptedBox, scripted_box
 from tests.api.scripted import Step, say
 from tests.api.test_responses import answer, ask, stream
@@ -22,8 +24,12 @@ KEPT = 64
 ROOM = WINDOW - KEPT
 
 
+def sums_up(request: GenerationRequest) -> bool:
+    return request.priority is Priority.FLEX
+
+
 def speak(request: GenerationRequest) -> Iterable[Step]:
-    return say("Yes. " * 8)
+    return say("") if sums_up(request) else say("Yes. " * 8)
 
 
 @pytest.fixture
@@ -43,7 +49,8 @@ async def converse(box: ScriptedBox, text: str, name: str, **fields: Any) -> Any
 
 
 def shown(box: ScriptedBox) -> list[ChatMessage]:
-    return [each for each in box.models.requests[-1].prompt if isinstance(each, ChatMessage)]
+    last = [each for each in box.models.requests if not sums_up(each)][-1]
+    return [each for each in last.prompt if isinstance(each, ChatMessage)]
 
 
 def size(box: ScriptedBox) -> int:
@@ -175,3 +182,84 @@ async def test_what_the_box_counted_wrongly_is_cut_further(box: ScriptedBox, mon
     for number in range(14):
         await converse(box, f"z{number:02} is said here at some length.", name)
         assert size(box) + 3 * (len(shown(box)) - 1) <= ROOM
+
+
+async def kept_summary(box: ScriptedBox, name: str) -> Summary:
+    assert box.sessions is not None
+    with anyio.fail_after(20):
+        while True:
+            found = box.sessions.conversations.summary(name, tenant="")
+            if found is not None:
+                return found
+            await asyncio.sleep(0.01)
+
+
+def speak_or_sum_up(request: GenerationRequest) -> Iterable[Step]:
+    return say("They counted.") if sums_up(request) else speak(request)
+
+
+async def test_a_summary_is_written_when_the_box_is_quiet_and_used_when_it_is_needed(box: ScriptedBox) -> None:
+    box.models.script = speak_or_sum_up
+    name = await conversation(box)
+    for number in range(8):
+        await converse(box, f"z{number:02}", name)
+    summary = await kept_summary(box, name)
+    assert (summary.text, summary.model) == ("They counted.", "tiny:1")
+    (asked,) = [each for each in box.models.requests if sums_up(each)]
+    assert isinstance(asked.prompt[0], ChatMessage)
+    assert asked.prompt[0].content == "z00"
+    for number in range(8, 12):
+        body = await converse(box, f"z{number:02}", name)
+    assert body["context"]["summary"] is True
+    assert "They counted." in shown(box)[0].content
+
+
+async def test_a_summary_that_is_in_anyones_way_is_given_up_at_once_and_written_later(box: ScriptedBox) -> None:
+    begun, never = asyncio.Event(), asyncio.Event()
+
+    def hang(request: GenerationRequest) -> Iterable[Step]:
+        if not sums_up(request):
+            yield from speak(request)
+            return
+        begun.set()
+        yield never
+
+    box.models.script = hang
+    name = await conversation(box)
+    for number in range(8):
+        await converse(box, f"z{number:02}", name)
+    with anyio.fail_after(20):
+        await begun.wait()
+    (writing,) = [each for each in box.models.generations if sums_up(each.request)]
+    box.models.script = speak_or_sum_up
+    assert (await box.chat("Hello")).status == 200
+    assert writing.cancelled.is_set()
+    assert (await kept_summary(box, name)).text == "They counted."
+
+
+async def test_a_summary_of_an_item_that_was_removed_meanwhile_is_not_kept(box: ScriptedBox) -> None:
+    assert box.sessions is not None
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    def wait(request: GenerationRequest) -> Iterable[Step]:
+        if sums_up(request):
+            begun.set()
+            yield go_on
+        yield from speak_or_sum_up(request)
+
+    box.models.script = wait
+    name = await conversation(box)
+    for number in range(8):
+        await converse(box, f"z{number:02}", name)
+    with anyio.fail_after(20):
+        await begun.wait()
+    items, _ = box.sessions.conversations.items(name, tenant="")
+    await box.sessions.conversations.remove_item(name, items[0]["id"], tenant="")
+    go_on.set()
+    for number in range(8, 11):
+        await converse(box, f"z{number:02}", name)
+    summary = await kept_summary(box, name)
+    asked = [each for each in box.models.requests if sums_up(each)]
+    assert summary.text == "They counted."
+    assert len(asked) >= 2
+    assert "z00" not in "".join(each.content for each in asked[-1].prompt if isinstance(each, ChatMessage))

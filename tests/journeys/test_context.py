@@ -1,4 +1,4 @@
-"""Long conversations on a real server: what is new is computed, after SIGKILL too, and what does not fit is left out."""
+"""Long conversations on a real server: what is new is computed, after SIGKILL too, and the rest is left out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 
 from tests.journeys.processes import ServerProcess, appliance, server_process, wait_until
