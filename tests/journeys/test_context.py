@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 from tests.journeys.processes import ServerProcess, appliance, server_process, wait_until
@@ -87,3 +89,33 @@ def test_a_next_turn_computes_only_what_is_new_after_sigkill_too(data: Path, tmp
             assert subject.end(signal.SIGKILL) == -signal.SIGKILL
     assert 1 <= moves <= 6
     assert before["context"]["items_left_out"] > 10
+
+
+@pytest.mark.journey
+def test_a_long_conversation_with_the_real_model_goes_on_or_is_refused(real_data: Path, tmp_path: Path) -> None:
+    model = "smollm2-135m-instruct"
+    data = tmp_path / "real"
+    shutil.copytree(real_data / "models", data / "models")
+    shutil.copy(real_data / "appliance.db", data / "appliance.db")
+    with server_process(data, tmp_path, "--model", model, "--context-cells", "512") as subject:
+        subject.wait_until_ready()
+        client = subject.client()
+        name = client.conversations.create().id
+        window = 0
+        for number in range(9):
+            text = (
+                f"Fact {number}: pump {number} runs at {number + 20} bar and was serviced by technician {number}. " * 3
+            )
+            body = say(subject, text, name, model=model, temperature=0)
+            window = body["context"]["context_length"]
+            assert body["usage"]["input_tokens"] == body["context"]["input_tokens"] <= window - ANSWER
+        assert window == 512
+        assert body["context"]["items_left_out"] > 0
+        with pytest.raises(openai.BadRequestError) as refusal:
+            client.responses.create(model=model, conversation=name, input="And now?")
+        assert refusal.value.code == "context_length_exceeded"
+        assert "512" in refusal.value.message
+        assert "truncation" in refusal.value.message
+        body = say(subject, "At how many bar does pump 0 run?", name, model=model, temperature=0)
+        assert body["context"]["memory_items"] > 0
+        assert len(client.conversations.items.list(name, limit=100).data) == 20
