@@ -132,7 +132,7 @@ class Responder:
         if turn.background:
             self._check_room()
         turn, history = await self._with_history(turn)
-        if turn.conversation in self._busy:
+        if turn.conversation and turn.conversation in self._busy:
             raise ConflictError(
                 f"Another response works on the conversation {turn.conversation}.",
                 advice="Try again when it has ended, or set `fork` to go on in a fork.",

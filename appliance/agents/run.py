@@ -79,7 +79,7 @@ class ResponseRun:
         responses: Keeper,
         history: Sequence[Item],
         tools: Tools,
-        journal: Sequence[Entry] = (),
+        journal: Sequence[Entry] | None = None,
         told: Sequence[Event] = (),
     ) -> None:
         """Begin, or go on.
@@ -92,7 +92,7 @@ class ResponseRun:
             responses: Where it is kept.
             history: What was said before the turn's input.
             tools: What the model may call.
-            journal: What has happened already, kept.
+            journal: What another process has kept of it, or None for a new one.
             told: Events that are kept already.
         """
         self.id = response
@@ -102,8 +102,8 @@ class ResponseRun:
         self._responses = responses
         self._history = history
         self._tools = tools
-        self._journal = list(journal)
-        self._taken_up = bool(told or journal)
+        self._journal = list(journal or ())
+        self._taken_up = journal is not None
         self._narrator = Narrator(told)
         self._resumed = bool(told)
         keep = (lambda events: responses.add_events(response, events)) if turn.stream else None

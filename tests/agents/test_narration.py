@@ -88,7 +88,8 @@ def test_a_journal_is_read_as_it_was_written_and_nothing_else() -> None:
     steps = [step_of(number, each) for number, each in enumerate(entries)]
     assert [entry_of(each) for each in steps] == entries
     assert [each.kind for each in steps] == ["model", "call", "result", "model"]
-    for data in ({}, {"said": 1}, {"other": {}}, {"a": 1, "b": 2}):
+    nonsense: list[dict[str, Any]] = [{}, {"said": 1}, {"other": {}}, {"a": 1, "b": 2}]
+    for data in nonsense:
         with pytest.raises(StorageError):
             entry_of(Step(0, "model", data))
 
@@ -108,7 +109,10 @@ def test_a_turn_is_read_as_it_was_written() -> None:
 
 def test_the_output_shows_calls_by_what_became_of_them() -> None:
     pay = Call("call_4", "pay", "{}", "mcp_4")
-    journal = [Called("call_1"), Said((WHOLE, FUNCTION), (CALL, Call("call_3", "clock", "{}", "fc_1"), pay))]
+    journal: list[Entry] = [
+        Called("call_1"),
+        Said((WHOLE, FUNCTION), (CALL, Call("call_3", "clock", "{}", "fc_1"), pay)),
+    ]
     labels, functions = {"search": "box", "pay": "box"}, frozenset({"clock"})
     assert output_of(journal, labels, functions) == [WHOLE, FUNCTION]
     end = End("approval", (pay,))
@@ -117,7 +121,7 @@ def test_the_output_shows_calls_by_what_became_of_them() -> None:
 
 
 def test_a_transcript_has_calls_behind_what_was_said_and_results_as_tools() -> None:
-    items = [
+    items: list[Any] = [
         {"type": "message", "role": "user", "content": "Hi"},
         {"type": "reasoning", "summary": []},
         message("m", [output_text("Well.")], "completed"),
@@ -228,7 +232,7 @@ def test_details_that_are_no_json_or_too_large_are_dropped() -> None:
 
 
 def test_a_response_object_adds_up_its_steps() -> None:
-    steps = [
+    steps: list[Entry] = [
         Said(calls=(CALL,), written_tokens=2, read_tokens=5, cached_tokens=3),
         Called("call_1"),
         Said(read_tokens=4),

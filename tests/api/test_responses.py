@@ -14,6 +14,9 @@ import anyio
 import pytest
 from openai.types.responses import Response, ResponseItemList, ResponseStreamEvent
 
+from appliance.agents.journal import entry_of, step_of
+from appliance.agents.loop import Resumed
+from appliance.agents.responder import MOST_RESTARTS
 from appliance.core.errors import EngineError, OverloadedError
 from appliance.core.tools import ToolCallDelta, ToolResult
 from appliance.core.types import Delta, FinishReason, GenerationRequest
@@ -575,3 +578,45 @@ async def test_json_of_a_schema_becomes_a_grammar(box: ScriptedBox) -> None:
     assert body["text"]["format"]["name"] == "a"
     await answer(box, text={"format": {"type": "json_object"}})
     assert box.models.requests[1].sampling.grammar is not None
+
+
+async def test_a_background_response_goes_on_in_the_next_process_after_an_orderly_stop(tmp_path: Path) -> None:
+    async with scripted_box(tmp_path) as box:
+        box.models.script = lambda _: [*say("Hal")[:1], asyncio.Event()]
+        begun = await answer(box, background=True)
+        await until_status(box, begun["id"], "in_progress")
+        assert box.agents is not None
+        box.agents.drain()
+    async with scripted_box(tmp_path) as box:
+        done = await until_status(box, begun["id"], "completed")
+        assert done["output"][0]["content"][0]["text"] == "Hello, 世界!"
+        assert len(done["output"]) == 1
+        assert box.agents is not None
+        first, *_ = box.agents._responses.steps(begun["id"])
+        assert entry_of(first) == Resumed()
+
+
+async def test_a_response_that_is_taken_up_stands_in_nobodys_way(tmp_path: Path) -> None:
+    async with scripted_box(tmp_path) as box:
+        box.models.script = lambda _: [asyncio.Event()]
+        begun = await answer(box, background=True)
+        await until_status(box, begun["id"], "in_progress")
+    async with scripted_box(tmp_path) as box:
+        box.models.refusals += [OverloadedError("Full.", retry_after_s=0.05)] * 2
+        assert (await ask(box, store=False, background=False)).status in (200, 429)
+        await until_status(box, begun["id"], "completed")
+
+
+async def test_a_response_that_lives_through_too_many_restarts_ends_as_failed(tmp_path: Path) -> None:
+    async with scripted_box(tmp_path) as box:
+        box.models.script = lambda _: [asyncio.Event()]
+        begun = await answer(box, background=True)
+        await until_status(box, begun["id"], "in_progress")
+        assert box.agents is not None
+        for number in range(MOST_RESTARTS):
+            await box.agents._responses.add_step(begun["id"], step_of(number, Resumed()))
+    async with scripted_box(tmp_path) as box:
+        body = await until_status(box, begun["id"], "completed", "failed")
+        assert body["status"] == "failed"
+        assert "restarted 3 times" in body["error"]["message"]
+        assert box.models.requests == []

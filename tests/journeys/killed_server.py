@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import appliance.compose
+from appliance import compose
 from appliance.__main__ import main
 from appliance.agents.registry import ToolRegistry
 from appliance.core.tools import BuiltInTool, Tool, ToolResult
@@ -48,6 +48,13 @@ def plant(method: str) -> None:
     setattr(StoredResponses, method, planted)
 
 
+def write_note(text: str) -> None:
+    with Path(os.environ["NOTES"]).open("a") as file:
+        file.write(f"{text}\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
 class Note:
     """Writes a line."""
 
@@ -65,10 +72,7 @@ class Note:
     ) -> ToolResult:
         if request_id in mine:
             maybe_die("tool", "before")
-        with Path(os.environ["NOTES"]).open("a") as file:
-            file.write(f"{request_id}\n")
-            file.flush()
-            os.fsync(file.fileno())
+        write_note(request_id)
         if request_id in mine:
             maybe_die("tool", "after")
         return ToolResult("ok", "noted")
@@ -83,6 +87,6 @@ if __name__ == "__main__":
 
     for each in METHODS:
         plant(each)
-    appliance.compose.ToolRegistry = lambda _: ToolRegistry({"note": note})  # type: ignore[assignment,misc]
+    vars(compose)["ToolRegistry"] = lambda _: ToolRegistry({"note": note})
     sys.argv.insert(1, "serve")
     main()
