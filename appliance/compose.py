@@ -47,6 +47,7 @@ from appliance.retrieval.ownership import DocumentsElsewhere
 from appliance.retrieval.room import open_documents
 from appliance.security.keys import KeyStore
 from appliance.serving.floor import ServingFloor
+from appliance.sessions.context import Budget
 from appliance.sessions.room import Sessions, open_sessions
 from appliance.sessions.upkeep import Upkeep
 from appliance.store.database import Database
@@ -203,12 +204,14 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
             conversations, upkeep = sessions.conversations, sessions.upkeep
             agents = Responder(
                 models=floor.text,
+                idle=floor.text,
                 conversations=conversations,
                 responses=sessions.responses,
                 tools=open_tools(settings, documents.stores),
                 metrics=metrics.responses,
                 clock=SystemClock(),
                 limits=loop_limits(settings),
+                context=Budget(),
                 most_in_background=settings.max_background_responses,
             )
         else:

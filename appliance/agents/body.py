@@ -27,6 +27,7 @@ def body_of(response: str, created: int, turn: Turn) -> dict[str, Any]:
         "previous_response_id": turn.previous or None,
         "conversation": {"id": turn.conversation} if turn.conversation else None,
         "background": turn.background,
+        "context": None,
         **turn.shown,
     }
 

@@ -10,22 +10,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from appliance.agents.body import body_of, error_of
 from appliance.agents.citations import sources_of
+from appliance.agents.compaction import Compaction
+from appliance.agents.fitting import Fitting
 from appliance.agents.journal import entry_of, output_of, read_turn, write_turn
 from appliance.agents.listening import new_id
 from appliance.agents.loop import End, Limits, Resumed, decide
-from appliance.agents.narration import TERMINAL, terminal
-from appliance.agents.run import Means, ResponseRun
+from appliance.agents.means import Means
+from appliance.agents.run import ResponseRun
+from appliance.agents.stored import Stored
 from appliance.agents.tools import Tools, tools_of
 from appliance.agents.transcript import check_calls
 from appliance.agents.unkept import Unkept
-from appliance.core.agents import Answer, BuiltInTools, Event, Turn
+from appliance.core.agents import Answer, BuiltInTools, Turn
 from appliance.core.clock import Clock
+from appliance.core.context import ContextPolicy
 from appliance.core.errors import (
     ApplianceError,
     ConflictError,
@@ -36,7 +40,7 @@ from appliance.core.errors import (
 from appliance.core.sessions import Conversations, Item, Responses, StoredResponse
 from appliance.core.settings import Settings
 from appliance.core.tools import BuiltInTool, NumbersPassages
-from appliance.core.types import Session, TextModels
+from appliance.core.types import IdleTime, Session, TextModels
 from appliance.observe.metrics import ResponseMetrics
 
 logger = logging.getLogger("appliance.agents")
@@ -65,27 +69,33 @@ class Responder:
         self,
         *,
         models: TextModels,
+        idle: IdleTime,
         conversations: Conversations,
         responses: Responses,
         tools: BuiltInTools,
         metrics: ResponseMetrics,
         clock: Clock,
         limits: Limits,
+        context: ContextPolicy,
         most_in_background: int,
     ) -> None:
         """Connect it; nothing runs yet.
 
         Args:
             models: What answers.
+            idle: When nobody wants these.
             conversations: Where histories are.
             responses: Where responses and their journals are.
             tools: Built-in tools by type.
             metrics: Where to count.
             clock: For times.
             limits: How far a loop may go.
+            context: What of a long history a model is shown.
             most_in_background: Responses in the background that may run at once.
         """
-        self._means = Means(models, conversations, metrics, clock, limits)
+        fitting = Fitting(models, conversations, context, limits.result_bytes)
+        self._compaction = Compaction(models, idle, conversations, fitting)
+        self._means = Means(models, conversations, metrics, clock, limits, fitting, self._compaction)
         self._responses = responses
         self._built_in = tools
         self._most_in_background = most_in_background
@@ -108,7 +118,7 @@ class Responder:
                     self._busy.add(stored.conversation)
                     tasks.create_task(self._take_up(stored), name=f"response {stored.id}")
                 self._started.set()
-                await asyncio.Event().wait()
+                await self._compaction.run()
         finally:
             self._tasks = None
 
@@ -357,38 +367,3 @@ class Responder:
             await self._responses.end(stored.id, "failed", body)
         except ApplianceError as worse:
             logger.warning("The end of the response %s was not kept: %s", stored.id, worse)
-
-
-class Stored:
-    """A response that nobody works on."""
-
-    def __init__(self, responses: Responses, stored: StoredResponse) -> None:
-        self._responses = responses
-        self._stored = stored
-
-    @property
-    def streamed(self) -> bool:
-        """Whether its events were kept."""
-        return bool(self._stored.request.get("stream"))
-
-    @property
-    def body(self) -> Mapping[str, Any]:
-        """The response object."""
-        return self._stored.body
-
-    async def events(self, after: int = -1, *, silence_s: float | None = None) -> AsyncIterator[Sequence[Event]]:
-        """Yield what was told behind a number; the last event is made of how it ended. There is no silence."""
-        del silence_s
-        told = self._responses.events(self._stored.id, tenant=self._stored.tenant)
-        number = told[-1]["sequence_number"] + 1 if told else 0
-        ending = [terminal(self.body, number)] if self._stored.status in TERMINAL else []
-        new = [each for each in (*told, *ending) if each["sequence_number"] > after]
-        if new:
-            yield new
-
-    async def whole(self) -> Mapping[str, Any]:
-        """Return the response object."""
-        return self.body
-
-    def cancel(self) -> None:
-        """Do nothing: it has ended."""

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from appliance.agents.body import body_of, ended, ending_of, error_of, usage_of
@@ -26,7 +26,6 @@ from appliance.agents.loop import (
     Called,
     End,
     Entry,
-    Limits,
     Listed,
     Resumed,
     Returned,
@@ -35,34 +34,21 @@ from appliance.agents.loop import (
     Settle,
     decide,
 )
+from appliance.agents.means import Means
 from appliance.agents.narration import Narrator, terminal
 from appliance.agents.pending import decided_calls
 from appliance.agents.tools import Tools
-from appliance.agents.transcript import messages_of
 from appliance.agents.unkept import Keeper
 from appliance.core.agents import Event, Turn
-from appliance.core.clock import Clock
-from appliance.core.errors import ApplianceError, ConflictError, OverloadedError
-from appliance.core.sessions import Conversations, Item, ResponseStatus
+from appliance.core.errors import ApplianceError, ConflictError, InvalidRequestError, OverloadedError
+from appliance.core.sessions import Item, ResponseStatus
 from appliance.core.tools import ToolChoice, ToolResult
-from appliance.core.types import Generation, GenerationRequest, Session, TextModels
-from appliance.observe.metrics import ResponseMetrics
+from appliance.core.types import Generation, GenerationRequest, Session
 
 logger = logging.getLogger("appliance.agents")
 
 RETRY_S = 1.0
 """Time until a response in the background asks a busy model again, where the model does not say."""
-
-
-@dataclass(frozen=True, slots=True)
-class Means:
-    """What runs work with."""
-
-    models: TextModels
-    conversations: Conversations
-    metrics: ResponseMetrics
-    clock: Clock
-    limits: Limits
 
 
 class ResponseRun:
@@ -117,6 +103,7 @@ class ResponseRun:
         self._cancelled = False
         self._task: asyncio.Task[None] | None = None
         self._writing = asyncio.Lock()
+        self._asked: GenerationRequest | None = None
 
     @property
     def streamed(self) -> bool:
@@ -260,23 +247,26 @@ class ResponseRun:
 
     async def _generate(self, ask: Ask) -> Generation:
         """Have the model accept the work; in the background, as often as it is too busy."""
-        request, clock = self._request(ask), self._means.clock
+        request, clock = await self._request(ask), self._means.clock
         until = clock.monotonic() + (request.deadline_s or 0) if self.turn.background else -math.inf
         while True:
             try:
                 return await self._means.models.generate(request)
+            except InvalidRequestError as error:
+                if error.code == "context_length_exceeded":
+                    error.advice += ' Or set truncation to "auto", and the oldest turns are left out.'
+                raise
             except OverloadedError as error:
                 if clock.monotonic() >= until:
                     raise
                 await asyncio.sleep(error.retry_after_s or RETRY_S)
 
-    def _request(self, ask: Ask) -> GenerationRequest:
+    async def _request(self, ask: Ask) -> GenerationRequest:
         turn = self.turn
         offered = (*turn.functions, *self._tools.built_in)
-        items = [*self._history, *turn.input, *self._output()]
-        return GenerationRequest(
+        request = GenerationRequest(
             model=turn.model,
-            prompt=messages_of(turn.instructions, items, self._means.limits.result_bytes),
+            prompt=(),
             sampling=replace(turn.sampling, max_tokens=ask.most_tokens),
             tenant=turn.tenant,
             weight=turn.weight,
@@ -289,6 +279,10 @@ class ResponseRun:
             parallel_tool_calls=turn.parallel_tool_calls,
             session=self._session,
         )
+        shown = await self._means.fitting.shown(request, turn, [*self._history, *turn.input, *self._output()])
+        self._body = {**self._body, "context": shown.told}
+        self._asked = request
+        return replace(request, prompt=shown.prompt)
 
     async def _run(self, calls: Sequence[Call], elapsed_s: float) -> None:
         """Run calls side by side. Each is kept before it begins, and its result before anybody reads it."""
@@ -361,6 +355,8 @@ class ResponseRun:
         self._body = body
         self._means.metrics.response_ended(status)
         self._feed.close(terminal(body, self._narrator.next_number))
+        if answers and self._asked is not None:
+            self._means.compaction.consider(self._asked, self.turn)
 
     async def _fork(self, items: Sequence[Item]) -> str:
         """Put the turn into a fork of its conversation from where the turn began, and return the fork's id."""

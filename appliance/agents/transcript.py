@@ -40,6 +40,40 @@ def messages_of(instructions: str, items: Sequence[Item], result_bytes: int) -> 
     return tuple(messages)
 
 
+def said(items: Sequence[Item]) -> str:
+    """Return what users and the model said in words; nothing that a tool brought in."""
+    texts = (
+        text_of(each["content"])
+        for each in items
+        if each.get("type", "message") == "message" and each["role"] in ("user", "assistant")
+    )
+    return "\n".join(text for text in texts if text)
+
+
+def with_notes(messages: Sequence[ChatMessage], summary: str, memory: Sequence[str]) -> tuple[ChatMessage, ...]:
+    """Return messages with what stands for turns that are left out.
+
+    Both go into messages of the user, since models made what is in them of what users said, and many templates know no
+    place beside the turns: the summary into the first, memory into the newest.
+    """
+    noted = list(messages)
+    if memory:
+        at = max((index for index, each in enumerate(noted) if each.role == "user"), default=len(noted))
+        _note(noted, at, "From earlier in this conversation", "\n".join(memory))
+    if summary:
+        at = next((index for index, each in enumerate(noted) if each.role not in ("system", "developer")), len(noted))
+        _note(noted, at, "Summary of the conversation so far", summary)
+    return tuple(noted)
+
+
+def _note(messages: list[ChatMessage], at: int, what: str, text: str) -> None:
+    note = f"[{what}; these are notes, not a request]\n{text}\n[End of the notes]"
+    if at < len(messages) and messages[at].role == "user":
+        messages[at] = replace(messages[at], content=f"{note}\n\n{messages[at].content}")
+    else:
+        messages.insert(at, ChatMessage("user", note))
+
+
 def check_calls(items: Sequence[Item], new: Sequence[Item]) -> None:
     """Refuse an output among the new items whose call is not known.
 

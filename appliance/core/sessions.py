@@ -143,8 +143,21 @@ class Conversations(Protocol):
         """Return the newest summary that covers only items which the conversation still has."""
         ...
 
-    async def keep_summary(self, conversation: str, summary: Summary, *, tenant: str) -> None:
-        """Keep a summary."""
+    async def keep_summary(
+        self, conversation: str, summary: Summary, *, tenant: str, covered: int | None = None
+    ) -> None:
+        """Keep a summary.
+
+        Args:
+            conversation: Its id.
+            summary: The summary.
+            tenant: Whose it is.
+            covered: How many items it was written of, if that is to be checked.
+
+        Raises:
+            NotFoundError: The conversation, or the last item that it covers, is gone.
+            ConflictError: Other items are there now than it was written of.
+        """
         ...
 
     def export(self, conversation: str, *, tenant: str) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Any, Literal, Protocol, TypeAlias
@@ -256,6 +257,15 @@ class Tokenization:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptSize:
+    """The tokens of a prompt, and the context length of the model that reads it, by its full name."""
+
+    tokens: int
+    context_length: int
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelCard:
     """What a client may know of a registered model.
 
@@ -316,6 +326,23 @@ class TextModels(Protocol):
         Raises:
             StorageError: Not all files could be deleted.
         """
+        ...
+
+    async def prompt_size(self, request: GenerationRequest) -> PromptSize:
+        """Return how long the prompt of a request is, its tools included, however long. Raises as `generate` does."""
+        ...
+
+
+class IdleTime(Protocol):
+    """Whether anybody wants a text model."""
+
+    @property
+    def idle(self) -> bool:
+        """Return True if no request is open."""
+        ...
+
+    def watch(self, told: Callable[[GenerationRequest], None]) -> AbstractContextManager[None]:
+        """Have every request told as it comes, before anything is done for it, until the context is left."""
         ...
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from appliance.core.types import (
     GenerationRequest,
     ModelCard,
     Prompt,
+    PromptSize,
     SamplingParams,
     Tokenization,
 )
@@ -47,6 +49,21 @@ class TextGeneration:
         self._models = models
         self._memory = memory
         self._others = others
+        self._watchers: set[Callable[[GenerationRequest], None]] = set()
+
+    @property
+    def idle(self) -> bool:
+        """Return True if no request is open."""
+        return self._models.idle
+
+    @contextmanager
+    def watch(self, told: Callable[[GenerationRequest], None]) -> Iterator[None]:
+        """Have every request told as it comes; see `core.types.IdleTime.watch`."""
+        self._watchers.add(told)
+        try:
+            yield
+        finally:
+            self._watchers.discard(told)
 
     def cards(self) -> Sequence[ModelCard]:
         """Return every registered model, from the registry as it is now."""
@@ -56,6 +73,8 @@ class TextGeneration:
     async def generate(self, request: GenerationRequest) -> Generation:
         """Accept a request; see `core.types.TextModels.generate`."""
         began = time.monotonic()
+        for each in tuple(self._watchers):
+            each(request)
         async with self._models.lease(request.model) as route:
             tools = route.model.tools
             if (given := request.sampling.grammar) is not None:
@@ -96,6 +115,13 @@ class TextGeneration:
             tokens = await prompt_tokens(loaded, prompt, add_special=add_special, parse_special=parse_special)
             pieces = tuple(loaded.engine.piece(token) for token in tokens)
             return Tokenization(tuple(tokens), pieces, loaded.engine.context_length)
+
+    async def prompt_size(self, request: GenerationRequest) -> PromptSize:
+        """Return how long the prompt of a request is; see `core.types.TextModels.prompt_size`."""
+        async with self._models.lease(request.model) as route:
+            loaded = route.model
+            tokens = await prompt_tokens(loaded, request.prompt, request=request)
+            return PromptSize(len(tokens), loaded.engine.context_length, loaded.registered.full_name)
 
 
 async def prompt_tokens(

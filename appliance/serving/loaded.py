@@ -84,6 +84,11 @@ class LoadedModels:
         """Return the engines of the models that run."""
         return [each.engine for each in self._loaded.values()]
 
+    @property
+    def idle(self) -> bool:
+        """Return True if no request is open, and no model is being loaded for one."""
+        return not self._working and all(each.idle for each in self._loaded.values())
+
     def find(self, name: str) -> LoadedModel:
         """Return the model of that name, or the base of that adapter, if it runs.
 

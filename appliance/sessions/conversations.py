@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from appliance.core.clock import Clock
+from appliance.core.errors import ConflictError
 from appliance.core.sessions import Conversation, Found, Item, Summary
 from appliance.sessions import history as ledger
 from appliance.sessions import recall, transfer
@@ -163,12 +164,16 @@ class StoredConversations:
 
         return self._read(conversation, tenant, read)
 
-    async def keep_summary(self, conversation: str, summary: Summary, *, tenant: str) -> None:
-        """Keep a summary."""
+    async def keep_summary(
+        self, conversation: str, summary: Summary, *, tenant: str, covered: int | None = None
+    ) -> None:
+        """Keep a summary; see `core.sessions.Conversations.keep_summary`."""
 
         def write(connection: Connection) -> None:
             history = ledger.history_of(connection, ledger.conversation_row(connection, conversation, tenant))
             position = ledger.message(connection, history, summary.until)["position"]
+            if covered is not None and sum(1 for _ in ledger.messages(connection, history, high=position)) != covered:
+                raise ConflictError("An item was removed from the conversation while its summary was written.")
             connection.execute(
                 "INSERT OR REPLACE INTO summaries (line, position, until, text, model) VALUES (?, ?, ?, ?, ?)",
                 (history.line, position, summary.until, summary.text, summary.model),

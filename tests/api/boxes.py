@@ -26,13 +26,13 @@ from appliance.core.batches import Callers, OfflineDoor
 from appliance.core.clock import Clock, SystemClock
 from appliance.core.retrieval import Files
 from appliance.core.settings import Settings
-from appliance.core.types import TextModels
 from appliance.engine.cpu_budget import CpuBudget
 from appliance.observe.metrics import Metrics
 from appliance.registry.install import import_model
 from appliance.registry.versions import open_registry
 from appliance.security.keys import KeyStore
 from appliance.serving.floor import ServingFloor
+from appliance.sessions.context import Budget
 from appliance.sessions.room import Sessions, open_sessions
 from appliance.store.database import Database
 from tests.api.scripted import ScriptedClassifiers, ScriptedEmbedding, ScriptedHealth, ScriptedModels, ScriptedTuning
@@ -160,18 +160,20 @@ def settings_with(folder: Path, **changes: Any) -> Settings:
 
 @asynccontextmanager
 async def answering(
-    settings: Settings, models: TextModels, metrics: Metrics, sessions: Sessions, tools: ToolRegistry | None = None
+    settings: Settings, models: Any, metrics: Metrics, sessions: Sessions, tools: ToolRegistry | None = None
 ) -> AsyncIterator[Responder]:
     """Run what answers `/v1/responses`."""
     async with task_group() as tasks:
         agents = Responder(
             models=models,
+            idle=models,
             conversations=sessions.conversations,
             responses=sessions.responses,
             tools=tools or ToolRegistry({}),
             metrics=metrics.responses,
             clock=SystemClock(),
             limits=loop_limits(settings),
+            context=Budget(),
             most_in_background=settings.max_background_responses,
         )
         running = tasks.create_task(agents.run())

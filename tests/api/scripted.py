@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal
 
@@ -21,6 +22,7 @@ from appliance.core.types import (
     ModelCard,
     ModelRuntime,
     Prompt,
+    PromptSize,
     RuntimeChange,
     Timings,
     Tokenization,
@@ -137,6 +139,7 @@ class ScriptedModels:
         begin_token: Whether texts get a start token, 256.
         forgotten: Sessions that it was told to forget.
         gate: When set by a test, `generate` waits for it, as for a model that loads.
+        context_length: What `prompt_size` says.
     """
 
     def __init__(self, name: str = "tiny") -> None:
@@ -144,11 +147,25 @@ class ScriptedModels:
         self.script: Script = greet
         self.refusals: list[Exception] = []
         self.begin_token = False
+        self.context_length = CONTEXT_LENGTH
         self.gate: asyncio.Event | None = None
         self.waiting = asyncio.Event()
         self.generations: list[ScriptedGeneration] = []
         self.accepted = asyncio.Event()
         self.forgotten: set[str] = set()
+        self._watchers: set[Callable[[GenerationRequest], None]] = set()
+
+    @property
+    def idle(self) -> bool:
+        return all(each.ended for each in self.generations)
+
+    @contextmanager
+    def watch(self, told: Callable[[GenerationRequest], None]) -> Iterator[None]:
+        self._watchers.add(told)
+        try:
+            yield
+        finally:
+            self._watchers.discard(told)
 
     @property
     def requests(self) -> list[GenerationRequest]:
@@ -171,6 +188,8 @@ class ScriptedModels:
 
     async def generate(self, request: GenerationRequest) -> ScriptedGeneration:
         self._resolve(request.model)
+        for each in tuple(self._watchers):
+            each(request)
         if self.gate is not None:
             self.waiting.set()
             await self.gate.wait()
@@ -193,6 +212,10 @@ class ScriptedModels:
         special = (256,) if add_special and self.begin_token and not isinstance(prompt, tuple) else ()
         pieces = tuple(b"" if token == 256 else bytes([token]) for token in (*special, *tokens))
         return Tokenization((*special, *tokens), pieces, CONTEXT_LENGTH)
+
+    async def prompt_size(self, request: GenerationRequest) -> PromptSize:
+        self._resolve(request.model)
+        return PromptSize(len(_tokens(request.prompt)), self.context_length, f"{self.name}:1")
 
     def _resolve(self, name: str) -> None:
         if name not in (self.name, f"{self.name}:1"):

@@ -105,6 +105,7 @@ def turn_of(request: Request, fields: CreateResponseRequest, settings: Settings)
         stream=bool(fields.stream),
         background=bool(fields.background),
         include=tuple(fields.include or ()),
+        truncation=fields.truncation or "disabled",
         tenant=state.get("tenant", ""),
         weight=state.get("weight", 1.0),
         pinned=fields.prompt_cache_retention == "24h",

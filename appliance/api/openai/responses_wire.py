@@ -135,7 +135,10 @@ class CreateResponseRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_un
     )
     parallel_tool_calls: Annotated[bool | None, meaning("Let the model call several at once; true unless given")] = None
     text: Annotated[TextConfig | None, meaning("Text, a JSON object, or JSON of a schema")] = None
-    truncation: Annotated[Literal["disabled"] | None, refused("input that does not fit is refused.")] = None
+    truncation: Annotated[
+        Literal["auto", "disabled"] | None,
+        meaning("What does not fit is refused, which is the default, or left out behind the instructions: `auto`"),
+    ] = None
     metadata: Annotated[Pairs | None, meaning("Up to 16 pairs of texts, kept with the response")] = None
     include: Annotated[list[Text] | None, meaning(f"What beside the usual to show: {' or '.join(INCLUDED)}")] = None
     service_tier: Annotated[ServiceTier | None, meaning("Priority in the queue; the answer says which it was")] = None
@@ -195,6 +198,9 @@ class ResponseObject(msgspec.Struct, frozen=True, kw_only=True):
     previous_response_id: str | None
     conversation: dict[str, str] | None
     background: bool
+    context: Annotated[
+        dict[str, Any] | None, meaning("Extension, with `truncation: auto`: what of the history was left out")
+    ]
     store: bool
     instructions: str | None
     max_output_tokens: int | None

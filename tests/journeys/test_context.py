@@ -1,0 +1,121 @@
+"""Long conversations on a real server: what is new is computed, after SIGKILL too, and the rest is left out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tests.journeys.processes import ServerProcess, appliance, server_process, wait_until
+from tests.tiny_gguf import write_tiny_llama
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+WINDOW = 1024
+ANSWER = 16
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Return a data folder with a random model of a small window."""
+    model = write_tiny_llama(tmp_path / "tiny.gguf", context_length=WINDOW)
+    folder = tmp_path / "data"
+    done = appliance("models", "import", str(model), "--name", "tiny", "--licence", "MIT", data=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@contextmanager
+def server(data: Path, folder: Path) -> Iterator[ServerProcess]:
+    flags = ("--model", "tiny", "--context-cells", str(WINDOW))
+    with server_process(data, folder, *flags, environment={"APPLIANCE_PARKING_DELAY_S": "0.1"}) as subject:
+        subject.wait_until_ready()
+        yield subject
+
+
+def say(subject: ServerProcess, text: str, conversation: str, **fields: Any) -> Any:
+    document = {
+        "model": "tiny",
+        "input": text,
+        "conversation": conversation,
+        "max_output_tokens": ANSWER,
+        "truncation": "auto",
+        "seed": 1,
+        **fields,
+    }
+    body, sent = json.dumps(document).encode(), {"content-type": "application/json"}
+    response = subject.pool.request("POST", f"{subject.url}/v1/responses", body=body, headers=sent)
+    assert response.status == 200, response.data
+    return response.json()
+
+
+def last_parked(data: Path) -> float:
+    """Return when a state was last written whole."""
+    return max((each.stat().st_mtime for each in (data / "kv").rglob("*.kv")), default=0.0)
+
+
+def cached(body: Any) -> int:
+    return int(body["usage"]["input_tokens_details"]["cached_tokens"])
+
+
+def test_a_next_turn_computes_only_what_is_new_after_sigkill_too(data: Path, tmp_path: Path) -> None:
+    before: Any = None
+    moves = 0
+    with server(data, tmp_path) as subject:
+        name = str(subject.client().conversations.create().id)
+    turns = iter("abcdefghijklmnopqrstuvwxyz")
+    for _ in range(3):
+        with server(data, tmp_path) as subject:
+            for _ in range(6):
+                body = say(subject, next(turns) * 20, name)
+                moved = before is not None and before["context"]["items_left_out"] != body["context"]["items_left_out"]
+                moves += moved
+                assert body["context"]["input_tokens"] == body["usage"]["input_tokens"]
+                assert body["context"]["input_tokens"] <= WINDOW - ANSWER
+                if before is not None and not moved:
+                    assert cached(body) >= before["usage"]["input_tokens"] - 1
+                before = body
+            asked = time.time()
+            before = say(subject, next(turns) * 20, name)
+            wait_until(lambda: last_parked(data) > asked, lambda: subject.log)  # noqa: B023
+            assert subject.end(signal.SIGKILL) == -signal.SIGKILL
+    assert 1 <= moves <= 6
+    assert before["context"]["items_left_out"] > 10
+
+
+@pytest.mark.journey
+def test_a_long_conversation_with_the_real_model_goes_on_or_is_refused(real_data: Path, tmp_path: Path) -> None:
+    model = "smollm2-135m-instruct"
+    data = tmp_path / "real"
+    shutil.copytree(real_data / "models", data / "models")
+    shutil.copy(real_data / "appliance.db", data / "appliance.db")
+    with server_process(data, tmp_path, "--model", model, "--context-cells", "512") as subject:
+        subject.wait_until_ready()
+        client = subject.client()
+        name = client.conversations.create().id
+        window = 0
+        for number in range(9):
+            text = (
+                f"Fact {number}: pump {number} runs at {number + 20} bar and was serviced by technician {number}. " * 3
+            )
+            body = say(subject, text, name, model=model, temperature=0)
+            window = body["context"]["context_length"]
+            assert body["usage"]["input_tokens"] == body["context"]["input_tokens"] <= window - ANSWER
+        assert window == 512
+        assert body["context"]["items_left_out"] > 0
+        with pytest.raises(openai.BadRequestError) as refusal:
+            client.responses.create(model=model, conversation=name, input="And now?")
+        assert refusal.value.code == "context_length_exceeded"
+        assert "512" in refusal.value.message
+        assert "truncation" in refusal.value.message
+        body = say(subject, "At how many bar does pump 0 run?", name, model=model, temperature=0)
+        assert body["context"]["memory_items"] > 0
+        assert len(client.conversations.items.list(name, limit=100).data) == 20
