@@ -12,6 +12,9 @@ from appliance.core.sessions import Conversations
 from appliance.core.types import TextModels
 from appliance.observe.metrics import ResponseMetrics
 
+RETRY_S = 1.0
+"""Time until something that is busy is asked again, where it does not say itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class Means:

@@ -21,7 +21,7 @@ from appliance.agents.fitting import Fitting
 from appliance.agents.journal import entry_of, output_of, read_turn, write_turn
 from appliance.agents.listening import new_id
 from appliance.agents.loop import End, Limits, Resumed, decide
-from appliance.agents.means import Means
+from appliance.agents.means import RETRY_S, Means
 from appliance.agents.run import ResponseRun
 from appliance.agents.stored import Stored
 from appliance.agents.tools import Tools, tools_of
@@ -47,8 +47,6 @@ logger = logging.getLogger("appliance.agents")
 
 MOST_RESTARTS = 3
 """After so many, the response itself may be what ends the process."""
-
-RETRY_S = 1.0
 
 
 def loop_limits(settings: Settings) -> Limits:

@@ -34,7 +34,7 @@ from appliance.agents.loop import (
     Settle,
     decide,
 )
-from appliance.agents.means import Means
+from appliance.agents.means import RETRY_S, Means
 from appliance.agents.narration import Narrator, terminal
 from appliance.agents.pending import decided_calls
 from appliance.agents.tools import Tools
@@ -46,9 +46,6 @@ from appliance.core.tools import ToolChoice, ToolResult
 from appliance.core.types import Generation, GenerationRequest, Session
 
 logger = logging.getLogger("appliance.agents")
-
-RETRY_S = 1.0
-"""Time until a response in the background asks a busy model again, where the model does not say."""
 
 
 class ResponseRun:
