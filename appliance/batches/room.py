@@ -16,10 +16,9 @@ from appliance.core.errors import UnavailableError
 from appliance.core.retrieval import Files
 from appliance.core.settings import Settings
 from appliance.observe.metrics import BatchMetrics
-from appliance.store.ownership import Elsewhere, own
+from appliance.store.ownership import ADVICE, Elsewhere, own
 
 LOGGER = logging.getLogger("appliance.batches")
-IN_USE = "batches_in_use"
 
 
 @asynccontextmanager
@@ -35,7 +34,7 @@ async def open_batches(
     """
     async with AsyncExitStack() as stack:
         try:
-            stack.enter_context(await asyncio.to_thread(own, settings.batches_lock_path, "The batches", code=IN_USE))
+            stack.enter_context(await asyncio.to_thread(own, settings.batches_lock_path, _in_use))
         except UnavailableError as error:
             LOGGER.warning("%s", error)
             yield Elsewhere(error)
@@ -44,3 +43,9 @@ async def open_batches(
         stack.callback(database.close)
         ledger = Ledger(database, clock)
         yield BatchRunner(settings, ledger, clock, files=files, door=door, callers=callers, metrics=metrics)
+
+
+def _in_use(owner: str) -> UnavailableError:
+    return UnavailableError(
+        f"The batches of this data folder are in use by {owner}.", advice=ADVICE, code="batches_in_use"
+    )

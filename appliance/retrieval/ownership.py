@@ -8,8 +8,6 @@ from appliance.core.errors import UnavailableError
 from appliance.core.retrieval import Files, VectorStores
 from appliance.store.ownership import Elsewhere
 
-IN_USE = "retrieval_in_use"
-
 
 class DocumentsElsewhere:
     """Stands where `Documents` stands in their owner: whatever is asked of files and stores is refused.

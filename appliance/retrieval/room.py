@@ -17,7 +17,7 @@ from appliance.core.types import EmbeddingModels
 from appliance.retrieval.chunks import cut
 from appliance.retrieval.documents import Documents
 from appliance.retrieval.lexical import KeywordIndex
-from appliance.retrieval.ownership import IN_USE, DocumentsElsewhere
+from appliance.retrieval.ownership import DocumentsElsewhere
 from appliance.retrieval.parsing.parser import DocumentParser
 from appliance.retrieval.parts import TokenCounter
 from appliance.retrieval.passages import Passages
@@ -26,7 +26,7 @@ from appliance.retrieval.schema import open_retrieval
 from appliance.retrieval.search import Reranking, Search
 from appliance.retrieval.truth import StoredVectors
 from appliance.retrieval.vectors import VectorIndexes
-from appliance.store.ownership import own
+from appliance.store.ownership import ADVICE, own
 
 LOGGER = logging.getLogger("appliance.retrieval")
 
@@ -59,9 +59,7 @@ async def open_documents(
     async with contextlib.AsyncExitStack() as stack:
         documents: Documents | DocumentsElsewhere
         try:
-            hold = await asyncio.to_thread(
-                own, settings.retrieval_lock_path, "The files and vector stores", code=IN_USE
-            )
+            hold = await asyncio.to_thread(own, settings.retrieval_lock_path, _in_use)
             stack.enter_context(hold)
         except UnavailableError as error:
             LOGGER.warning("%s", error)
@@ -113,4 +111,12 @@ async def _open(
         keywords=keywords,
         vectors=vectors,
         searcher=search,
+    )
+
+
+def _in_use(owner: str) -> UnavailableError:
+    return UnavailableError(
+        f"The files and vector stores of this data folder are in use by {owner}.",
+        advice=ADVICE,
+        code="retrieval_in_use",
     )

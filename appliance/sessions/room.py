@@ -16,10 +16,9 @@ from appliance.sessions.erasure import Erasure, Forget
 from appliance.sessions.responses import StoredResponses
 from appliance.sessions.schema import open_ledger
 from appliance.sessions.upkeep import Upkeep
-from appliance.store.ownership import Elsewhere, own
+from appliance.store.ownership import ADVICE, Elsewhere, own
 
 LOGGER = logging.getLogger("appliance.sessions")
-IN_USE = "sessions_in_use"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +42,7 @@ async def open_sessions(settings: Settings, clock: Clock, *, forget: Forget) -> 
     """
     async with AsyncExitStack() as stack:
         try:
-            hold = await asyncio.to_thread(
-                own, settings.sessions_lock_path, "The conversations and responses", code=IN_USE
-            )
+            hold = await asyncio.to_thread(own, settings.sessions_lock_path, _in_use)
         except UnavailableError as error:
             LOGGER.warning("%s", error)
             yield Elsewhere(error)
@@ -59,3 +56,11 @@ async def open_sessions(settings: Settings, clock: Clock, *, forget: Forget) -> 
             StoredResponses(database, clock, erasure),
             Upkeep(settings, database, clock, erasure),
         )
+
+
+def _in_use(owner: str) -> UnavailableError:
+    return UnavailableError(
+        f"The conversations and responses of this data folder are in use by {owner}.",
+        advice=ADVICE,
+        code="sessions_in_use",
+    )

@@ -10,6 +10,7 @@ twice, each other's work.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,13 +21,16 @@ _WAIT_S = 0.5
 """For a process that is just ending."""
 
 
-def own(path: Path, what: str, *, code: str) -> Hold:
+ADVICE = "Ask that server. Or stop it, then start this one again. Or give each a folder of its own with --data."
+"""For the errors that say whose something is."""
+
+
+def own(path: Path, in_use: Callable[[str], UnavailableError]) -> Hold:
     """Take what the lock file stands for; the kernel gives it back when this process ends.
 
     Args:
         path: The lock file.
-        what: What it stands for, in words that "are in use" can follow.
-        code: The error's code.
+        in_use: Makes the error that names the owner.
 
     Raises:
         UnavailableError: Another process has it.
@@ -37,12 +41,7 @@ def own(path: Path, what: str, *, code: str) -> Hold:
         return Hold([lock(path, os.O_RDWR | os.O_CREAT, exclusive=True, wait_s=_WAIT_S)])
     except BlockingIOError as error:
         owner = ", ".join(f"process {each}" for each in holders(path)) or "another process"
-        raise UnavailableError(
-            f"{what} of this data folder are in use by {owner}.",
-            advice="Ask that server. Or stop it, then start this one again. Or give each a folder of its own with "
-            "--data.",
-            code=code,
-        ) from error
+        raise in_use(owner) from error
     except OSError as error:
         raise StorageError(f"{path} cannot be opened: {error.strerror}.", advice="Check its owner.") from error
 
