@@ -34,13 +34,17 @@ def remove_conversation(connection: Connection, row: Row) -> None:
 
 
 def _removed_elsewhere(connection: Connection, row: Row) -> Sequence[Row]:
-    """Return messages of a conversation's past that another one has removed."""
+    """Return messages that a conversation shares with another one which has removed them.
+
+    Those on its own line count as well: the line stays up to its last fork, and with it what every fork has removed.
+    """
     sql = """
         SELECT DISTINCT messages.key, messages.line, position FROM messages JOIN removals ON message = messages.key
-        WHERE messages.line = ? AND position <= ?
+        WHERE messages.line = :line AND position <= :high
+        AND position <= (SELECT max(start) FROM lines WHERE parent = :line)
     """
-    past = (each for each in history_of(connection, row).segments if each.line != row["line"])
-    return [found for each in past for found in connection.execute(sql, (each.line, each.high))]
+    path = history_of(connection, row).segments
+    return [found for each in path for found in connection.execute(sql, {"line": each.line, "high": each.high})]
 
 
 def remove_item(connection: Connection, conversation: str, item: str, tenant: str) -> None:

@@ -88,6 +88,26 @@ async def test_what_one_removed_goes_when_the_other_who_had_it_does(tmp_path: Pa
         assert texts(each.conversations.items(made.id, tenant="a")[0]) == ["rest"]
 
 
+async def test_what_a_fork_removed_goes_with_the_conversation_it_was_forked_from(tmp_path: Path) -> None:
+    async with room(tmp_path) as each:
+        items = [said("sharedsecret", "i0"), said("othersecret", "i1"), said("rest", "i2")]
+        made = await each.conversations.create(tenant="a", items=items)
+        fork = await each.conversations.fork(made.id, tenant="a")
+        further = await each.conversations.fork(fork.id, tenant="a", at="i1")
+        for conversation, item in ((fork, "i0"), (further, "i0"), (fork, "i1")):
+            await each.conversations.remove_item(conversation.id, item, tenant="a")
+        assert len(each.conversations.search("sharedsecret", tenant="a", limit=9)) == 1
+        await each.conversations.delete(made.id, tenant="a")
+        assert files_with(tmp_path, "sharedsecret") == []
+        assert each.conversations.search("sharedsecret", tenant="a", limit=9) == []
+        assert files_with(tmp_path, "othersecret") != [], "one fork still has it"
+        assert texts(each.conversations.items(fork.id, tenant="a")[0]) == ["rest"]
+        assert texts(each.conversations.items(further.id, tenant="a")[0]) == ["othersecret"]
+        await each.conversations.delete(further.id, tenant="a")
+        assert files_with(tmp_path, "othersecret") == []
+        assert each.conversations.wrong(fork.id, tenant="a") == ""
+
+
 async def test_a_removed_item_is_taken_out_of_the_response_that_said_it(tmp_path: Path) -> None:
     async with room(tmp_path) as each:
         made = await each.conversations.create(tenant="a")
