@@ -121,7 +121,8 @@ def _operation(operation: Operation, keys_required: bool) -> dict[str, Any]:
         "summary": operation.summary,
         "responses": {"200": _success(operation)}
         | {str(status): {"$ref": f"#/components/responses/{style}{status}"} for status in statuses}
-        | {str(status): _answer(wire_type) for status, wire_type in operation.other_responses.items()},
+        | {str(status): _answer(status, wire_type) for status, wire_type in operation.other_responses.items()}
+        | {str(status): _empty(meaning) for status, meaning in operation.empty_responses.items()},
     }
     if operation.access is not None:
         document["description"] = f"Needs the scope `{operation.access}` where API keys are required."
@@ -189,10 +190,19 @@ def _event(wire_type: type[msgspec.Struct]) -> dict[str, Any]:
     }
 
 
-def _answer(wire_type: type[msgspec.Struct]) -> dict[str, Any]:
+def _answer(status: int, wire_type: type[msgspec.Struct]) -> dict[str, Any]:
     """Describe an answer that is no success and has a body of its own."""
     content = {"application/json": {"schema": {"anyOf": [_reference(wire_type), _reference(ErrorResponse)]}}}
-    return {"description": "Not now.", "headers": {"X-Request-Id": _REQUEST_ID}, "content": content}
+    return {
+        "description": f"{HTTPStatus(status).phrase}.",
+        "headers": {"X-Request-Id": _REQUEST_ID},
+        "content": content,
+    }
+
+
+def _empty(meaning: str) -> dict[str, Any]:
+    """Describe an answer without a body."""
+    return {"description": meaning, "headers": {"X-Request-Id": _REQUEST_ID}}
 
 
 def _error(status: int, wire_type: type[msgspec.Struct]) -> dict[str, Any]:

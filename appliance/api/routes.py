@@ -39,6 +39,7 @@ class Operation:
         stream: Wire type of the chunks when the client asks for a stream.
         errors: Statuses that this operation may answer beside those that every one may.
         other_responses: Wire types of answers that are neither a success nor an error of the usual shape, by status.
+        empty_responses: Meaning of the answers without a body, by status.
     """
 
     method: str
@@ -59,6 +60,7 @@ class Operation:
     stream: type[msgspec.Struct] | None = None
     errors: tuple[int, ...] = ()
     other_responses: Mapping[int, type[msgspec.Struct]] = field(default_factory=dict)
+    empty_responses: Mapping[int, str] = field(default_factory=dict)
 
 
 class Resource:

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from jsonschema import Draft202012Validator
 from mcp.client import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
@@ -25,6 +26,10 @@ pytestmark = pytest.mark.anyio
 
 URL = "/mcp"
 LIST = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+NOTIFICATION = {"jsonrpc": "2.0", "method": "tools/list"}
+VERSION = "2026-07-28"
+ENVELOPE = {"protocolVersion": VERSION, "clientCapabilities": {}}
+META = {"_meta": {f"io.modelcontextprotocol/{key}": value for key, value in ENVELOPE.items()}}
 
 
 @asynccontextmanager
@@ -166,3 +171,34 @@ async def test_an_answer_needs_no_session_and_no_accept_header(tmp_path: Path) -
         assert "mcp-session-id" not in reply.headers
         assert reply.headers["content-type"].startswith("application/json")
         assert json.loads(reply.body)["id"] == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "version", "status"),
+    [
+        pytest.param(LIST, "", 200, id="an answer"),
+        pytest.param({**LIST, "method": "surprise"}, "", 200, id="an error"),
+        pytest.param(NOTIFICATION, "", 202, id="a notification"),
+        pytest.param(NOTIFICATION, VERSION, 202, id="a notification of today"),
+        pytest.param(LIST, VERSION, 400, id="no envelope"),
+        pytest.param({**LIST, "id": None}, "", 400, id="no message"),
+        pytest.param({**LIST, "method": "surprise", "params": META}, VERSION, 404, id="no method"),
+    ],
+)
+async def test_each_answer_is_one_that_the_document_tells_of(
+    tmp_path: Path, message: dict[str, Any], version: str, status: int
+) -> None:
+    headers = {"mcp-protocol-version": version, "mcp-method": message["method"]} if version else {}
+    async with scripted_box(tmp_path) as box:
+        document = (await box.ask("GET", "/openapi.json")).json()
+        reply = await ask(box, message, **headers)
+    assert reply.status == status
+    described = document["paths"][URL]["post"]["responses"][str(status)]
+    if "$ref" in described:
+        described = document["components"]["responses"][described["$ref"].rpartition("/")[2]]
+    content = described.get("content")
+    if content is None:
+        assert reply.body == b""
+    else:
+        schema = {**content["application/json"]["schema"], "components": document["components"]}
+        assert list(Draft202012Validator(schema).iter_errors(reply.json())) == []

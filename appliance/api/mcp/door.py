@@ -101,5 +101,7 @@ def mcp_operations(settings: Settings, models: TextModels, stores: VectorStores)
             request=(McpMessage,),
             examples={"tools": {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}},
             response=McpAnswer,
+            other_responses={400: McpAnswer, 404: McpAnswer},
+            empty_responses={202: "Accepted. The message has no `id`: it is a notification, which nobody answers."},
         ),
     )
