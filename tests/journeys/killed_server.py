@@ -87,6 +87,6 @@ if __name__ == "__main__":
 
     for each in METHODS:
         plant(each)
-    vars(compose)["ToolRegistry"] = lambda _: ToolRegistry({"note": note})
+    vars(compose)["open_tools"] = lambda _settings, _stores: ToolRegistry({"note": note})
     sys.argv.insert(1, "serve")
     main()
