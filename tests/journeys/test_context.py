@@ -80,14 +80,14 @@ def test_a_next_turn_computes_only_what_is_new_after_sigkill_too(data: Path, tmp
                 moves += moved
                 assert body["context"]["input_tokens"] == body["usage"]["input_tokens"]
                 assert body["context"]["input_tokens"] <= WINDOW - ANSWER
-                # From three quarters on a summary may be written in between, whose prompt takes the place of the state of
-                # the newest turns: a known fault, so nothing is asserted there.
+                # From three quarters on a summary may be written in between, whose prompt takes the place of the state
+                # of the newest turns: a known fault, so nothing is asserted there.
                 if before is not None and not moved and before["usage"]["input_tokens"] < WINDOW * 3 // 4:
                     assert cached(body) >= before["usage"]["input_tokens"] - 1
                 before = body
             before = say(subject, next(turns) * 20, name)
             answered = time.time()
-            # The states of earlier turns are written first, one after another; nothing for a second means all are there.
+            # The states of earlier turns are written first, one after another; a quiet second means that all are there.
             wait_until(lambda: answered < last_parked(data) < time.time() - 1, lambda: subject.log)  # noqa: B023
             assert subject.end(signal.SIGKILL) == -signal.SIGKILL
     assert 1 <= moves <= 6
