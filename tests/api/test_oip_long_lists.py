@@ -41,6 +41,7 @@ documents = st.recursive(
 )
 
 
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")  # the documents are large on purpose
 @given(document=documents, indent=st.none() | st.just(1))
 def test_every_document_is_the_same_with_its_lists_back_in_place(document: Any, indent: int | None) -> None:
     short, lists = cut_lists(json.dumps({"data": document, "rest": document}, indent=indent).encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -204,10 +205,11 @@ def test_a_second_server_on_a_folder_refuses_documents_until_it_is_started_witho
             second.wait_until_ready()
             check_refused(second, first.process.pid)
             assert second.log.count(f"in use by process {first.process.pid}.") == 3
-            for call in (second.client().conversations.create, lambda: second.client().responses.retrieve("resp_1")):
-                with pytest.raises(openai.InternalServerError) as caught:
-                    call()
-                assert (caught.value.status_code, caught.value.code) == (503, "sessions_in_use")
+            with second.client() as client:
+                for call in (client.conversations.create, functools.partial(client.responses.retrieve, "resp_1")):
+                    with pytest.raises(openai.InternalServerError) as caught:
+                        call()
+                    assert (caught.value.status_code, caught.value.code) == (503, "sessions_in_use")
             assert second.client().completions.create(model="tiny", prompt="hello", max_tokens=1).choices
             told = appliance("docs", "list", "--url", second.url, data=tiny_data)
             assert told.returncode != 0
