@@ -6,6 +6,8 @@ The map, from the top floor down; imports point down only (see the contracts in 
 - `bench`     the figures that the appliance promises, measured from outside
 - `compose`   the one file that knows every room: builds, connects, starts and stops them
 - `api`       the HTTP door: OpenAI resources, health, metrics, OpenAPI document
+- `fleet`     the door to a hub: identity, twin, commands, telemetry, signed updates over MQTT
+- `hub`       the fleet's other end, a program of its own
 - `serving`   the corridor: a request becomes engine work
 - `engine`    GGUF models over llama.cpp and ONNX models over onnxruntime, one thread a model
 - `registry`  the model catalog, downloads, content-addressed blobs, versions
@@ -14,6 +16,7 @@ The map, from the top floor down; imports point down only (see the contracts in 
 - `agents`    the loop between a model and its tools, and the tools of the box
 - `batches`   files of requests, worked off when nobody else needs the box
 - `security`  API keys and the audit trail
+- `messaging` the MQTT connection of the fleet's two ends
 - `store`     SQLite databases and their migrations
 - `observe`   logs, metrics, machine resources
 - `core`      types, errors, settings, clock

@@ -5,11 +5,10 @@ Verbs are imported only when they are called, so that `appliance --help` is inst
 
 from __future__ import annotations
 
-from importlib import import_module
-
 import click
 
 from appliance import __version__
+from appliance.cli.lazy import LazyGroup
 
 VERBS = {
     "serve": "Run the appliance: load the model and answer on the OpenAI API.",
@@ -21,31 +20,14 @@ VERBS = {
     "docs": "Add, list, search, remove and check documents on a running server.",
     "bench": "Measure this box: throughput, latency, memory.",
     "eval": "Measure how well your own documents are found.",
+    "hub": "Run a hub for many boxes: enrolment, telemetry, signed model updates.",
 }
-
-
-class LazyGroup(click.Group):
-    """A group whose commands are the attribute `command` of `appliance.cli.<verb>`."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """Return the verbs in the order in which a newcomer needs them."""
-        return list(VERBS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """Import the verb's module and return its command, or None if there is no such verb."""
-        if cmd_name not in VERBS:
-            return None
-        command: click.Command = import_module(f"appliance.cli.{cmd_name}").command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        """Write the verbs from the table, without importing any of them."""
-        with formatter.section("Verbs"):
-            formatter.write_dl(list(VERBS.items()))
 
 
 @click.command(
     cls=LazyGroup,
+    package="appliance.cli",
+    verbs=VERBS,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Start with: appliance models pull smollm2-135m-instruct, then: appliance serve",
 )

@@ -1,0 +1,1 @@
+"""The box's door to its hub: identity, twin, commands, telemetry and signed model updates over MQTT."""
