@@ -76,6 +76,26 @@ class HubSettings:
         return self.data_dir / "hub.db"
 
     @property
+    def certificates_dir(self) -> Path:
+        """Return the folder of the certificate authority and of what it signed."""
+        return self.data_dir / "certificates"
+
+    @property
+    def authority_path(self) -> Path:
+        """Return the PEM file with the certificate authority, by which devices, broker and hub know each other."""
+        return self.certificates_dir / "authority.pem"
+
+    @property
+    def hub_certificate_path(self) -> Path:
+        """Return the PEM file with the hub's own certificate, its chain included."""
+        return self.certificates_dir / "hub.pem"
+
+    @property
+    def hub_key_path(self) -> Path:
+        """Return the PEM file with the private key of the hub's certificate."""
+        return self.certificates_dir / "hub-key.pem"
+
+    @property
     def lock_path(self) -> Path:
         """Return the path of the file whose lock makes a process the one that serves this folder."""
         return self.data_dir / "hub.lock"
