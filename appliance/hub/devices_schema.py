@@ -1,13 +1,13 @@
 """The tables of the devices: who they are, what they are like, what they should be, what they were told.
 
-devices.status        `unreached` until the first word, then as in `DeviceState`, by the session of `instance` and `epoch`
+devices.status        `unreached` until the first word, then as in `DeviceState`, by the session of instance and epoch
 devices.confirmed     when the broker last had this status, by the hub's clock
 devices.seen          when the device last said anything, by the hub's clock
 devices.quarantined   since when two boxes use this identity, or NULL
 device_instances      installations that had this identity, with the highest epoch of each
 device_events         what an operator should know of, the newest of each device
 twins                 the desired twins as operators write them: of a device or of a group
-twin_versions         what each device is sent, made of its own twin and its groups'; without `published` it is to be
+twin_versions         what each device is sent, of its own twin and its groups'; without `published` it has to be
 commands.state        `waiting` to be sent, `sent`, then `done`, `failed` or `expired`
 """
 

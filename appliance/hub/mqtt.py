@@ -55,7 +55,9 @@ class HubLink:
             raise UnavailableError("The hub has no connection to the broker yet.")
         await self._connection.publish(message)
 
-    async def run(self, receive: Receive, subscriptions: Sequence[Subscription], on_connected: Callable[[], None]) -> None:
+    async def run(
+        self, receive: Receive, subscriptions: Sequence[Subscription], on_connected: Callable[[], None]
+    ) -> None:
         """Stay connected until cancelled.
 
         Raises:
@@ -117,7 +119,7 @@ class HubLink:
                 self._failed.set()
                 await asyncio.Event().wait()  # never acknowledged: the connection ends
             except StorageError as error:
-                logger.error("A message on %s waits for the disk: %s", message.topic[:100], error)
+                logger.warning("A message on %s waits for the disk: %s", message.topic[:100], error)
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, LONGEST_RETRY_S)
             else:
