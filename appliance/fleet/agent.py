@@ -16,7 +16,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import msgspec
 
@@ -40,13 +40,27 @@ Alarm = Callable[[str, dict[str, Any]], Awaitable[None]]
 """Raises an alarm of a kind, with figures; it reaches the hub when it can."""
 
 
+def subscriptions(device: str) -> Sequence[Subscription]:
+    """Return what a device reads: its own branch, and what is for all."""
+    return [Subscription(HUB_TOPIC), Subscription(f"{ROOT}/dn/{device}/+")]
+
+
+class Leaving(Link, Protocol):
+    """A link that can be left so that nobody is told that it was lost."""
+
+    async def say_farewell(self, message: Message) -> None:
+        """Publish the last message of a session. Raises as `publish`."""
+        ...
+
+
 class FleetAgent:
     """Owns the session and the dispatch; `messaging` owns the connection and calls what is here."""
 
     def __init__(
         self,
         device: str,
-        link: Link,
+        instance: str,
+        link: Leaving,
         ledger: DeviceLedger,
         *,
         hub: HubWatch,
@@ -64,7 +78,7 @@ class FleetAgent:
         self._device = device
         self._link = link
         self._ledger = ledger
-        self._instance = ledger.instance
+        self._instance = instance
         self._hub = hub
         self._asking = asking
         self._parts = parts
@@ -77,17 +91,10 @@ class FleetAgent:
         self._metrics = metrics
         self._alarm = alarm
         self._clones = CloneWatch()
-        self._state = DeviceState(0, "lost", 0.0, __version__, self._instance)
-        self._greeted = asyncio.Event()
+        self._state = DeviceState(0, "lost", 0.0, __version__, instance)
         self._connected = asyncio.Event()
 
     # The session, as the connection tells of it
-
-    @property
-    def subscriptions(self) -> Sequence[Subscription]:
-        """Return what this device reads: its own branch, and what is for all."""
-        kinds = [Subscription(f"{ROOT}/dn/{self._device}/{kind}", _quality(kind)) for kind in sorted(self._readers)]
-        return [Subscription(HUB_TOPIC), *kinds]
 
     async def opening(self) -> Message:
         """Begin a new session and return its Will.
@@ -97,17 +104,19 @@ class FleetAgent:
         """
         epoch = await self._ledger.next_epoch()
         self._state = DeviceState(epoch, "lost", self._clock.unix(), __version__, self._instance)
-        return self._state_message(self._state)
+        return self._message("lost")
 
     async def opened(self) -> None:
-        """Say that this box is there, and let each part say what it has to say anew."""
-        self._greeted.clear()
-        await self._say("online")
+        """Say that this box is there, and let each part say what it has to say anew.
+
+        Raises:
+            UnavailableError: The connection is gone already.
+        """
+        await self._link.publish(self._message("online"))
         self._metrics.connected()
         LOGGER.info("connected to the fleet's broker, session %d", self._state.epoch)
         for part in self._parts:
             await self._guarded(part, part.connected())
-        self._greeted.set()
         self._connected.set()
 
     async def closed(self, *, taken_over: bool) -> float:
@@ -127,7 +136,7 @@ class FleetAgent:
         return HOLD_OFF_S
 
     async def receive(self, message: Message) -> None:
-        """Hand a message to the part that reads it; returns when the part is done with it."""
+        """Hand a message to the part that reads it, which has greeted the hub by then; return when it is done."""
         if message.topic == HUB_TOPIC:
             self._hub.hear(message)
             return
@@ -136,17 +145,15 @@ class FleetAgent:
         if part is None:
             LOGGER.warning("a message on %r is not for this box", message.topic[:200])
             return
-        if kind != "res":  # an answer to what a part asks while it greets the hub
-            await self._greeted.wait()
         await self._guarded(part, part.handle(cast("DownKind", kind), message))
 
     async def say_goodbye(self) -> None:
         """Tell the hub that this end is meant, if it can be told at once."""
         try:
             async with asyncio.timeout(GOODBYE_S):
-                await self._say("stopping")
-        except TimeoutError:
-            LOGGER.info("the broker did not take the goodbye within %g s", GOODBYE_S)
+                await self._link.say_farewell(self._message("stopping"))
+        except (TimeoutError, ApplianceError) as error:
+            LOGGER.info("the hub was not told that this end is meant, and will hear that this box is lost: %s", error)
 
     # Work in between
 
@@ -189,14 +196,8 @@ class FleetAgent:
                 LOGGER.info("the hub's time is not known: %s", error)
                 await asyncio.sleep(ASK_TIME_AGAIN_S)
 
-    async def _say(self, status: Literal["online", "stopping"]) -> None:
+    def _message(self, status: Literal["online", "lost", "stopping"]) -> Message:
         state = msgspec.structs.replace(self._state, status=status)
-        try:
-            await self._link.publish(self._state_message(state))
-        except ApplianceError as error:
-            LOGGER.info("the hub was not told that this box is %s: %s", status, error)
-
-    def _state_message(self, state: DeviceState) -> Message:
         return Message(up(self._device, "state"), msgspec.json.encode(state), retain=True)
 
     async def _raise_alarm(self, kind: str, body: dict[str, Any]) -> None:
@@ -204,8 +205,3 @@ class FleetAgent:
             await self._alarm(kind, body)
         except ApplianceError as error:
             LOGGER.warning("the alarm %s was not kept: %s", kind, error)
-
-
-def _quality(kind: str) -> Literal[0, 1]:
-    """Return the quality of service of what is read: blocks and acknowledgements are asked for again by themselves."""
-    return 0 if kind in {"blk", "ack"} else 1

@@ -1,12 +1,11 @@
 """The agent's part of `fleet.db`.
 
-device                one row. `instance` is made up with the file, so a copy of the data folder has the same one, and
-                      two boxes with one identity but an `instance` each were enrolled twice
-device.epoch          counts the sessions at the broker; raised before each connecting
+device.epoch          one row; counts the sessions at the broker, and is raised before each connecting
 twin                  one row. `desired` is what was accepted last, as JSON, or NULL; `reported_version` rises with
                       each report
 commands.state        `accepted`: nothing was done yet. `begun`: it was about to act, or did. `done`: it has its result
 commands.correlation  of the message, for the answer
+commands.sent         whether the broker took the answer over
 """
 
 from __future__ import annotations
@@ -15,11 +14,10 @@ AGENT = (
     """
     CREATE TABLE device (
         key INTEGER PRIMARY KEY CHECK (key = 1),
-        instance TEXT NOT NULL,
         epoch INTEGER NOT NULL
     ) STRICT
     """,
-    "INSERT INTO device (key, instance, epoch) VALUES (1, lower(hex(randomblob(16))), 0)",
+    "INSERT INTO device (key, epoch) VALUES (1, 0)",
     """
     CREATE TABLE twin (
         key INTEGER PRIMARY KEY CHECK (key = 1),
@@ -37,7 +35,8 @@ AGENT = (
         state TEXT NOT NULL CHECK (state IN ('accepted', 'begun', 'done')),
         correlation BLOB NOT NULL,
         request BLOB NOT NULL,
-        result BLOB
+        result BLOB,
+        sent INTEGER NOT NULL DEFAULT 0
     ) STRICT
     """,
     "CREATE INDEX commands_open ON commands (number) WHERE state <> 'done'",

@@ -31,6 +31,9 @@ class KeptLink:
         if self._answer is not None:
             await self._answer(message)
 
+    async def say_farewell(self, message: Message) -> None:
+        await self.publish(message)
+
     async def wait_for(self, n: int, *, timeout_s: float = 10.0) -> None:
         """Wait until so many messages were published."""
         async with asyncio.timeout(timeout_s):
