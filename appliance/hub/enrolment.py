@@ -1,6 +1,6 @@
 """The hub's side of enrolment: answers claims and renewals, and signs what the store says may be signed.
 
-Whoever writes to a claim topic has a claim certificate, or is a device; which claim it is says the token in the message.
+Whoever writes to a claim topic has a claim certificate; which claim it is tells the token in the message.
 """
 
 from __future__ import annotations

@@ -84,6 +84,10 @@ def judge(claim: ClaimFacts | None, known: Known, instance: str, *, approval: Ap
         return settled
     if (fault := _fault(claim, now)) is not None:
         return Verdict(None, detail=fault)
+    return _decide(claim, known, instance, approval)
+
+
+def _decide(claim: ClaimFacts, known: Known, instance: str, approval: Approval) -> Verdict:
     if known.state in ("waiting", "quarantined"):
         return _still(known.state)
     if claim.waiting >= MOST_WAITING:

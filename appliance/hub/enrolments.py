@@ -82,15 +82,17 @@ class SqliteEnrolments:
 
     def claims(self) -> Sequence[ClaimRecord]:
         """Return all claims, oldest first."""
-        sql = f"SELECT *, {_USED} AS used FROM claims ORDER BY created, id"
-        return self._database.read(lambda connection: [_claim(row) for row in connection.execute(sql)])
+        return self._database.read(
+            lambda connection: [_claim(row) for row in connection.execute(f"{_CLAIMS} ORDER BY created, id")]
+        )
 
     def enrolments(self, *states: EnrolmentState) -> Sequence[EnrolmentRecord]:
         """Return the requests in these states, or in any, oldest first."""
-        marks = ", ".join("?" for _ in states)
-        where = f"WHERE state IN ({marks})" if states else ""
-        sql = f"SELECT * FROM enrolments {where} ORDER BY id"
-        return self._database.read(lambda connection: [_enrolment(row) for row in connection.execute(sql, states)])
+        wanted = msgspec.json.encode(states).decode()
+        sql = "SELECT * FROM enrolments WHERE ? = '[]' OR state IN (SELECT value FROM json_each(?)) ORDER BY id"
+        return self._database.read(
+            lambda connection: [_enrolment(row) for row in connection.execute(sql, (wanted, wanted))]
+        )
 
     def certificates(self, device: str | None = None) -> Sequence[CertificateRecord]:
         """Return the certificates of a device, or of all, oldest first."""
@@ -162,8 +164,12 @@ class SqliteEnrolments:
         return self._database.read(lambda connection: [_certificate(row) for row in connection.execute(sql, (now,))])
 
 
-_USED = "(SELECT count(*) FROM enrolments WHERE claim = claims.id AND state IN ('issued', 'revoked'))"
-_WAITING = "(SELECT count(*) FROM enrolments WHERE claim = claims.id AND state IN ('waiting', 'quarantined'))"
+_CLAIMS = """
+    SELECT *,
+        (SELECT count(*) FROM enrolments WHERE claim = claims.id AND state IN ('issued', 'revoked')) AS used,
+        (SELECT count(*) FROM enrolments WHERE claim = claims.id AND state IN ('waiting', 'quarantined')) AS waiting
+    FROM claims
+"""
 
 
 def _answer(
@@ -233,9 +239,7 @@ def _keep(connection: Connection, asked: Asked, claim: str, state: EnrolmentStat
     )
 
 
-def _renew(
-    connection: Connection, device: str, key_digest: str, sign: Callable[[], Signed], now: float
-) -> Outcome:
+def _renew(connection: Connection, device: str, key_digest: str, sign: Callable[[], Signed], now: float) -> Outcome:
     sql = "SELECT 1 FROM certificates WHERE device = ? AND revoked IS NULL AND expires > ?"
     if connection.execute(sql, (device, now)).fetchone() is None:
         return Outcome(None, detail="This device has no valid certificate; it has to be enrolled anew.")
@@ -304,9 +308,7 @@ def _hash(secret: str) -> bytes:
 
 
 def _claim_of(connection: Connection, token: str) -> Row | None:
-    row: Row | None = connection.execute(
-        f"SELECT *, {_USED} AS used, {_WAITING} AS waiting FROM claims WHERE secret_hash = ?", (_hash(token),)
-    ).fetchone()
+    row: Row | None = connection.execute(f"{_CLAIMS} WHERE secret_hash = ?", (_hash(token),)).fetchone()
     return row
 
 
@@ -348,6 +350,4 @@ def _enrolment(row: Row) -> EnrolmentRecord:
 
 
 def _certificate(row: Row) -> CertificateRecord:
-    return CertificateRecord(
-        row["serial"], row["device"], row["issued"], row["expires"], row["revoked"], row["reason"]
-    )
+    return CertificateRecord(row["serial"], row["device"], row["issued"], row["expires"], row["revoked"], row["reason"])

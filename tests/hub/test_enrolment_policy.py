@@ -22,7 +22,9 @@ CLAIM = ClaimFacts(expires=1000.0, revoked=False, allowed=2, used=0, waiting=0, 
 NOW = 500.0
 
 
-def state(claim: ClaimFacts | None, known: Known, approval: Approval = "manual", now: float = NOW) -> tuple[object, bool]:
+def state(
+    claim: ClaimFacts | None, known: Known, approval: Approval = "manual", now: float = NOW
+) -> tuple[object, bool]:
     verdict = judge(claim, known, "me", approval=approval, now=now)
     assert bool(verdict.detail) == (verdict.state != "issued"), "whoever gets nothing is told why"
     return verdict.state, verdict.sign
@@ -44,7 +46,9 @@ def test_approval_leads_to_a_certificate_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "spent", [replace(CLAIM, revoked=True), replace(CLAIM, expires=NOW), replace(CLAIM, used=2)], ids=lambda each: str(each)
+    "spent",
+    [replace(CLAIM, revoked=True), replace(CLAIM, expires=NOW), replace(CLAIM, used=2)],
+    ids=str,
 )
 def test_a_spent_claim_lets_nobody_in_and_takes_nothing_back(spent: ClaimFacts) -> None:
     assert state(spent, Known(), "automatic") == (None, False)
