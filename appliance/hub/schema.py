@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from appliance.hub import enrolment_schema
-from appliance.store.migrations import MIGRATIONS as BOX_MIGRATIONS
-from appliance.store.migrations import Migration
-
-KEYS_AND_AUDIT = BOX_MIGRATIONS[0].statements + BOX_MIGRATIONS[2].statements
+from appliance.hub import devices_schema, enrolment_schema
+from appliance.store.migrations import KEYS_AND_AUDIT, Migration
 
 PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("api_keys_and_audit", KEYS_AND_AUDIT),
+    ("devices", devices_schema.STATEMENTS),
     ("enrolment", enrolment_schema.STATEMENTS),
 )
 """Name and statements of each step, oldest first."""
