@@ -21,6 +21,7 @@ HOMES = {
     "charset_normalizer": ("retrieval/parsing/",),
     "Stemmer": ("core/words.py",),
     "click": ("cli/",),
+    "cryptography": ("security/",),
     "ctypes": (
         "observe/allocator.py",
         "engine/llama/",
@@ -49,6 +50,7 @@ HOMES = {
     ),
     "onnxruntime": ("engine/onnx/",),
     "openpyxl": ("retrieval/parsing/",),
+    "paho": ("messaging/session.py",),
     "prometheus_client": ("observe/metrics.py",),
     "psutil": ("observe/resources.py", "bench/"),
     "PIL": ("retrieval/parsing/pictures.py",),
