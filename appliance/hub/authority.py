@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from appliance.core.clock import Clock, iso_timestamp
-from appliance.core.errors import ConflictError, InvalidRequestError, NotFoundError
+from appliance.core.errors import ConflictError, NotFoundError
 from appliance.core.releases import DIRECTOR_TARGET, DirectorKeys
+from appliance.hub.key_plan import ROOT_PLAN, TARGETS_PLAN, KeyPlan, RoleState
 from appliance.hub.metadata import Roles, first_roles, load_roles
 from appliance.hub.repository import Repository
 from appliance.hub.signing_rules import Due, due, is_driven_up, state
@@ -25,56 +25,13 @@ from appliance.store.files import open_regular, storage_errors, sync_folder, wri
 
 logger = logging.getLogger(__name__)
 
+__all__ = ["ROOT_PLAN", "TARGETS_PLAN", "Authority", "KeyPlan", "RoleState"]
+
 OFFLINE = ("root", "targets")
 ONLINE = ("snapshot", "timestamp")
 DIRECTOR = "director"
 ANCHOR = "root.json"
 """Beside the offline keys: the newest root, by which their holder knows his repository again."""
-
-
-@dataclass(frozen=True, slots=True)
-class KeyPlan:
-    """How many keys a role has, and how many of them have to sign."""
-
-    keys: int
-    threshold: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.threshold <= self.keys <= 16:
-            raise InvalidRequestError(
-                f"{self.threshold} of {self.keys} keys cannot be made to sign.",
-                advice="Use 1 to 16 keys, and a threshold of at least 1 and at most their number.",
-            )
-
-
-ROOT_PLAN = KeyPlan(3, 2)
-"""So that one may be lost, and one may be stolen."""
-TARGETS_PLAN = KeyPlan(2, 1)
-
-
-@dataclass(frozen=True, slots=True)
-class RoleState:
-    """How a role stands, for a person.
-
-    Attributes:
-        role: One of TUF's four, or `director`.
-        kept: `offline` or `online`.
-        threshold: How many of its keys have to sign.
-        keys: The ids of its keys.
-        at_hand: The ids of those whose private half was found.
-        version: Of its metadata; 0 for the director, which has none.
-        expires: Unix seconds, or None.
-        state: `valid`, `soon` to expire, or `expired`.
-    """
-
-    role: str
-    kept: str
-    threshold: int
-    keys: tuple[str, ...]
-    at_hand: tuple[str, ...]
-    version: int
-    expires: float | None
-    state: str
 
 
 class Authority:
@@ -168,10 +125,12 @@ class Authority:
         Raises:
             NotFoundError: The keys are not at hand.
             UntrustedError: Someone else changed the repository.
+            ConflictError: A part of a release is signed already with another content.
         """
         with self.repository.changing():
             roles = self._checked_roles()
             keys = self._signers(roles, "targets")
+            _refuse_second(added, roles)
             for path in removed:
                 roles.targets.signed.targets.pop(path, None)
             files = self._set_targets(roles, added)
@@ -287,6 +246,18 @@ class Authority:
         self._forget_online(left)
         return [each.id for each in made]
 
+    def find_keys(self, role: str, starts: Sequence[str]) -> list[str]:
+        """Return the ids of a role's keys that begin so, or of all if nothing is given.
+
+        Raises:
+            NotFoundError: The role has no such key.
+        """
+        ids = self.roles().key_ids(role)
+        for start in starts:
+            if not start or not any(each.startswith(start) for each in ids):
+                raise NotFoundError(f"The role {role} has no key {start!r:.80}; it has {', '.join(ids)}.")
+        return [each for each in ids if not starts or any(each.startswith(start) for start in starts)]
+
     def states(self) -> list[RoleState]:
         """Return how each role stands."""
         roles = self.roles()
@@ -387,3 +358,11 @@ class Authority:
                 if stored.id_start in starts:
                     stored.path.unlink()
             sync_folder(self.online_folder)
+
+
+def _refuse_second(added: Mapping[str, bytes], roles: Roles) -> None:
+    """A release is signed once: of two people who release the same model at once, one is told to try again."""
+    for path, data in added.items():
+        there = roles.target_files().get(path)
+        if path != DIRECTOR_TARGET and there is not None and there != Target.of(path, data):
+            raise ConflictError(f"Someone else has just signed {path}; nothing was changed.", advice="Try again.")

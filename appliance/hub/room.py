@@ -29,9 +29,11 @@ from appliance.hub.device_records import DeviceStore
 from appliance.hub.device_store import SqliteDevices
 from appliance.hub.devices import Devices
 from appliance.hub.dispatch import Complaints, Counting, Dispatcher
+from appliance.hub.enrolment_plug import plug_enrolment
 from appliance.hub.mqtt import HubLink
 from appliance.hub.part import HubPart
 from appliance.hub.questions import Questions
+from appliance.hub.release_plug import plug_repository
 from appliance.hub.schema import MIGRATIONS
 from appliance.observe.hub_metrics import HubMetrics
 from appliance.observe.logs import configure_logging
@@ -77,7 +79,7 @@ class Means:
     listening: dict[str, Receive] = field(default_factory=dict)
 
 
-PLUGS: tuple[Callable[[Means], HubPart], ...] = ()
+PLUGS: tuple[Callable[[Means], HubPart], ...] = (plug_enrolment, plug_repository)
 """Each makes one part, in this order."""
 
 
