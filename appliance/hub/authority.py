@@ -237,6 +237,7 @@ class Authority:
             root = self._signers(roles, "root")
             targets = self._signers(roles, "targets")
             left, made = self._renew_online(roles)
+            left |= {each.id_start for each in list_keys([self.online_folder], DIRECTOR)}
             roles.sign_root(self._clock.unix(), root)
             made.append(self.new_key(DIRECTOR))
             director = DirectorKeys((made[-1].public.value,))

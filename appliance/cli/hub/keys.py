@@ -76,7 +76,8 @@ def add(context: HubContext, *, role: str, threshold: int | None, keys_folders: 
 
 @command.command(
     epilog="Examples: `appliance hub keys rotate online` after the hub was in strange hands; "
-    "`appliance hub keys rotate targets --keys /media/stick`; `appliance hub keys rotate root --key 1a2b3c4d` for one lost key."
+    "`appliance hub keys rotate targets --keys /media/stick`; `appliance hub keys rotate root --key 1a2b3c4d` for one "
+    "lost key."
 )
 @click.argument("role", type=click.Choice(("root", "targets", "online", "director")))
 @click.option("--key", "only", multiple=True, metavar="ID", help="Of root or targets: replace only the key of this id.")

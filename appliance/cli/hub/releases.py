@@ -107,14 +107,19 @@ def list_releases(context: HubContext) -> None:
 @hub_verb_options
 def show(context: HubContext, *, name: str) -> None:
     """Show all of the release NAME: `model`, `model:version` or `model#counter`."""
-    from appliance.cli.model_documents import print_fields
-
     with _releases(context, open_authority(context, ())) as releases:
         document = _document(releases.find(name))
     if context.json:
         context.print_json(document)
-    else:
-        print_fields(document)
+        return
+    files = document.pop("files")
+    criteria = document.pop("criteria")
+    rows = [[field, str(value)] for field, value in document.items() if value not in (None, "", [], 0)]
+    rows += [[f"file {each['role']}", f"{each['length']:,} bytes, sha256 {each['digest']}"] for each in files]
+    golden = criteria.pop("golden")
+    rows += [[field, str(value)] for field, value in criteria.items() if value]
+    rows += [["golden inputs", str(len(golden))]]
+    print_table(["Field", "Value"], rows)
 
 
 @command.command(epilog="Example: appliance hub releases verify --deep && echo all sound")
