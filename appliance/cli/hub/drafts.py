@@ -80,12 +80,13 @@ def read_criteria(path: Path) -> Criteria:
         text = file.read(_LARGEST_CRITERIA_BYTES)
     try:
         document: dict[str, Any] = msgspec.toml.decode(text, type=dict[str, Any])
+        criteria = msgspec.convert(document, type=Criteria)
         _refuse_unknown(document, Criteria)
         for each in document.get("golden", ()):
             _refuse_unknown(each, GoldenInput)
-        return msgspec.convert(document, type=Criteria)
     except (msgspec.DecodeError, ValueError) as error:
         raise InvalidRequestError(f"The criteria {path} are wrong: {error}.", param="criteria") from error
+    return criteria
 
 
 def _manifest(name: str) -> Manifest:
@@ -107,8 +108,8 @@ def _find(file: ManifestFile, path: Path, *, alone: bool) -> Path:
     )
 
 
-def _refuse_unknown(document: object, kind: type[Any]) -> None:
+def _refuse_unknown(document: dict[str, Any], kind: type[Any]) -> None:
     known = set(kind.__struct_fields__)
-    unknown = sorted(set(document) - known) if isinstance(document, dict) else []
+    unknown = sorted(document.keys() - known)
     if unknown:
         raise ValueError(f"there is no {unknown[0]!r}; there are {', '.join(sorted(known))}")
