@@ -90,10 +90,10 @@ def test_more_lists_are_scanned_for_more_neighbours_than_the_trial_looked_for() 
     assert probes(candidates(11), 300) == 300
 
 
-def test_as_few_lists_are_scanned_as_reach_the_recall_but_a_twenty_fifth() -> None:
+def test_as_few_lists_are_scanned_as_reach_the_recall_but_a_fortieth() -> None:
     assert least_probes(lambda probes: probes / 1000, 4000, 0.5) >= 500
     assert least_probes(lambda probes: probes / 1000, 4000, 0.5) < 650
-    assert least_probes(lambda _: 1.0, 4000, 0.95) == 160
+    assert least_probes(lambda _: 1.0, 4000, 0.95) == 100
     assert least_probes(lambda _: 1.0, 40, 0.95) == 4
     assert least_probes(lambda _: 0.0, 10, 0.95) == 10
     assert least_probes(lambda _: 1.0, 2, 0.95) == 2

@@ -116,9 +116,9 @@ def plan(made: Made, *, k: int, passing: int, lists: int, probes: int, limits: L
 def least_probes(recall: Callable[[int], float], lists: int, wanted: float) -> int:
     """Return the fewest lists to scan with which the recall is as wanted, in steps of about a quarter; or all.
 
-    They are a twenty-fifth at least: real queries are harder than those of a trial.
+    They are a fortieth at least: real queries are harder than those of a trial.
     """
-    probes = min(max(4, lists // 25), lists)
+    probes = min(max(4, lists // 40), lists)
     while probes < lists and recall(probes) < wanted:
         probes = min(lists, probes + max(1, probes // 4))
     return probes
