@@ -228,6 +228,7 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
                     embedding_models=floor.embedding,
                     classifiers=floor.classifiers,
                     agents=cast("Agents", agents),
+                    conversations=conversations,
                 ),
                 callers=KeyHolders(settings, keys),
                 metrics=metrics.batches,

@@ -95,7 +95,7 @@ def create_app(
     authenticator = Authenticator(settings, keys)
     document = _Document(lambda: openapi_document(operations, settings, keys_required=authenticator.required))
     operations = (
-        *openai_operations(settings, text_models),
+        *openai_operations(settings, text_models, conversations),
         *encoder_operations(settings, embedding_models, classifiers),
         *retrieval_operations(settings, files, vector_stores),
         *response_operations(settings, agents),
@@ -118,7 +118,7 @@ def create_app(
     )
 
 
-def openai_operations(settings: Settings, text_models: TextModels) -> Sequence[Operation]:
+def openai_operations(settings: Settings, text_models: TextModels, conversations: Conversations) -> Sequence[Operation]:
     """Return the routes of the OpenAI API."""
     models = Models(text_models)
     model = settings.model or "smollm2-135m-instruct"
@@ -148,7 +148,7 @@ def openai_operations(settings: Settings, text_models: TextModels) -> Sequence[O
             path="/v1/chat/completions",
             operation_id="createChatCompletion",
             summary="Answer a conversation",
-            handler=ChatCompletions(text_models, settings).create,
+            handler=ChatCompletions(text_models, conversations, settings).create,
             access="inference",
             request=(ChatCompletionRequest,),
             examples={

@@ -230,7 +230,12 @@ async def scripted_box(
                 SystemClock(),
                 files=files,
                 door=offline_door(
-                    settings, text_models=models, embedding_models=embedding, classifiers=classifiers, agents=agents
+                    settings,
+                    text_models=models,
+                    embedding_models=embedding,
+                    classifiers=classifiers,
+                    agents=agents,
+                    conversations=sessions.conversations,
                 ),
                 callers=KeyHolders(settings, keys),
                 metrics=metrics,
@@ -308,6 +313,7 @@ async def real_box(
                     embedding_models=floor.embedding,
                     classifiers=floor.classifiers,
                     agents=agents,
+                    conversations=sessions.conversations,
                 ),
                 callers=KeyHolders(settings, keys),
                 metrics=metrics,
