@@ -50,6 +50,7 @@ HOMES = {
     ),
     "onnxruntime": ("engine/onnx/",),
     "openpyxl": ("retrieval/parsing/",),
+    "paho": ("messaging/session.py",),
     "prometheus_client": ("observe/metrics.py", "observe/hub_metrics.py"),
     "psutil": ("observe/resources.py", "bench/"),
     "PIL": ("retrieval/parsing/pictures.py",),
