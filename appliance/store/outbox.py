@@ -9,7 +9,8 @@ gap row, so that the loss is told too.
     sample           written once a second: the last second may go with the process
 
 The number of the boot is kept in a small file as well, synced before the first row: sequences begin anew with each
-boot, so a number that came twice would make the hub take new rows for old ones.
+boot, so a number that came twice would make the hub take new rows for old ones. Where nothing is left of it, on a box
+that was set up anew, it begins with the minutes since 2024: more than there were starts.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ FLUSH_S = 1.0
 _DURABLE: frozenset[Stream] = frozenset({"alarm", "job"})
 _WRITTEN: frozenset[Stream] = frozenset({"health", "metric"})
 _FULL, _NORMAL = 2, 1
+_NEW_YEAR_2024 = 1_704_067_200
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +70,11 @@ class Outbox:
     """Owns `telemetry.db`. Used from one event loop; opening it blocks for milliseconds.
 
     Attributes:
-        boot: This start of the program, counted from 1.
+        boot: The number of this start of the program, higher than those of before.
         lost: Facts that were lost since then.
         moved_aside: Why the file of before was moved aside at this start or since, or "".
         failing: Why rows wait in memory, or "".
+        changed: Set when a row was appended; whoever waits for that clears it.
     """
 
     def __init__(self, path: Path, clock: Clock, limits: Limits = Limits()) -> None:
@@ -96,6 +99,7 @@ class Outbox:
         self.lost = 0
         self.moved_aside = ""
         self.failing = ""
+        self.changed = asyncio.Event()
         self.boot = self._begin_boot()
 
     async def append(self, stream: Stream, kind: str, body: Mapping[str, Any]) -> None:
@@ -226,6 +230,7 @@ class Outbox:
         self._next[stream] += 1
         at = self._clock.unix()
         self._pending.append(Row(stream, self.boot, number, number, at, at, self.lived(), lost, kind, body))
+        self.changed.set()
 
     def _bound_memory(self) -> None:
         """Let go of the oldest of the lowest class, as in the file."""
@@ -287,7 +292,7 @@ class Outbox:
     # Opening
 
     def _begin_boot(self) -> int:
-        known = _read_boot(self._boot_path)
+        known = _read_boot(self._boot_path) or max(0, int((self._clock.unix() - _NEW_YEAR_2024) // 60))
         boot = known + 1
         try:
             boot = self._open(known)
