@@ -47,6 +47,7 @@ FLUSH_S = 1.0
 
 _DURABLE: frozenset[Stream] = frozenset({"alarm", "job"})
 _WRITTEN: frozenset[Stream] = frozenset({"health", "metric"})
+_MOST_PENDING = 200
 _FULL, _NORMAL = 2, 1
 _NEW_YEAR_2024 = 1_704_067_200
 
@@ -114,7 +115,7 @@ class Outbox:
                 f"A row {kind!r} of telemetry has {len(encoded)} bytes; at most {LARGEST_BODY_BYTES} are kept."
             )
         self._pend(stream, kind, encoded)
-        if stream in _DURABLE or stream in _WRITTEN:
+        if stream in _DURABLE or stream in _WRITTEN or self.failing or len(self._pending) >= _MOST_PENDING:
             await self.flush(durable=stream in _DURABLE)
 
     async def flush(self, *, durable: bool = False) -> None:
@@ -293,7 +294,7 @@ class Outbox:
 
     def _begin_boot(self) -> int:
         known = _read_boot(self._boot_path) or max(0, int((self._clock.unix() - _NEW_YEAR_2024) // 60))
-        boot = known + 1
+        boot = self.boot = known + 1
         try:
             boot = self._open(known)
         except UnreadableDatabaseError as error:
@@ -305,7 +306,6 @@ class Outbox:
         except OSError as error:
             LOGGER.warning("the boot's number cannot be written to %s: %s", self._boot_path, error.strerror)
         if self.moved_aside:
-            self.boot = boot
             self._reopen_quietly()
         return boot
 
@@ -317,8 +317,8 @@ class Outbox:
         database = Database(self._path, migrations=MIGRATIONS, durable=False)
         self._synchronous = _NORMAL
         try:
-            boot, self._lived = database.write_blocking(lambda connection: outbox_schema.begin_boot(connection, known))
             self._held = database.read(outbox_schema.held)
+            boot, self._lived = database.write_blocking(lambda connection: outbox_schema.begin_boot(connection, known))
         except BaseException:
             database.close()
             raise
