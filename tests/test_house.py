@@ -21,6 +21,7 @@ HOMES = {
     "charset_normalizer": ("retrieval/parsing/",),
     "Stemmer": ("core/words.py",),
     "click": ("cli/",),
+    "cryptography": ("security/",),
     "ctypes": (
         "observe/allocator.py",
         "engine/llama/",
@@ -49,6 +50,7 @@ HOMES = {
     ),
     "onnxruntime": ("engine/onnx/",),
     "openpyxl": ("retrieval/parsing/",),
+    "paho": ("messaging/session.py",),
     "prometheus_client": ("observe/metrics.py", "observe/fleet_metrics.py"),
     "psutil": ("observe/resources.py", "bench/"),
     "PIL": ("retrieval/parsing/pictures.py",),
@@ -77,6 +79,7 @@ HOMES = {
     "truststore": ("cli/chat_client.py", "registry/sources/https.py"),
     "urllib3": ("cli/chat_client.py", "registry/"),
     "uvicorn": ("api/",),
+    "zstandard": ("messaging/compression.py",),
 }
 """Where a library may be imported, relative to the package: a file, or a folder that ends with a slash."""
 
