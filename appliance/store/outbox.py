@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from appliance.core.errors import StorageError, TooLargeError, UnreadableDatabas
 from appliance.core.fleet import STREAMS, Stream
 from appliance.store import outbox_schema
 from appliance.store.database import Connection, Database
+from appliance.store.files import write_file
 from appliance.store.outbox_rows import GAP, ROW_BYTES, Row, squeeze, without
 from appliance.store.outbox_schema import MIGRATIONS, Held, Position
 
@@ -302,9 +302,9 @@ class Outbox:
         except StorageError as error:
             self._fail(error)
         try:
-            _write_boot(self._boot_path, boot)
-        except OSError as error:
-            LOGGER.warning("the boot's number cannot be written to %s: %s", self._boot_path, error.strerror)
+            write_file(self._boot_path, f"{boot}\n".encode(), private=True)
+        except StorageError as error:
+            LOGGER.warning("the number of this start is not kept: %s", error)
         if self.moved_aside:
             self._reopen_quietly()
         return boot
@@ -367,17 +367,3 @@ def _read_boot(path: Path) -> int:
     except (OSError, ValueError):
         return 0
     return int(text) if text.isdecimal() and len(text) < 16 else 0
-
-
-def _write_boot(path: Path, boot: int) -> None:
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("w", encoding="ascii") as file:
-        file.write(f"{boot}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
