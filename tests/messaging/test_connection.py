@@ -19,7 +19,7 @@ from appliance.core.fleet import HUB_TOPIC, down, up
 from appliance.core.messaging import Message, Subscription
 from appliance.hub.broker import LARGEST_PACKET_BYTES
 from appliance.messaging.connection import Connection, Will
-from appliance.messaging.options import ConnectionOptions
+from appliance.messaging.options import ConnectionOptions, TlsFiles
 from appliance.messaging.session import Session
 from appliance.security.certificates import HUB_NAME
 from tests.fleet.broker import Broker, Peer, free_port
@@ -562,7 +562,7 @@ async def test_cancelling_while_connecting_leaves_no_socket_behind() -> None:
 
 async def test_certificate_files_are_read_anew_at_each_connecting(broker: Broker) -> None:
     options = broker.options("box-1")
-    assert options.tls is not None
+    assert isinstance(options.tls, TlsFiles)
     kept = options.tls.key.read_bytes()
     options.tls.key.write_bytes(b"torn")
     with pytest.raises(UnavailableError):
