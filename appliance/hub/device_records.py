@@ -129,7 +129,7 @@ class DeviceStore(Protocol):
         """Take in a state message and return what it was worth."""
         ...
 
-    async def note_report(self, device: str, reported: Reported, document: bytes) -> bool:
+    async def note_report(self, device: str, reported: Reported, document: bytes, *, retained: bool) -> bool:
         """Take in a reported twin; return False if a newer one is known."""
         ...
 
@@ -139,6 +139,14 @@ class DeviceStore(Protocol):
 
     async def lose_unconfirmed(self, since: float) -> int:
         """Count those as lost that are said to be online and gave no sign since; return how many."""
+        ...
+
+    def forgotten(self) -> Sequence[str]:
+        """Return devices whose messages the broker may still keep."""
+        ...
+
+    async def note_cleared(self, device: str) -> None:
+        """Note that the broker keeps nothing of a forgotten device any more."""
         ...
 
     async def release(self, device: str, *, actor: str) -> Device:

@@ -1,11 +1,11 @@
 """Makes a hub's folder, step by step; each step is done once, and whoever was killed on the way goes on where he was.
 
-    hub.json                    under which name and port boxes reach the broker, and how many signing keys there are
-    certificates/               the authority and its key, the broker's, the hub's own, and who is revoked
-    keys/  offline-keys/        signing keys that stay on the hub, and those to be carried away
-    repository/                 the signed releases
-    hub.db                      everything else
-    broker/mosquitto.conf       ready to start: mosquitto -c
+hub.json                    under which name and port boxes reach the broker, and how many signing keys there are
+certificates/               the authority and its key, the broker's, the hub's own, and who is revoked
+keys/  offline-keys/        signing keys that stay on the hub, and those to be carried away
+repository/                 the signed releases
+hub.db                      everything else
+broker/mosquitto.conf       ready to start: mosquitto -c
 """
 
 from __future__ import annotations

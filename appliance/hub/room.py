@@ -25,14 +25,20 @@ from appliance.core.clock import Clock, SystemClock
 from appliance.core.errors import ApplianceError, UnavailableError, errors_in
 from appliance.core.hub_settings import HubSettings
 from appliance.core.messaging import Link, Receive
+from appliance.hub.authority import Authority
+from appliance.hub.command_store import SqliteCommands
+from appliance.hub.commands import Commands
 from appliance.hub.device_records import DeviceStore
 from appliance.hub.device_store import SqliteDevices
 from appliance.hub.devices import Devices
+from appliance.hub.director import Director
 from appliance.hub.dispatch import Complaints, Counting, Dispatcher
 from appliance.hub.mqtt import HubLink
 from appliance.hub.part import HubPart
 from appliance.hub.questions import Questions
 from appliance.hub.schema import MIGRATIONS
+from appliance.hub.twin_store import SqliteTwins
+from appliance.hub.twins import Sign, Twins
 from appliance.observe.hub_metrics import HubMetrics
 from appliance.observe.logs import configure_logging
 from appliance.store.database import Database
@@ -59,6 +65,9 @@ class Means:
         questions: Where answerers register.
         counting: Of messages.
         closing: What a part opens, it has closed here.
+        sign: Puts a payload of a type into an envelope of the director's.
+        commands: What devices are told to do.
+        twins: What devices should be.
         listening: Topics outside of the devices' own branch, by prefix.
     """
 
@@ -74,10 +83,26 @@ class Means:
     counting: Counting
     metrics: HubMetrics
     closing: AsyncExitStack
+    sign: Sign
+    commands: SqliteCommands
+    twins: SqliteTwins
     listening: dict[str, Receive] = field(default_factory=dict)
 
 
-PLUGS: tuple[Callable[[Means], HubPart], ...] = ()
+def plug_twins(means: Means) -> Twins:
+    """Make the part that tells devices what they should be."""
+    twins = Twins(means.twins, means.link, means.sign, means.clock)
+    means.presence.on_report(twins.note_report)
+    means.questions.answer_with("desired", twins.answer)
+    return twins
+
+
+def plug_commands(means: Means) -> Commands:
+    """Make the part that sends commands."""
+    return Commands(means.commands, means.link, means.complaints, means.clock)
+
+
+PLUGS: tuple[Callable[[Means], HubPart], ...] = (plug_twins, plug_commands)
 """Each makes one part, in this order."""
 
 
@@ -89,7 +114,7 @@ class Hub:
     link: HubLink
     parts: list[HubPart]
     dispatcher: Dispatcher
-    systemd: sdnotify.SystemdNotifier
+    systemd: sdnotify.SystemdNotifier | None
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
     _hurry: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -109,11 +134,15 @@ class Hub:
             running.append(tasks.create_task(self._tell_systemd(), name="systemd"))
             await self._stop.wait()
             LOGGER.info("stopping")
-            self.systemd.notify("STOPPING=1\nSTATUS=Stopping.")
+            self._notify("STOPPING=1\nSTATUS=Stopping.")
             await self.link.say_farewell()
             for each in running:
                 each.cancel()
         await self.means.presence.write_seen()
+
+    def _notify(self, state: str) -> None:
+        if self.systemd is not None:
+            self.systemd.notify(state)
 
     async def _stay_connected(self) -> None:
         subscriptions = self.dispatcher.subscriptions(self.means.settings.shared_group)
@@ -123,14 +152,14 @@ class Hub:
         """Say that we are ready, and feed the watchdog for as long as the loop turns."""
         watchdog_s = int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6
         every_s = min(BEAT_S, watchdog_s / 2) if watchdog_s else BEAT_S
-        self.systemd.notify("READY=1")
+        self._notify("READY=1")
         status = ""
         while True:
-            self.systemd.notify("WATCHDOG=1")
+            self._notify("WATCHDOG=1")
             now = "Connected to the broker." if self.link.connected else "Waiting for the broker."
             if now != status:
                 status = now
-                self.systemd.notify(f"STATUS={status}")
+                self._notify(f"STATUS={status}")
                 LOGGER.info("status: %s", status)
             await asyncio.sleep(every_s)
 
@@ -155,8 +184,8 @@ async def open_hub(settings: HubSettings, plugs: tuple[Callable[[Means], HubPart
         for prefix, receive in means.listening.items():
             dispatcher.listen(prefix, receive)
         means.presence.watch(dispatcher)
-        systemd = sdnotify.SystemdNotifier()
-        if systemd.socket is not None:
+        systemd = sdnotify.SystemdNotifier() if "NOTIFY_SOCKET" in os.environ else None
+        if systemd is not None and systemd.socket is not None:
             stack.callback(systemd.socket.close)
         link = means.link
         assert isinstance(link, HubLink)
@@ -201,12 +230,15 @@ def _means(settings: HubSettings, database: Database, stack: AsyncExitStack) -> 
         writes=writes,
         link=link,
         devices=devices,
-        presence=Devices(devices, complaints, clock),
+        presence=Devices(devices, link, complaints, clock),
         complaints=complaints,
         questions=Questions(link, devices, complaints, clock, most_a_minute=settings.questions_per_minute),
         counting=metrics,
         metrics=metrics,
         closing=stack,
+        sign=Director(Authority(settings.data_dir, clock)).sign,
+        commands=SqliteCommands(database, writes, clock),
+        twins=SqliteTwins(database, clock),
     )
 
 
