@@ -22,6 +22,7 @@ from appliance.core.fleet import HUB_TOPIC, DeviceState, HubState, Reported, up
 from appliance.core.hub_settings import HubSettings
 from appliance.core.messaging import Message
 from appliance.hub.authority import Authority
+from appliance.hub.command_store import SqliteCommands
 from appliance.hub.device_records import Device
 from appliance.hub.device_store import SqliteDevices
 from appliance.hub.room import Hub, open_hub
@@ -101,6 +102,13 @@ def looking_at(settings: HubSettings) -> Iterator[SqliteDevices]:
     """Look at a hub's devices from beside it."""
     with closing(Database(settings.database_path, migrations=MIGRATIONS)) as database:
         yield SqliteDevices(database, GroupedWrites(database), SystemClock())
+
+
+@contextmanager
+def commands_beside(settings: HubSettings) -> Iterator[SqliteCommands]:
+    """Use a hub's commands from beside it, as the command line does."""
+    with closing(Database(settings.database_path, migrations=MIGRATIONS)) as database:
+        yield SqliteCommands(database, GroupedWrites(database), SystemClock())
 
 
 def state_message(device: str, state: DeviceState, *, retain: bool = True) -> Message:

@@ -49,13 +49,12 @@ async def test_a_birth_a_lost_connection_and_a_return(tmp_path: Path, broker: Br
 
 
 async def test_a_replayed_old_will_changes_nothing(tmp_path: Path, broker: Broker) -> None:
-    async with running_hub(hub_settings(tmp_path / "hub", broker)) as hub:
-        async with Peer(broker.options(DEVICE)) as device:
-            await device.link.publish(state_message(DEVICE, born(7)))
-            before = await until_device(hub, DEVICE, lambda each: each.epoch == 7, "born")
-            await device.link.publish(state_message(DEVICE, lost(6)))
-            await device.link.publish(report_message(DEVICE, Reported(1, 0)))
-            after = await until_device(hub, DEVICE, lambda each: each.reported_version == 1, "reported")
+    async with running_hub(hub_settings(tmp_path / "hub", broker)) as hub, Peer(broker.options(DEVICE)) as device:
+        await device.link.publish(state_message(DEVICE, born(7)))
+        before = await until_device(hub, DEVICE, lambda each: each.epoch == 7, "born")
+        await device.link.publish(state_message(DEVICE, lost(6)))
+        await device.link.publish(report_message(DEVICE, Reported(1, 0)))
+        after = await until_device(hub, DEVICE, lambda each: each.reported_version == 1, "reported")
     assert (after.status, after.epoch, after.began) == ("online", 7, before.began)
     assert after.quarantined is None
 
@@ -91,15 +90,14 @@ async def test_two_installations_in_turns_are_a_clone_and_are_quarantined(
 
 
 async def test_a_copied_disk_shows_in_one_epoch_that_began_twice(tmp_path: Path, broker: Broker) -> None:
-    async with running_hub(hub_settings(tmp_path / "hub", broker)) as hub:
-        async with Peer(broker.options(DEVICE)) as device:
-            await device.link.publish(state_message(DEVICE, born(4, at=100.0)))
-            await device.link.publish(state_message(DEVICE, born(4, at=100.0)))  # once more: MQTT may do that
-            await device.link.publish(report_message(DEVICE, Reported(1, 0)))
-            once = await until_device(hub, DEVICE, lambda each: each.reported_version == 1, "reported")
-            assert once.quarantined is None
-            await device.link.publish(state_message(DEVICE, born(4, at=107.0)))
-            await until_device(hub, DEVICE, lambda each: each.quarantined is not None, "in quarantine")
+    async with running_hub(hub_settings(tmp_path / "hub", broker)) as hub, Peer(broker.options(DEVICE)) as device:
+        await device.link.publish(state_message(DEVICE, born(4, at=100.0)))
+        await device.link.publish(state_message(DEVICE, born(4, at=100.0)))  # once more: MQTT may do that
+        await device.link.publish(report_message(DEVICE, Reported(1, 0)))
+        once = await until_device(hub, DEVICE, lambda each: each.reported_version == 1, "reported")
+        assert once.quarantined is None
+        await device.link.publish(state_message(DEVICE, born(4, at=107.0)))
+        await until_device(hub, DEVICE, lambda each: each.quarantined is not None, "in quarantine")
 
 
 MALFORMED = [
@@ -127,13 +125,12 @@ async def test_whatever_is_malformed_changes_nothing_and_is_logged_once(
     tmp_path: Path, broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "appliance.hub")
-    async with running_hub(hub_settings(tmp_path / "hub", broker)) as hub:
-        async with Peer(broker.options(DEVICE)) as device:
-            for topic, payload in MALFORMED:
-                await device.link.publish(Message(topic, payload))
-            assert hub.means.devices.find(DEVICE) is None
-            await device.link.publish(state_message(DEVICE, born(1)))
-            await until_device(hub, DEVICE, lambda each: each.status == "online", "online all the same")
+    async with running_hub(hub_settings(tmp_path / "hub", broker)) as hub, Peer(broker.options(DEVICE)) as device:
+        for topic, payload in MALFORMED:
+            await device.link.publish(Message(topic, payload))
+        assert hub.means.devices.find(DEVICE) is None
+        await device.link.publish(state_message(DEVICE, born(1)))
+        await until_device(hub, DEVICE, lambda each: each.status == "online", "online all the same")
     said = [each for each in caplog.records if "was refused" in each.getMessage()]
     assert len(said) == 1, [each.getMessage() for each in said]
 
