@@ -86,6 +86,21 @@ class Which:
     seen_before: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Kinds:
+    """How many devices there are of each kind.
+
+    Attributes:
+        quiet: Those that said nothing since a time, or never.
+        agents: By version of the program.
+        hardware: By hardware class.
+    """
+
+    quiet: int
+    agents: Mapping[str, int]
+    hardware: Mapping[str, int]
+
+
 class DeviceStore(Protocol):
     """What is kept of devices. What changes is on the disk when a method returns."""
 
@@ -107,6 +122,10 @@ class DeviceStore(Protocol):
 
     def counts(self) -> Mapping[str, int]:
         """Return how many devices there are by status, those in quarantine only as `quarantined`."""
+        ...
+
+    def kinds(self, quiet_since: float) -> Kinds:
+        """Return how many devices there are of each kind."""
         ...
 
     def reported(self, device: str) -> Reported | None:

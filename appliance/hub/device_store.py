@@ -12,7 +12,7 @@ from appliance.core.errors import ConflictError
 from appliance.core.fleet import DeviceState, Reported
 from appliance.core.printable import printable
 from appliance.hub.device_names import check_groups, check_labels
-from appliance.hub.device_records import Device, DeviceEvent, Which
+from appliance.hub.device_records import Device, DeviceEvent, Kinds, Which
 from appliance.hub.device_rows import device_of, expect_device, find_device, get_device, is_forgotten
 from appliance.hub.presence import KnownSession, Verdict, judge
 from appliance.hub.twin_store import refresh
@@ -68,6 +68,19 @@ class SqliteDevices:
         )
         nobody = dict.fromkeys(("online", "lost", "stopping", "unreached", "quarantined"), 0)
         return nobody | {row["status"]: row["n"] for row in rows}
+
+    def kinds(self, quiet_since: float) -> Kinds:
+        """Return how many devices there are of each kind."""
+
+        def read(connection: Connection) -> Kinds:
+            quiet = connection.execute(
+                "SELECT count(*) FROM devices WHERE seen IS NULL OR seen < ?", (quiet_since,)
+            ).fetchone()[0]
+            agents = connection.execute("SELECT agent, count(*) FROM devices GROUP BY 1 ORDER BY 2 DESC LIMIT 50")
+            hardware = connection.execute("SELECT hardware, count(*) FROM devices GROUP BY 1 ORDER BY 2 DESC LIMIT 50")
+            return Kinds(quiet, dict(map(tuple, agents.fetchall())), dict(map(tuple, hardware.fetchall())))
+
+        return self._database.read(read)
 
     def reported(self, device: str) -> Reported | None:
         """Return the reported twin, or None. Raises NotFoundError."""
