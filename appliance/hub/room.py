@@ -33,6 +33,7 @@ from appliance.hub.device_store import SqliteDevices
 from appliance.hub.devices import Devices
 from appliance.hub.director import Director
 from appliance.hub.dispatch import Complaints, Counting, Dispatcher
+from appliance.hub.enrolment_plug import plug_enrolment
 from appliance.hub.http.app import MAKE_KEY, create_hub_app
 from appliance.hub.http.devices import DeviceResource, device_operations
 from appliance.hub.mqtt import HubLink
@@ -115,7 +116,7 @@ def plug_commands(means: Means) -> Commands:
     return Commands(means.commands, means.link, means.complaints, means.clock)
 
 
-PLUGS: tuple[Callable[[Means], HubPart], ...] = (plug_twins, plug_commands)
+PLUGS: tuple[Callable[[Means], HubPart], ...] = (plug_enrolment, plug_twins, plug_commands)
 """Each makes one part, in this order."""
 
 
