@@ -1,13 +1,10 @@
-"""The hub's certificate authority at work: loads its key, checks boxes' requests, signs, and lists who is revoked."""
+"""The hub's certificate authority at work: checks boxes' requests, and signs them."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from appliance.core.errors import InvalidRequestError, NotFoundError
+from appliance.core.errors import InvalidRequestError
 from appliance.hub.enrolment_records import Signed
-from appliance.security.certificates import Authority, Identity, certificate_facts, requested_key_digest
-from appliance.store.private_files import read_file
+from appliance.security.certificates import Authority, certificate_facts, requested_key_digest
 
 DAY_S = 86_400.0
 
@@ -18,22 +15,6 @@ class HubAuthority:
     def __init__(self, authority: Authority) -> None:
         """Sign with an authority."""
         self.authority = authority
-
-    @classmethod
-    def load(cls, certificate: Path, key: Path) -> HubAuthority:
-        """Load the authority from its files.
-
-        Raises:
-            NotFoundError: There is none.
-            InvalidRequestError: The files do not hold a key and the certificate that goes with it.
-        """
-        contents = [read_file(path) for path in (certificate, key)]
-        if contents[0] is None or contents[1] is None:
-            raise NotFoundError(
-                f"There is no certificate authority in {certificate.parent}.",
-                advice="Make the hub with: appliance hub init --data FOLDER --name HOST",
-            )
-        return cls(Authority(Identity(contents[0], contents[1])))
 
     def check_request(self, request: str, device: str) -> str:
         """Return the SHA-256 of the public key of a certificate request for exactly this device.

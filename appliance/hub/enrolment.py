@@ -5,6 +5,7 @@ Whoever writes to a claim topic has a claim certificate; which claim it is tells
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Protocol
 import msgspec
 
 from appliance.core.clock import Clock
-from appliance.core.errors import InvalidRequestError, UnavailableError
+from appliance.core.errors import ApplianceError, InvalidRequestError, UnavailableError
 from appliance.core.fleet import (
     CLAIM_ANSWER,
     CLAIM_REQUEST,
@@ -22,6 +23,7 @@ from appliance.core.fleet import (
     Claim,
     ClaimAnswer,
     Question,
+    UpKind,
 )
 from appliance.core.messaging import Link, Message, Subscription
 from appliance.core.printable import printable
@@ -33,6 +35,7 @@ logger = logging.getLogger(__name__)
 CLAIMS = Subscription(f"{CLAIM_REQUEST}/+")
 """What the hub's connection has to receive for `EnrolmentPart.claim`."""
 
+REVOCATIONS_EVERY_S = 10.0
 _ANSWER_EXPIRY_S = 60
 _MOST_FACTS_BYTES = 4096
 
@@ -72,6 +75,7 @@ class EnrolmentPart:
         clock: Clock,
         *,
         rules: EnrolmentRules,
+        refresh_revocations: Callable[[], bool] | None = None,
         on_enrolled: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         """Connect the parts.
@@ -82,6 +86,7 @@ class EnrolmentPart:
             link: The hub's connection.
             clock: For expiry.
             rules: The hub's settings.
+            refresh_revocations: Has the broker learn who is revoked, if that is behind.
             on_enrolled: Awaited with the id of each device before its certificate is sent, as often as it is; another
                 box's certificate may have been revoked for it.
         """
@@ -91,6 +96,24 @@ class EnrolmentPart:
         self._clock = clock
         self._rules = rules
         self._on_enrolled = on_enrolled
+        self._refresh_revocations = refresh_revocations
+
+    @property
+    def kinds(self) -> frozenset[UpKind]:
+        """Return no topic: claims have one of their own, and renewals are questions."""
+        return frozenset()
+
+    async def handle(self, device: str, kind: UpKind, rest: str, message: Message) -> None:
+        """Nothing comes here."""
+
+    async def run(self) -> None:
+        """Keep the broker's list of revoked certificates as the database has it, whoever changed it."""
+        while self._refresh_revocations is not None:
+            try:
+                self._refresh_revocations()
+            except ApplianceError as error:
+                logger.warning("The list of revoked certificates is behind: %s", error)
+            await asyncio.sleep(REVOCATIONS_EVERY_S)
 
     async def claim(self, message: Message) -> None:
         """Take a message of `CLAIMS`; what is not a well-formed claim is dropped with a log line.
