@@ -122,7 +122,7 @@ class Wire:
 async def until(condition: Callable[[], bool], deadline_s: float = DEADLINE_S) -> None:
     """Wait until something is so."""
     async with asyncio.timeout(deadline_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  (a state without an event)
             await asyncio.sleep(0.01)
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from appliance.core.messaging import Message, Subscription
 from appliance.fleet.telemetry import Telemetry
+from appliance.hub.ingest import TelemetryIngest
 from appliance.hub.schema import MIGRATIONS
 from appliance.hub.telemetry_store import SqliteTelemetry
 from appliance.messaging.connection import Connection
@@ -59,7 +60,7 @@ async def box(broker: Broker, folder: Path, name: str = "box") -> AsyncIterator[
 
 @asynccontextmanager
 async def running_hub(broker: Broker, folder: Path) -> AsyncIterator[SqliteTelemetry]:
-    ingests = []
+    ingests: list[TelemetryIngest] = []
 
     async def receive(message: Message) -> None:
         await deliver(ingests[0], message)
@@ -103,6 +104,7 @@ import asyncio, os, signal, sys
 from pathlib import Path
 from appliance.core.clock import SystemClock
 from appliance.core.messaging import Subscription
+from appliance.hub.ingest import TelemetryIngest
 from appliance.hub.ingest import TelemetryIngest
 from appliance.hub.schema import MIGRATIONS
 from appliance.hub.telemetry_store import SqliteTelemetry
