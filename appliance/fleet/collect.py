@@ -24,7 +24,7 @@ from appliance.core.types import Health, HealthSource
 from appliance.fleet.alarms import AlarmBook, Change, Reading, Rule
 from appliance.observe.figures import serving_figures, snapshot, waiting_requests
 from appliance.observe.metrics import Metrics
-from appliance.observe.resources import disk, load, memory
+from appliance.observe.resources import Disk, disk, load, memory
 from appliance.observe.sensors import gpu_load, power_rails, temperatures
 from appliance.store.outbox import Outbox
 
@@ -208,7 +208,7 @@ class Collector:
 
     def _resources(self) -> dict[str, Any]:
         root, busy = self._sources.root, load()
-        main, storage = memory(root), disk(self._sources.folder)
+        main, storage = memory(root), self._disk()
         gpu = gpu_load(root)
         return {
             "cpu": round(busy.cpu, 3),
@@ -223,7 +223,7 @@ class Collector:
 
     def _readings(self, now: float) -> dict[str, Reading]:
         root, wall = self._sources.root, self._clock.unix()
-        main, storage = memory(root), disk(self._sources.folder)
+        main, storage = memory(root), self._disk()
         stalled = list(self._sources.stalled())
         waiting = waiting_requests(snapshot(self._sources.metrics))
         hub, ends = self._sources.hub_unix(), self._sources.certificate_ends()
@@ -247,6 +247,12 @@ class Collector:
             days = (ends - (hub if hub is not None else wall)) / _DAY_S
             found["certificate"] = Reading(days, f"the certificate ends in {days:.1f} days")
         return found
+
+    def _disk(self) -> Disk:
+        try:
+            return disk(self._sources.folder)
+        except OSError:
+            return Disk(0, 0)  # what cannot be looked at holds nothing: the alarm is right
 
     def _newly_lost(self, now: float) -> int:
         """Return how many rows were lost in the last hour."""

@@ -15,7 +15,7 @@ from typing import Any, cast
 import msgspec
 
 from appliance.core.clock import Clock
-from appliance.core.errors import TooLargeError, UnavailableError
+from appliance.core.errors import ApplianceError
 from appliance.core.fleet import (
     LARGEST_BATCH_BYTES,
     STREAMS,
@@ -141,6 +141,8 @@ class Telemetry:
         else:
             await self._outbox.acknowledge(ack.stream, ack.boot, ack.first, ack.up_to)
         self._pace.acknowledged(ack.stream, ack.boot, ack.up_to, self._clock.monotonic())
+        if ack.refused:  # the gap in their place is behind what is read: it goes as a repetition
+            self._pace.sent(Flight(ack.stream, ack.boot, ack.first, ack.up_to, 0, live=True, sent_at=float("-inf")))
         self._news.set()
 
     async def _wait(self) -> None:
@@ -159,7 +161,7 @@ class Telemetry:
         await self._welcome()
         try:
             return await self._repeat() or await self._send_live() or await self._send_history()
-        except (UnavailableError, TooLargeError) as error:
+        except ApplianceError as error:
             LOGGER.info("telemetry waits for the connection: %s", error)
             self._ready = self._link.connected  # else until `connected`
             return False

@@ -18,7 +18,7 @@ from typing import get_args
 import msgspec
 
 from appliance.core.clock import Clock
-from appliance.core.errors import ApplianceError, InvalidRequestError, StorageError, TooLargeError, UnavailableError
+from appliance.core.errors import ApplianceError, InvalidRequestError, StorageError, TooLargeError
 from appliance.core.fleet import LARGEST_BATCH_BYTES, Stream, TelemetryAck, TelemetryBatch, UpKind, down
 from appliance.core.messaging import Link, Message
 from appliance.hub.batches import Batch, sound
@@ -162,7 +162,7 @@ class TelemetryIngest:
         message = Message(down(device, "ack"), msgspec.json.encode(ack), qos=0, expiry_s=ACK_EXPIRY_S)
         try:
             await self._link.publish(message)
-        except UnavailableError as error:
+        except ApplianceError as error:
             LOGGER.info("%s is not told that its telemetry is committed, and sends it again: %s", device, error)
 
     async def _trim(self) -> None:

@@ -303,7 +303,7 @@ class Outbox:
             self._fail(error)
         try:
             write_file(self._boot_path, f"{boot}\n".encode(), private=True)
-        except StorageError as error:
+        except (StorageError, OSError) as error:
             LOGGER.warning("the number of this start is not kept: %s", error)
         if self.moved_aside:
             self._reopen_quietly()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 import zstandard
 from hypothesis import given
@@ -41,10 +43,8 @@ def test_a_frame_that_lies_about_its_length_is_refused() -> None:
 def test_damage_is_noticed(data: bytes, place: int, change: int) -> None:
     packed = bytearray(compress(data))
     packed[place % len(packed)] ^= change
-    try:
+    with suppress(ApplianceError):
         assert decompress(bytes(packed)) == data
-    except ApplianceError:
-        pass
 
 
 def test_what_is_cut_short_or_has_more_behind_it_is_refused() -> None:

@@ -50,6 +50,22 @@ def sequences(rows: list[Row]) -> list[tuple[int, int]]:
     return [(each.boot, each.last) for each in rows]
 
 
+def size_of(path: Path) -> int:
+    return path.stat().st_size
+
+
+def read(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+def spoil(path: Path, data: bytes) -> None:
+    """Put other bytes in the place of a database, without a log beside it."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
 def log_of(path: Path) -> Path:
     return path.with_name(path.name + "-wal")
 
@@ -152,7 +168,7 @@ async def test_the_cap_is_held_to_the_row(path: Path) -> None:
             if outbox.lost:
                 row = waiting(outbox, "metric")[-1]
                 assert size > SMALL.bytes - 2 * row.size
-        assert path.stat().st_size < 1.5 * SMALL.bytes
+        assert size_of(path) < 1.5 * SMALL.bytes
 
 
 async def test_gaps_of_many_boots_become_one(path: Path) -> None:
@@ -252,7 +268,7 @@ async def test_alarms_are_synced_and_metrics_only_written(path: Path) -> None:
     async with opened(path) as outbox:
         seen = []
         for stream in ("metric", "alarm", "health", "job"):
-            await outbox.append(stream, "x", {})  # type: ignore[arg-type]
+            await outbox.append(stream, "x", {})
             seen.append(level())
         assert seen == [1, 2, 1, 2]
 
@@ -309,7 +325,7 @@ async def test_samples_are_on_the_disk_within_a_second(path: Path) -> None:
         await outbox.append("sample", "x", {})
         with closing(sqlite3.connect(path)) as other:
             async with asyncio.timeout(10):
-                while not other.execute("SELECT count(*) FROM outbox").fetchone()[0]:
+                while not other.execute("SELECT count(*) FROM outbox").fetchone()[0]:  # noqa: ASYNC110  (another connection's state)
                     await asyncio.sleep(0.02)
         running.cancel()
 
@@ -320,7 +336,7 @@ async def test_samples_are_on_the_disk_within_a_second(path: Path) -> None:
 async def test_a_damaged_outbox_is_moved_aside_and_said_and_the_boot_goes_on(path: Path) -> None:
     async with opened(path) as outbox:
         await outbox.append("metric", "x", {})
-    path.write_bytes(b"not a database at all " * 1000)
+    spoil(path, b"not a database at all " * 1000)
     async with opened(path) as outbox:
         assert outbox.boot == 2
         assert "not a database" in outbox.moved_aside
@@ -335,11 +351,9 @@ async def test_a_torn_outbox_never_hinders_the_start(path: Path) -> None:
     async with opened(path) as outbox:
         for _ in range(100):
             await outbox.append("metric", "x", {"pad": PAD})
-    sound = path.read_bytes()
+    sound = read(path)
     for size in (1, 100, 4096, 5000, len(sound) // 2, len(sound) - 1):
-        path.write_bytes(sound[:size])
-        for suffix in ("-wal", "-shm"):
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        spoil(path, sound[:size])
         async with opened(path) as outbox:
             await outbox.append("metric", "x", {})
             waiting(outbox, "metric")
@@ -351,10 +365,10 @@ async def test_pages_that_rot_while_it_runs_are_moved_aside_and_the_loss_is_a_ga
     async with opened(path, limits=Limits()) as outbox:
         for _ in range(400):
             await outbox.append("metric", "x", {"pad": PAD})
-    content_ = bytearray(path.read_bytes())
+    content_ = bytearray(read(path))
     for start in range(20 * 4096, len(content_) // 2, 4096):
         content_[start : start + 64] = bytes(range(64))
-    path.write_bytes(content_)
+    spoil(path, bytes(content_))
     async with opened(path, limits=Limits()) as outbox:
         assert outbox.held()["metric"].rows == 400
         waiting(outbox, "metric")
@@ -416,8 +430,7 @@ async def test_a_folder_that_cannot_be_made_never_hinders_the_start(tmp_path: Pa
 
 
 async def test_a_damaged_file_that_cannot_be_moved_is_said(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path.parent.mkdir()
-    path.write_bytes(b"not a database at all " * 1000)
+    spoil(path, b"not a database at all " * 1000)
 
     def refuse(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")

@@ -1,4 +1,4 @@
-"""The outbox against a model of it, on real SQLite, over restarts, jumping clocks and a cap that is reached again and again."""
+"""The outbox against a model of it: real SQLite, restarts, jumping clocks, a cap that is reached again and again."""
 
 from __future__ import annotations
 
