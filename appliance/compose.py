@@ -25,15 +25,13 @@ import uvloop
 from appliance.agents.responder import Responder, loop_limits
 from appliance.agents.room import open_tools
 from appliance.api.app import create_app
-from appliance.api.exposure import check_exposure
 from appliance.api.offline import KeyHolders, offline_door
-from appliance.api.server import HttpServer
 from appliance.batches.room import open_batches
 from appliance.batches.runner import BatchRunner
 from appliance.core.agents import Agents
 from appliance.core.batches import Batches
 from appliance.core.clock import SystemClock
-from appliance.core.errors import ApplianceError
+from appliance.core.errors import ApplianceError, errors_in
 from appliance.core.sessions import Conversations
 from appliance.core.settings import Settings
 from appliance.engine.cpu_budget import THREADS_A_CORE, CpuBudget
@@ -52,6 +50,8 @@ from appliance.sessions.room import Sessions, open_sessions
 from appliance.sessions.upkeep import Upkeep
 from appliance.store.database import Database
 from appliance.store.ownership import Elsewhere
+from appliance.web.exposure import check_exposure
+from appliance.web.server import HttpServer
 
 LOGGER = logging.getLogger("appliance")
 SWITCH_INTERVAL_S = 0.0002
@@ -269,7 +269,7 @@ def serve(settings: Settings) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(settings))
     except* ApplianceError as group:
-        errors = list(_leaves(group))
+        errors = errors_in(group)
         for error in errors:
             LOGGER.critical("%s", error)
         raise errors[0] from None
@@ -282,10 +282,3 @@ async def _serve(settings: Settings) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, appliance.stop)
         await appliance.run()
-
-
-def _leaves(group: BaseExceptionGroup[ApplianceError]) -> list[ApplianceError]:
-    leaves: list[ApplianceError] = []
-    for each in group.exceptions:
-        leaves += _leaves(each) if isinstance(each, BaseExceptionGroup) else [each]
-    return leaves

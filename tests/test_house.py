@@ -21,6 +21,7 @@ HOMES = {
     "charset_normalizer": ("retrieval/parsing/",),
     "Stemmer": ("core/words.py",),
     "click": ("cli/",),
+    "cryptography": ("security/",),
     "ctypes": (
         "observe/allocator.py",
         "engine/llama/",
@@ -49,18 +50,20 @@ HOMES = {
     ),
     "onnxruntime": ("engine/onnx/",),
     "openpyxl": ("retrieval/parsing/",),
-    "prometheus_client": ("observe/metrics.py",),
+    "paho": ("messaging/session.py",),
+    "prometheus_client": ("observe/metrics.py", "observe/hub_metrics.py", "observe/fleet_metrics.py"),
     "psutil": ("observe/resources.py", "bench/"),
     "PIL": ("retrieval/parsing/pictures.py",),
     "pypdf": ("retrieval/parsing/",),
     "python_multipart": ("api/multipart.py",),
     "rich": ("cli/",),
-    "sdnotify": ("compose.py",),
+    "sdnotify": ("compose.py", "hub/room.py"),
     "simdjson": ("api/oip/",),
+    "securesystemslib": ("security/",),
     "sqlite3": ("store/",),
     "sqlite_utils": ("store/",),
     "sseclient": ("cli/chat_client.py",),
-    "starlette": ("api/",),
+    "starlette": ("api/", "hub/http/", "web/"),
     # model.py and lexical.py start no thread: they guard what any thread may use with a lock.
     # model.py and indexes.py start no thread: they guard with locks what any thread may use.
     "threading": (
@@ -76,7 +79,8 @@ HOMES = {
     "tokenizers": ("engine/onnx/",),
     "truststore": ("cli/chat_client.py", "registry/sources/https.py"),
     "urllib3": ("cli/chat_client.py", "registry/"),
-    "uvicorn": ("api/",),
+    "uvicorn": ("web/",),
+    "zstandard": ("messaging/compression.py",),
 }
 """Where a library may be imported, relative to the package: a file, or a folder that ends with a slash."""
 

@@ -1,7 +1,7 @@
 """The one tree of errors.
 
 Every error says what happened, with the figures, and what to do about it. A room turns the exceptions
-of the libraries it hides into one of these before they cross its wall. `api/errors.py` maps each class to an
+of the libraries it hides into one of these before they cross its wall. `web/errors.py` maps each class to an
 HTTP status, `cli/` to an exit code.
 """
 
@@ -59,6 +59,12 @@ class PermissionDeniedError(ApplianceError):
     """The API key is known but lacks the scope."""
 
     default_code = "permission_denied"
+
+
+class UntrustedError(InvalidRequestError):
+    """It is not signed by those whose word counts, is older than what was seen, or has expired; nothing was changed."""
+
+    default_code = "not_trusted"
 
 
 class NotFoundError(ApplianceError):
@@ -129,3 +135,11 @@ class EngineError(ApplianceError):
     """Native inference failed for this request; others go on."""
 
     default_code = "engine_failed"
+
+
+def errors_in(group: BaseExceptionGroup[ApplianceError]) -> list[ApplianceError]:
+    """Return the errors that a group of tasks ended with, however deep they stand."""
+    errors: list[ApplianceError] = []
+    for each in group.exceptions:
+        errors += errors_in(each) if isinstance(each, BaseExceptionGroup) else [each]
+    return errors

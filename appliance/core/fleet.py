@@ -293,10 +293,10 @@ class Block(Struct, frozen=True):
     code: str = ""
 
 
-STREAMS = ("alarm", "job", "health", "metric", "sample")
-"""Classes of telemetry, the most important first; each is a stream of its own with its own sequence."""
-
 Stream = Literal["alarm", "job", "health", "metric", "sample"]
+
+STREAMS: tuple[Stream, ...] = ("alarm", "job", "health", "metric", "sample")
+"""Classes of telemetry, the most important first; each is a stream of its own with its own sequence."""
 
 
 class TelemetryRow(Struct, frozen=True):
@@ -320,7 +320,7 @@ class TelemetryBatch(Struct, frozen=True):
 
     Attributes:
         stream: As in the topic.
-        boot: Counts the starts of the device's program; sequences begin anew with each.
+        boot: Rises with each start of the device's program; sequences begin anew with each.
         first: Sequence of the first row.
         last: Sequence of the last row.
         rows: In order, without holes.
@@ -334,11 +334,22 @@ class TelemetryBatch(Struct, frozen=True):
 
 
 class TelemetryAck(Struct, frozen=True):
-    """`dn/<dev>/ack`: the hub has committed a stream (or job reports, as the stream `job`) up to a sequence."""
+    """`dn/<dev>/ack`: the hub has committed rows of a stream (or job reports, as the stream `job` of the boot 0).
+
+    Attributes:
+        stream: As in the batch.
+        boot: As in the batch; 0 for job reports, telemetry's boots begin at 1.
+        up_to: The last sequence that it speaks of.
+        first: The first one: the newest health goes before the history, so what is older may not have come yet. 0 for
+            job reports, whose acknowledgement is for all that came before.
+        refused: Stable slug of why the hub will never take these rows, or "" for rows that it has.
+    """
 
     stream: Stream
     boot: Count
     up_to: Count
+    first: Count = 0
+    refused: Annotated[str, Meta(max_length=100)] = ""
 
 
 class HubState(Struct, frozen=True):
@@ -353,12 +364,14 @@ class Claim(Struct, frozen=True):
     """`claim/req/<id>`: a new box asks for an identity with its claim certificate.
 
     Attributes:
+        token: Which claim it has: all claim certificates have one name, so the broker cannot tell.
         device: The id that it wants.
         request: PEM of the certificate request, whose common name is that id.
         instance: As in `DeviceState`.
         facts: For the operator who approves.
     """
 
+    token: Annotated[str, Meta(max_length=128)]
     device: DeviceId
     request: Annotated[str, Meta(max_length=16_384)]
     instance: Annotated[str, Meta(max_length=64)]
@@ -371,3 +384,25 @@ class ClaimAnswer(Struct, frozen=True):
     status: Literal["issued", "waiting", "refused"]
     certificate: str = ""
     detail: str = ""
+
+
+class ClaimBundle(Struct, frozen=True):
+    """The file that an operator carries to a new box; whoever has it may ask for an identity.
+
+    Attributes:
+        token: Which claim it is, and the proof: a secret as much as the key.
+        credentials: PEM of the key and the certificate of claims.
+        authority: PEM of the hub's certificate authority.
+        host: Where the broker listens.
+        port: Its port.
+        root: The first root metadata (TUF) of the signed repository, as text.
+        expires: Unix seconds after which the claim is worth nothing.
+    """
+
+    token: Annotated[str, Meta(min_length=1, max_length=128)]
+    credentials: Annotated[str, Meta(min_length=1, max_length=32_768)]
+    authority: Annotated[str, Meta(min_length=1, max_length=32_768)]
+    host: Annotated[str, Meta(min_length=1, max_length=255)]
+    port: Annotated[int, Meta(ge=1, le=65_535)]
+    root: Annotated[str, Meta(max_length=524_288)] = ""
+    expires: float = 0.0

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from appliance.api.errors import (
+from appliance.core import errors
+from appliance.core.errors import ApplianceError
+from appliance.web.errors import (
     MethodNotAllowedError,
     error_headers,
     error_response,
     internal_error,
     kind_of,
 )
-from appliance.core import errors
-from appliance.core.errors import ApplianceError
 
 STATUS = {
     errors.ApplianceError: 500,
     errors.InvalidRequestError: 400,
     errors.AuthenticationError: 401,
     errors.PermissionDeniedError: 403,
+    errors.UntrustedError: 400,
     errors.NotFoundError: 404,
     errors.ConflictError: 409,
     errors.TooLargeError: 413,

@@ -11,9 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from appliance.api.body import read_json
 from appliance.api.choices import Choices
-from appliance.api.disconnect import until_disconnected
 from appliance.api.openai.answers import Heading, ending, heading, includes_usage, send_stream, send_whole
 from appliance.api.openai.chat_conversation import Past, keep, read_past, with_past
 from appliance.api.openai.formats import AnswerFormat, format_grammar
@@ -41,11 +39,13 @@ from appliance.api.openai.tools import (
     offered_tools,
     tool_choice,
 )
-from appliance.api.wire import Text, convert, ignored, meaning, refused, requires
 from appliance.core.errors import InvalidRequestError
 from appliance.core.sessions import Conversations
 from appliance.core.settings import Settings
 from appliance.core.types import ChatMessage, Delta, FinishReason, GenerationRequest, SamplingParams, TextModels
+from appliance.web.body import read_json
+from appliance.web.disconnect import until_disconnected
+from appliance.web.wire import Text, convert, ignored, meaning, refused, requires
 
 ConversationId = Annotated[Text, Meta(min_length=1, max_length=64)]
 NO_FUNCTIONS = "it is the older form of `tools`; send those."
