@@ -81,6 +81,7 @@ HOMES = {
     "urllib3": ("cli/chat_client.py", "registry/"),
     "uvicorn": ("web/",),
     "zstandard": ("messaging/compression.py",),
+    "tuf": ("security/metadata.py", "hub/metadata.py"),
 }
 """Where a library may be imported, relative to the package: a file, or a folder that ends with a slash."""
 

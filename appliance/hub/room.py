@@ -40,6 +40,7 @@ from appliance.hub.mqtt import HubLink
 from appliance.hub.overview import Overview
 from appliance.hub.part import HubPart
 from appliance.hub.questions import Questions
+from appliance.hub.release_plug import plug_repository
 from appliance.hub.schema import MIGRATIONS
 from appliance.hub.twin_store import SqliteTwins
 from appliance.hub.twins import Sign, Twins
@@ -116,7 +117,7 @@ def plug_commands(means: Means) -> Commands:
     return Commands(means.commands, means.link, means.complaints, means.clock)
 
 
-PLUGS: tuple[Callable[[Means], HubPart], ...] = (plug_enrolment, plug_twins, plug_commands)
+PLUGS: tuple[Callable[[Means], HubPart], ...] = (plug_enrolment, plug_twins, plug_commands, plug_repository)
 """Each makes one part, in this order."""
 
 

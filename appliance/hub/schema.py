@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from appliance.hub import devices_schema, enrolment_schema
 from appliance.hub.telemetry_schema import TELEMETRY
+from appliance.hub import devices_schema, enrolment_schema, releases_schema
 from appliance.store.migrations import KEYS_AND_AUDIT, Migration
 
 PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -11,6 +11,7 @@ PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("devices", devices_schema.STATEMENTS),
     ("enrolment", enrolment_schema.STATEMENTS),
     ("telemetry", TELEMETRY),
+    ("releases", releases_schema.STATEMENTS),
 )
 """Name and statements of each step, oldest first."""
 
