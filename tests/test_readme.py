@@ -15,12 +15,12 @@ from starlette.routing import Route
 
 import appliance
 from appliance.api.app import create_app
-from appliance.api.errors import KINDS, STATUS_OF_CODE
-from appliance.api.routes import Operation, Resource
 from appliance.cli import VERBS
 from appliance.core.errors import ApplianceError
 from appliance.core.settings import Settings, setting_fields
 from appliance.observe.metrics import PREFIX, Metrics
+from appliance.web.errors import KINDS, STATUS_OF_CODE
+from appliance.web.routes import Operation, Resource
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")

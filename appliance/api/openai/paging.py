@@ -9,8 +9,8 @@ import msgspec
 from msgspec import Meta
 from starlette.requests import Request
 
-from appliance.api.wire import Text, convert_query, meaning, refused
 from appliance.core.errors import InvalidRequestError
+from appliance.web.wire import Text, convert_query, meaning, refused
 
 QueryT = TypeVar("QueryT", bound=msgspec.Struct)
 
