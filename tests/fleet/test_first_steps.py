@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -18,7 +17,6 @@ from appliance.core.hub_settings import HubSettings
 from appliance.fleet.enrolment import while_connected
 from appliance.fleet.identity import IdentityFolder
 from appliance.hub.init import HubFiles
-from appliance.hub.room import open_hub
 from appliance.messaging.connection import Connection, ConnectionOptions, TlsFiles
 from appliance.messaging.session import Session
 from tests.fleet.broker import MOSQUITTO, free_port
@@ -38,30 +36,32 @@ async def appliance(*arguments: str, fails: bool = False) -> str:
     return (errors if fails else output).decode()
 
 
+SERVE = """
+import sys
+from pathlib import Path
+from appliance.core.hub_settings import HubSettings
+from appliance.hub.room import serve_hub
+
+sys.exit(serve_hub(HubSettings(data_dir=Path(sys.argv[1]), broker_port=int(sys.argv[2]), port=0)))
+"""
+
+
 @asynccontextmanager
-async def hub_and_broker(folder: Path) -> AsyncIterator[HubSettings]:
-    settings = HubSettings(data_dir=folder, broker_port=free_port())
-    hub_flags = ("--data", str(folder), "--broker-port", str(settings.broker_port))
-    await appliance("hub", "init", "--name", "localhost", *hub_flags)
-    files = HubFiles.of(settings)
+async def hub_and_broker(folder: Path) -> AsyncIterator[None]:
+    port = free_port()
+    await appliance("hub", "init", "--name", "localhost", "--data", str(folder), "--broker-port", str(port))
+    files = HubFiles.of(HubSettings(data_dir=folder))
     assert MOSQUITTO is not None
-    environment = dict(os.environ)
-    configuration = files.configuration
-    if os.geteuid() == 0:  # a broker that root starts becomes another user, who cannot read a test's folder
-        configuration = folder / "as-root.conf"
-        configuration.write_text(files.configuration.read_text() + "user root\n")
-    broker = subprocess.Popen([MOSQUITTO, "-c", str(configuration)], stderr=subprocess.DEVNULL, env=environment)
-    files.broker_process.write_text(str(broker.pid))
+    with (folder / "log").open("wb") as log:
+        broker = await asyncio.create_subprocess_exec(MOSQUITTO, "-c", str(files.configuration), stderr=log)
+        files.broker_process.write_text(str(broker.pid))
+        hub = await asyncio.create_subprocess_exec(sys.executable, "-c", SERVE, str(folder), str(port), stderr=log)
     try:
-        async with open_hub(settings) as hub, asyncio.TaskGroup() as tasks:
-            tasks.create_task(hub.run())
-            while not hub.link.connected:  # noqa: ASYNC110  (no event of ours tells it)
-                await asyncio.sleep(0.02)
-            yield settings
-            hub.stop()
+        yield
     finally:
-        broker.terminate()
-        broker.wait(timeout=10)
+        for process in (hub, broker):
+            process.terminate()
+            await process.wait()
 
 
 def box_options(folder: Path) -> ConnectionOptions:
@@ -88,7 +88,7 @@ async def test_a_hub_is_made_a_box_enrolled_approved_and_revoked(tmp_path: Path)
         claim = str(tmp_path / "claim.json")
         await appliance("hub", "ca", "claim", claim, *hub_flags)
         enrolling = asyncio.gather(appliance("fleet", "enrol", claim, "--id", "box-7", "--json", *box_flags))
-        while '"waiting"' not in await appliance("hub", "ca", "list", "--json", *hub_flags):
+        while '"waiting"' not in await appliance("hub", "ca", "list", "--json", *hub_flags):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
         await appliance("hub", "ca", "approve", "box-7", *hub_flags)
         [printed] = await enrolling
