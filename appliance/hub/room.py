@@ -33,6 +33,7 @@ from appliance.hub.enrolment_plug import plug_enrolment
 from appliance.hub.mqtt import HubLink
 from appliance.hub.part import HubPart
 from appliance.hub.questions import Questions
+from appliance.hub.release_plug import plug_repository
 from appliance.hub.schema import MIGRATIONS
 from appliance.observe.hub_metrics import HubMetrics
 from appliance.observe.logs import configure_logging
@@ -78,7 +79,7 @@ class Means:
     listening: dict[str, Receive] = field(default_factory=dict)
 
 
-PLUGS: tuple[Callable[[Means], HubPart], ...] = (plug_enrolment,)
+PLUGS: tuple[Callable[[Means], HubPart], ...] = (plug_enrolment, plug_repository)
 """Each makes one part, in this order."""
 
 
