@@ -63,7 +63,7 @@ HOMES = {
     "sqlite3": ("store/",),
     "sqlite_utils": ("store/",),
     "sseclient": ("cli/chat_client.py",),
-    "starlette": ("api/", "hub/app.py", "hub/app_operations.py", "web/"),
+    "starlette": ("api/", "hub/http/", "web/"),
     # model.py and lexical.py start no thread: they guard what any thread may use with a lock.
     # model.py and indexes.py start no thread: they guard with locks what any thread may use.
     "threading": (
