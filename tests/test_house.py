@@ -21,6 +21,7 @@ HOMES = {
     "charset_normalizer": ("retrieval/parsing/",),
     "Stemmer": ("core/words.py",),
     "click": ("cli/",),
+    "cryptography": ("security/",),
     "ctypes": (
         "observe/allocator.py",
         "engine/llama/",
@@ -57,6 +58,7 @@ HOMES = {
     "rich": ("cli/",),
     "sdnotify": ("compose.py",),
     "simdjson": ("api/oip/",),
+    "securesystemslib": ("security/",),
     "sqlite3": ("store/",),
     "sqlite_utils": ("store/",),
     "sseclient": ("cli/chat_client.py",),
