@@ -340,7 +340,7 @@ def load_settings(
     Raises:
         SettingsError: An unknown name, a value of the wrong type or out of range, or an unreadable file.
     """
-    known, annotations = setting_fields(), _types()
+    known, annotations = setting_fields(), setting_types()
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for each in _given(flags or {}, environment or {}, config_file):
@@ -354,7 +354,7 @@ def load_settings(
         origins[each.name] = each.origin
     values.setdefault("data_dir", _checked(_Given("data_dir", str(Settings().data_dir), "the default"), Path))
     settings = replace(Settings(), **values)
-    _check_together(settings)
+    check_together(settings)
     effective = [
         EffectiveSetting(name, getattr(settings, name), origins.get(name, "default"), each.metadata["meaning"])
         for name, each in known.items()
@@ -427,7 +427,12 @@ def _bad(given: _Given, what_fits: str) -> SettingsError:
     return SettingsError(f"{given.origin} sets {given.name} to {shown}; {what_fits}.", param=given.name)
 
 
-def _check_together(settings: Settings) -> None:
+def check_together(settings: Settings) -> None:
+    """Check what one setting's own bounds cannot say.
+
+    Raises:
+        SettingsError: Two settings do not go together; `param` is the one to change.
+    """
     if (settings.tls_certificate is None) != (settings.tls_key is None):
         given, missing = "tls_certificate", "tls_key"
         if settings.tls_certificate is None:
@@ -454,5 +459,6 @@ def _check_together(settings: Settings) -> None:
 
 
 @cache
-def _types() -> dict[str, Any]:
+def setting_types() -> dict[str, Any]:
+    """Return every setting's annotation by name, bounds included."""
     return get_type_hints(Settings, include_extras=True)
