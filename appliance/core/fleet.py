@@ -75,6 +75,7 @@ class Reported(Struct, frozen=True):
         refused: Names of desired settings that were not applied, each with the reason.
         settings: What is in force of what can be desired.
         models: What runs and what is there.
+        pending: Names of settings whose desired value takes effect at the next start.
         facts: Hardware class, memory, disk, operating system, agent version.
     """
 
@@ -82,6 +83,7 @@ class Reported(Struct, frozen=True):
     desired_version: Count
     settings: dict[str, Any] = {}
     refused: dict[str, str] = {}
+    pending: list[str] = []
     models: list[ReportedModel] = []
     facts: dict[str, Any] = {}
 

@@ -18,7 +18,7 @@ from appliance.registry.versions import RegisteredModel, Registry
 LoadedNames = Callable[[], Collection[str]]
 """Returns the full names of the models in memory."""
 
-MOST_MODELS = 200
+MOST_MODELS = 150
 
 
 def box_facts(settings: Settings) -> dict[str, Any]:

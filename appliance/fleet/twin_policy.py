@@ -49,7 +49,7 @@ AT_ONCE = frozenset({"log_level"})
 
 SHORTEST_INTERVAL_S = 1.0
 LONGEST_INTERVAL_S = 86_400.0
-MOST_REFUSALS = 100
+MOST_REFUSALS = 50
 MOST_NAME_CHARACTERS = 100
 _MODEL_PART = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
@@ -118,6 +118,12 @@ def overlay(local: Settings, effective: list[EffectiveSetting], desired: Desired
     ]
 
 
+def pending(decision: Decision, local: Settings, in_force: Mapping[str, Any]) -> list[str]:
+    """Return the settings that will have another value after the next start, the hub's or again the box's own."""
+    later = setting_fields().keys() - LOCAL_ONLY - AT_ONCE
+    return sorted(each for each in later if decision.settings.get(each, getattr(local, each)) != in_force[each])
+
+
 def _judge_setting(decision: Decision, name: str, value: Any, origins: Mapping[str, str]) -> None:
     if name not in setting_fields():
         _refuse(decision, name, "this version has no such setting")
@@ -168,4 +174,4 @@ def _refuse(decision: Decision, name: str, reason: str) -> None:
     """Note a refusal; a document full of nonsense is answered with its beginning."""
     if len(decision.refused) < MOST_REFUSALS:
         shown = name if len(name) <= MOST_NAME_CHARACTERS else f"{name[:MOST_NAME_CHARACTERS]}…"
-        decision.refused[shown] = reason[:500]
+        decision.refused[shown] = reason[:200]
