@@ -16,7 +16,7 @@ from pathlib import Path
 from appliance.core.errors import InvalidRequestError
 from appliance.core.fleet import CLAIM_ANSWER, CLAIM_REQUEST, ROOT
 from appliance.security.certificates import CLAIM_NAME, HUB_NAME
-from appliance.store.files import write_file
+from appliance.store.files import write_durably
 
 CONFIGURATION = "mosquitto.conf"
 ACCESS = "mosquitto.acl"
@@ -77,8 +77,8 @@ def write_broker(folder: Path, files: BrokerFiles, settings: BrokerSettings) -> 
     folder = folder.absolute()
     text = _configuration(folder, files, settings)
     (folder / DATA).mkdir(parents=True, exist_ok=True)
-    write_file(folder / ACCESS, _access().encode(), private=False)
-    write_file(folder / CONFIGURATION, text.encode(), private=False)
+    write_durably(folder / ACCESS, _access().encode())
+    write_durably(folder / CONFIGURATION, text.encode())
     return folder / CONFIGURATION
 
 
