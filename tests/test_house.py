@@ -79,6 +79,7 @@ HOMES = {
     "tokenizers": ("engine/onnx/",),
     "truststore": ("cli/chat_client.py", "registry/sources/https.py"),
     "urllib3": ("cli/chat_client.py", "registry/"),
+    "tuf": ("security/metadata.py", "hub/metadata.py"),
     "uvicorn": ("api/",),
 }
 """Where a library may be imported, relative to the package: a file, or a folder that ends with a slash."""

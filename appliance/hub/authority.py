@@ -14,20 +14,22 @@ from pathlib import Path
 import msgspec
 
 from appliance.core.clock import Clock, iso_timestamp
-from appliance.core.errors import ConflictError, InvalidRequestError
+from appliance.core.errors import ConflictError, InvalidRequestError, NotFoundError
 from appliance.core.releases import DIRECTOR_TARGET, DirectorKeys
 from appliance.hub.metadata import Roles, first_roles, load_roles
 from appliance.hub.repository import Repository
 from appliance.hub.signing_rules import Due, due, is_driven_up, state
-from appliance.security.metadata import Target
+from appliance.security.metadata import LARGEST_ROOT_BYTES, Target
 from appliance.security.signing import SigningKey, list_keys, load_keys, make_key, store_key
-from appliance.store.files import open_regular, storage_errors, sync_folder
+from appliance.store.files import open_regular, storage_errors, sync_folder, write_durably
 
 logger = logging.getLogger(__name__)
 
 OFFLINE = ("root", "targets")
 ONLINE = ("snapshot", "timestamp")
 DIRECTOR = "director"
+ANCHOR = "root.json"
+"""Beside the offline keys: the newest root, by which their holder knows his repository again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,7 @@ class Authority:
             roles.sign_snapshot(now, keys["snapshot"])
             roles.sign_timestamp(now, keys["timestamp"])
             self.repository.publish(roles.written, files)
+            self._leave_root()
 
     def roles(self) -> Roles:
         """Return the roles as they are signed now.
@@ -148,8 +151,9 @@ class Authority:
 
         Raises:
             NotFoundError: They are not.
+            UntrustedError: Someone else changed the repository.
         """
-        self._signers(self.roles(), "targets")
+        self._signers(self._checked_roles(), "targets")
 
     def change_targets(
         self, added: Mapping[str, bytes], removed: Iterable[str] = (), counters: Mapping[str, int] | None = None
@@ -166,9 +170,8 @@ class Authority:
             UntrustedError: Someone else changed the repository.
         """
         with self.repository.changing():
-            roles = self.roles()
+            roles = self._checked_roles()
             keys = self._signers(roles, "targets")
-            roles.check_signed_by_targets_keys(keys)
             for path in removed:
                 roles.targets.signed.targets.pop(path, None)
             files = self._set_targets(roles, added)
@@ -184,16 +187,16 @@ class Authority:
             UntrustedError: Someone else changed the repository.
         """
         with self.repository.changing():
-            roles = self.roles()
             if role == "root":
-                roles.sign_root(self._clock.unix(), self._checked_root_keys(roles))
+                roles = self._checked_roles()
+                roles.sign_root(self._clock.unix(), self._signers(roles, "root"))
                 self.repository.publish(roles.written, {})
+                self._leave_root()
             elif role == "targets":
-                keys = self._signers(roles, "targets")
-                roles.check_signed_by_targets_keys(keys)
-                self._sign_and_publish(roles, targets=keys)
+                roles = self._checked_roles()
+                self._sign_and_publish(roles, targets=self._signers(roles, "targets"))
             else:
-                self._sign_and_publish(roles)
+                self._sign_and_publish(self.roles())
 
     def sign_when_due(self) -> dict[str, Due]:
         """Sign snapshot and timestamp again if it is time, and return how each stood; the hub calls this every hour.
@@ -240,8 +243,8 @@ class Authority:
             UntrustedError: Someone else changed the repository.
         """
         with self.repository.changing():
-            roles = self.roles()
-            old_root = self._checked_root_keys(roles)
+            roles = self._checked_roles()
+            old_root = self._signers(roles, "root")
             before = roles.key_ids(role)
             leaving = [key for key in before if any(key.startswith(each) for each in remove)]
             plan = KeyPlan(len(before) - len(leaving) + add, threshold or roles.threshold(role))
@@ -253,6 +256,7 @@ class Authority:
             roles.sign_root(self._clock.unix(), list(signers.values()))
             targets = self._signers(roles, "targets") if role == "targets" else None
             self._sign_and_publish(roles, targets=targets, restart={"targets", *ONLINE} if restart else set())
+            self._leave_root()
         self._forget_online(left)
         return [each.id for each in made]
 
@@ -270,8 +274,8 @@ class Authority:
             UntrustedError: Root or targets are not what was signed.
         """
         with self.repository.changing():
-            roles = self.roles()
-            root = self._checked_root_keys(roles)
+            roles = self._checked_roles()
+            root = self._signers(roles, "root")
             targets = self._signers(roles, "targets")
             left, made = self._renew_online(roles)
             roles.sign_root(self._clock.unix(), root)
@@ -279,6 +283,7 @@ class Authority:
             director = DirectorKeys((made[-1].public.value,))
             files = self._set_targets(roles, {DIRECTOR_TARGET: msgspec.json.encode(director)})
             self._sign_and_publish(roles, targets=targets, files=files, restart=set(ONLINE))
+            self._leave_root()
         self._forget_online(left)
         return [each.id for each in made]
 
@@ -326,10 +331,29 @@ class Authority:
     def _set_targets(roles: Roles, added: Mapping[str, bytes]) -> dict[str, bytes]:
         return {roles.set_target(path, data).stored: data for path, data in added.items()}
 
-    def _checked_root_keys(self, roles: Roles) -> list[SigningKey]:
-        keys = self._signers(roles, "root")
-        roles.check_signed_by_root_keys(keys)
-        return keys
+    def _checked_roles(self) -> Roles:
+        """Return the roles if they follow from the root that lies with the offline keys."""
+        anchors = [folder / ANCHOR for folder in self.offline_folders if (folder / ANCHOR).is_file()]
+        if not anchors:
+            raise NotFoundError(
+                f"There is no {ANCHOR} in {', '.join(map(str, self.offline_folders))}, so nobody could tell whether "
+                "someone changed this hub's repository.",
+                advice="Name the folder with the offline keys with --keys; the file belongs beside them.",
+                code="keys_missing",
+            )
+        files = self.repository.metadata()
+        roles = load_roles(files)
+        for path in anchors:
+            with storage_errors(path), open_regular(path) as file:
+                roles.check_against(file.read(LARGEST_ROOT_BYTES), files)
+        return roles
+
+    def _leave_root(self) -> None:
+        """Put the newest root beside the offline keys, for the next time."""
+        root = self.root()
+        for folder in self.offline_folders:
+            if folder.is_dir():
+                write_durably(folder / ANCHOR, root)
 
     def _renew_online(self, roles: Roles) -> tuple[set[str], list[SigningKey]]:
         """Replace the keys of snapshot and timestamp; return the beginnings of the old ones' ids, and the new keys."""
