@@ -3,6 +3,8 @@
     des ──> signed by the hub? ours? newer? ──> fleet.db ──> applied ──> rep (kept by the broker, version rising)
                     └─ no: a log line, and nothing is changed
 
+The broker keeps the document and sends it at each connecting, so one that was lost on the way to the disk comes again.
+
 What is applied: the log level at once, telemetry rates at once, model wishes once each through the one path that all
 wishes take; every other setting from the next start on, which the report says. A document stays in force, hub or no
 hub, until the hub replaces it. A name that something else moved meanwhile, such as an update, is not fought.
@@ -22,16 +24,16 @@ import msgspec
 from appliance.core.errors import ApplianceError, UnavailableError, UntrustedError
 from appliance.core.fleet import LARGEST_DOCUMENT_BYTES, Desired, DownKind, Reported, ReportedModel, up
 from appliance.core.messaging import Link, Message
-from appliance.core.releases import DESIRED_TYPE, Criteria
+from appliance.core.releases import Criteria
 from appliance.core.settings import EffectiveSetting, Settings, setting_fields
 from appliance.core.wishes import ModelVersions, Soak
 from appliance.fleet.twin_policy import LOCAL_ONLY, ORIGIN, Decision, compare, decide, pending
 from appliance.fleet.twin_store import TwinStore
 from appliance.observe.fleet_metrics import FleetMetrics
-from appliance.security.envelopes import open_envelope
-from appliance.security.signing import PublicKey
 
 LOGGER = logging.getLogger("appliance.fleet")
+LARGEST_ENVELOPE_BYTES = LARGEST_DOCUMENT_BYTES * 4 // 3 + 4096
+"""Of a document in Base64 with its signatures."""
 LOOK_AGAIN_S = 30.0
 """How often models, and wishes that could not be done, are looked at."""
 
@@ -67,14 +69,14 @@ class TwinEffects:
 
     Attributes:
         set_log_level: Takes the least severity that is logged.
-        set_rates: Takes the seconds between rows of telemetry by stream, of those that the hub cares about.
+        set_rates: Takes the seconds between rows of telemetry by stream, and returns which it refused and why.
         versions: The model wishes, or None where there are none.
         models: Returns every registered model.
         facts: Returns what this box is; may take seconds.
     """
 
     set_log_level: Callable[[str], None]
-    set_rates: Callable[[Mapping[str, float]], None]
+    set_rates: Callable[[Mapping[str, float]], Mapping[str, str]]
     versions: ModelVersions | None
     models: Callable[[], list[ReportedModel]]
     facts: Callable[[], Awaitable[dict[str, Any]]]
@@ -90,21 +92,26 @@ class Twin:
         store: TwinStore,
         local: LocalSettings,
         *,
-        keys: Callable[[], Sequence[PublicKey]],
+        opened: Callable[[bytes], Awaitable[Desired]],
         effects: TwinEffects,
         metrics: FleetMetrics,
     ) -> None:
-        """Take documents that one of the keys signed; the keys may come, and change, later."""
+        """Take documents that `opened` believes.
+
+        It raises UntrustedError for what is never to be believed, and UnavailableError if the hub has to be asked for
+        the keys and is away.
+        """
         self._device = device
         self._link = link
         self._store = store
         self._local = local
-        self._keys = keys
+        self._opened = opened
         self._effects = effects
         self._metrics = metrics
-        self._accepted = store.desired()
+        kept = store.desired()
+        self._accepted = kept if kept is not None and kept.device == device else None
         self._log_level = str(local.in_force["log_level"])
-        self._unverified: bytes | None = None
+        self._arrived: bytes | None = None
         self._reported: Reported | None = None
         self._due = True
         self._wake = asyncio.Event()
@@ -115,9 +122,12 @@ class Twin:
         return frozenset({"des"})
 
     async def handle(self, kind: DownKind, message: Message) -> None:  # noqa: ARG002
-        """Accept a desired twin, or refuse it; it is on the disk when this returns, and applied soon after."""
-        if message.payload:  # an empty one takes back what the broker kept
-            await self._consider(message.payload)
+        """Have a desired twin considered; the newest replaces one that was not yet."""
+        if len(message.payload) > LARGEST_ENVELOPE_BYTES:
+            self._refuse(f"it has {len(message.payload):,} bytes, {LARGEST_ENVELOPE_BYTES:,} are allowed")
+        elif message.payload:  # an empty one takes back what the broker kept
+            self._arrived = message.payload
+            self._wake.set()
 
     async def connected(self) -> None:
         """Have everything reported anew."""
@@ -133,48 +143,39 @@ class Twin:
         facts = await self._effects.facts()
         while True:
             self._wake.clear()
-            if self._unverified is not None:
-                await self._consider(self._unverified)
-            accepted = self._accepted  # another one may be accepted meanwhile, and wakes this up again
-            await self._report(accepted, await self._apply(accepted), facts)
+            await self._consider()
+            await self._report(await self._apply(self._accepted), facts)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_AGAIN_S):
                     await self._wake.wait()
 
     # Accepting
 
-    async def _consider(self, envelope: bytes) -> None:
-        self._unverified = None
+    async def _consider(self) -> None:
+        """Accept what arrived, or refuse it; it waits while the hub is away and its keys are not known."""
+        envelope, self._arrived = self._arrived, None
+        if envelope is None:
+            return
         try:
-            desired = self._opened(envelope)
+            desired = await self._opened(envelope)
         except UntrustedError as error:
-            if error.code == "bad_signature":  # the keys may have changed, and the new ones not been fetched yet
-                self._unverified = envelope
             self._refuse(error.message)
             return
-        if desired.device != self._device:
-            self._refuse(f"it is for {desired.device}")
+        except UnavailableError as error:
+            LOGGER.info("a desired twin waits: %s", error)
+            self._arrived = self._arrived or envelope
             return
         verdict = compare(desired, self._accepted)
-        if verdict == "new":
+        known = self._accepted.version if self._accepted else 0
+        if desired.device != self._device:
+            self._refuse(f"it is for {desired.device}")
+        elif verdict == "new":
             await self._store.accept(desired)
             self._accepted = desired
             self._metrics.desired(applied=True)
             LOGGER.info("the desired twin is of version %d now", desired.version)
-            self._wake.set()
         elif verdict != "known":
-            known = self._accepted.version if self._accepted else 0
             self._refuse(f"it has the version {desired.version} ({verdict}), and {known} was accepted")
-
-    def _opened(self, envelope: bytes) -> Desired:
-        """Return what an envelope holds. Raises UntrustedError."""
-        payload = open_envelope(envelope, DESIRED_TYPE, self._keys())
-        if len(payload) > LARGEST_DOCUMENT_BYTES:
-            raise UntrustedError(f"it has {len(payload):,} bytes, {LARGEST_DOCUMENT_BYTES:,} are allowed")
-        try:
-            return msgspec.json.decode(payload, type=Desired)
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise UntrustedError(f"it is none: {error}") from error
 
     def _refuse(self, reason: str) -> None:
         LOGGER.warning("a desired twin was refused: %s", reason)
@@ -191,7 +192,8 @@ class Twin:
             LOGGER.info("the hub sets the log level to %s", level)
             self._effects.set_log_level(level)
             self._log_level = level
-        self._effects.set_rates(decision.telemetry)
+        refused = self._effects.set_rates(decision.telemetry)
+        decision.refused.update({f"telemetry.{name}": reason for name, reason in refused.items()})
         await self._wish(decision, accepted.version)
         return decision
 
@@ -226,11 +228,11 @@ class Twin:
 
     # Reporting
 
-    async def _report(self, accepted: Desired | None, decision: Decision, facts: dict[str, Any]) -> None:
+    async def _report(self, decision: Decision, facts: dict[str, Any]) -> None:
         in_force = {**self._local.in_force, "log_level": self._log_level}
         report = Reported(
             version=0,
-            desired_version=accepted.version if accepted else 0,
+            desired_version=self._accepted.version if self._accepted else 0,
             settings={name: in_force[name] for name in sorted(setting_fields().keys() - LOCAL_ONLY)},
             refused=decision.refused,
             pending=pending(decision, self._local.settings, in_force),
