@@ -61,6 +61,12 @@ class PermissionDeniedError(ApplianceError):
     default_code = "permission_denied"
 
 
+class UntrustedError(InvalidRequestError):
+    """It is not signed by those whose word counts, is older than what was seen, or has expired; nothing was changed."""
+
+    default_code = "not_trusted"
+
+
 class NotFoundError(ApplianceError):
     """The named thing does not exist; the message names those that do."""
 

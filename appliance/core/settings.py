@@ -211,6 +211,14 @@ class Settings:
     )
     document_timeout_s: Seconds = _setting(300.0, "Longest time to take the text from a file")
 
+    # Fleet
+    fleet: Literal["auto", "on", "off"] = _setting(
+        "auto", "Connect to the fleet's hub; auto does so once this box is enrolled"
+    )
+    fleet_will_delay_s: Annotated[int, Meta(ge=0, le=3600)] = _setting(
+        60, "Time without a connection after which the broker tells the hub that this box is lost"
+    )
+
     # Observability
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "Least severity that is logged")
     log_format: Literal["auto", "json", "text"] = _setting(
@@ -271,6 +279,16 @@ class Settings:
     def batches_lock_path(self) -> Path:
         """Return the path of the file whose lock makes a process the one that works off batches."""
         return self.data_dir / "batches.lock"
+
+    @property
+    def fleet_path(self) -> Path:
+        """Return the path of `fleet.db`: sessions, the twin, replies to commands and the journal of updates."""
+        return self.data_dir / "fleet.db"
+
+    @property
+    def fleet_lock_path(self) -> Path:
+        """Return the path of the file whose lock makes a process the one that speaks for this box to its hub."""
+        return self.data_dir / "fleet.lock"
 
     @property
     def keyword_index_dir(self) -> Path:

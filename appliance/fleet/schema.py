@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from appliance.fleet.agent_schema import AGENT
+from appliance.store.database import Database
 from appliance.store.migrations import Migration
 
-PARTS: tuple[tuple[str, tuple[str, ...]], ...] = ()
+PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (("agent", AGENT),)
 """Name and statements of each step, oldest first."""
 
 MIGRATIONS = tuple(Migration(number, name, statements) for number, (name, statements) in enumerate(PARTS, start=1))
+
+
+def open_fleet_database(path: Path) -> Database:
+    """Open or create `fleet.db`.
+
+    Raises:
+        UnreadableDatabaseError: The file is damaged, or was written by a newer version.
+        StorageError: It cannot be opened.
+    """
+    return Database(path, migrations=MIGRATIONS)

@@ -34,6 +34,7 @@ from appliance.core.batches import BatchStatus
 from appliance.core.sessions import ResponseStatus
 from appliance.core.tools import ToolResult
 from appliance.core.types import FinishReason
+from appliance.observe.fleet_metrics import FleetMetrics
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """What `Metrics.render` writes."""
@@ -75,6 +76,7 @@ class Metrics:
         )
         self.responses = ResponseMetrics(self.registry)
         self.batches = BatchMetrics(self.registry)
+        self.fleet = FleetMetrics(self.registry)
         self._http_running = Gauge(
             f"{PREFIX}http_requests_in_progress", "HTTP requests being answered", registry=self.registry
         )

@@ -19,6 +19,7 @@ STATUS = {
     errors.InvalidRequestError: 400,
     errors.AuthenticationError: 401,
     errors.PermissionDeniedError: 403,
+    errors.UntrustedError: 400,
     errors.NotFoundError: 404,
     errors.ConflictError: 409,
     errors.TooLargeError: 413,

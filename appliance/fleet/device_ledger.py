@@ -1,0 +1,30 @@
+"""What a box knows of itself towards its hub: which installation it is, and how many sessions it has had."""
+
+from __future__ import annotations
+
+from appliance.store.database import Connection, Database
+
+
+class DeviceLedger:
+    """Owns the table `device` of `fleet.db`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @property
+    def instance(self) -> str:
+        """Return the name that this installation made up for itself, once."""
+        return str(self._database.read(lambda each: each.execute("SELECT instance FROM device").fetchone()[0]))
+
+    @property
+    def epoch(self) -> int:
+        """Return the epoch of the session that was opened last, 0 for none."""
+        return int(self._database.read(lambda each: each.execute("SELECT epoch FROM device").fetchone()[0]))
+
+    async def next_epoch(self) -> int:
+        """Return the epoch of a new session; it is on the disk when this returns, so it is never given twice."""
+
+        def write(connection: Connection) -> int:
+            return int(connection.execute("UPDATE device SET epoch = epoch + 1 RETURNING epoch").fetchone()[0])
+
+        return await self._database.write(write)

@@ -1,0 +1,70 @@
+"""What the hub says of itself on `all/hub`: whether it is there, what its clock says, and to hold off for a while.
+
+Nothing of it is trusted further than the hub's own commands: its time judges only their expiry. What a kept (retained)
+message says of the time is as old as the message, so only a fresh one or an answer counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+
+import msgspec
+
+from appliance.core.clock import Clock
+from appliance.core.fleet import HubState
+from appliance.core.messaging import Message
+
+LOGGER = logging.getLogger("appliance.fleet")
+MOST_HOLD_OFF_S = 3600.0
+LATEST_UNIX_S = 2.0**33
+
+
+class HubWatch:
+    """Knows whether this box may burden the hub now, and what time the hub has."""
+
+    def __init__(self, clock: Clock) -> None:
+        """Know nothing yet: a hub of which nothing was heard is not held off from."""
+        self._clock = clock
+        self._up = asyncio.Event()
+        self._up.set()
+        self._not_before = 0.0
+        self._offset: float | None = None
+
+    def hear(self, message: Message) -> None:
+        """Take a message on `all/hub`; what is none is left alone."""
+        try:
+            state = msgspec.json.decode(message.payload, type=HubState)
+        except (msgspec.DecodeError, RecursionError) as error:
+            LOGGER.warning("the hub's state is none: %s", error)
+            return
+        if not message.retain:
+            self.learn_time(state.at)
+        if state.status == "down":
+            self._up.clear()
+            return
+        if state.hold_off_s > 0 and not message.retain:
+            share = random.random()  # noqa: S311  (it spreads load and keeps no secret)
+            self._not_before = self._clock.monotonic() + share * min(state.hold_off_s, MOST_HOLD_OFF_S)
+        self._up.set()
+
+    def learn_time(self, unix: float) -> None:
+        """Take over the hub's time, as far as it is one."""
+        if 0 < unix < LATEST_UNIX_S:
+            self._offset = unix - self._clock.monotonic()
+
+    def unix(self) -> float:
+        """Return the time by the hub's clock as far as it was heard, else by our own."""
+        return self._clock.unix() if self._offset is None else self._offset + self._clock.monotonic()
+
+    def lost(self) -> None:
+        """Forget whether the hub is up: the connection is gone, and the broker tells anew on the next."""
+        self._up.set()
+
+    async def welcome(self) -> None:
+        """Wait until the hub is not down, and until this box's share of the time to hold off is over."""
+        await self._up.wait()
+        while (wait_s := self._not_before - self._clock.monotonic()) > 0:
+            await asyncio.sleep(wait_s)
+            await self._up.wait()
