@@ -46,8 +46,10 @@ class Verdict(Enum):
     RIGHT = "right"
     WRONG = "wrong"
     """Its piece was whole and wrong, and is to come anew."""
+    MALFORMED = "malformed"
+    """It has not the length of that block."""
     USELESS = "useless"
-    """It was there already, or is none of this file."""
+    """It was there already."""
 
 
 async def in_thread(function: Callable[[*Ts], T], *arguments: *Ts) -> T:
@@ -164,17 +166,18 @@ class Download:
         await self.commit()
 
     async def put_block(self, block: int, data: bytes, source: str) -> Verdict:
-        """Write one block; check its piece if it was the last one of it.
+        """Write one block of the file; check its piece if it was the last one of it.
 
         Raises:
             SourceError: The source has sent too many wrong pieces.
             StorageError: The disk is full or failed.
         """
-        if not 0 <= block < self.pieces.block_count or len(data) != self.pieces.block_size(block):
-            return Verdict.USELESS
         piece = block // BLOCKS_A_PIECE
         if piece in self._right or block in self._blocks:
             return Verdict.USELESS
+        if len(data) != self.pieces.block_size(block):
+            self._lies.note(source)
+            return Verdict.MALFORMED
         await in_thread(self._write, block * BLOCK_BYTES, data, (block,))
         if not all(each in self._blocks for each in self.pieces.blocks(piece)):
             return Verdict.TAKEN
