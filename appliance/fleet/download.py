@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from enum import Enum
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar, TypeVarTuple
 
@@ -55,7 +56,7 @@ class Verdict(Enum):
 async def in_thread(function: Callable[[*Ts], T], *arguments: *Ts) -> T:
     """Call a function that waits for the disk; when cancelled, wait for its end, for it uses open files."""
     async with asyncio.TaskGroup() as group:
-        call = group.create_task(asyncio.to_thread(_outcome, function, *arguments))
+        call = group.create_task(asyncio.to_thread(_outcome, partial(function, *arguments)))
         try:
             outcome = await asyncio.shield(call)
         except asyncio.CancelledError:
@@ -64,11 +65,11 @@ async def in_thread(function: Callable[[*Ts], T], *arguments: *Ts) -> T:
     return outcome.result()
 
 
-def _outcome(function: Callable[[*Ts], T], *arguments: *Ts) -> Future[T]:
+def _outcome(function: Callable[[], T]) -> Future[T]:
     """Return what becomes of a call, so that its error reaches the caller alone and not in a group."""
     outcome: Future[T] = Future()
     try:
-        outcome.set_result(function(*arguments))
+        outcome.set_result(function())
     except Exception as error:  # noqa: BLE001  (it belongs to the caller, whatever it is)
         outcome.set_exception(error)
     return outcome
@@ -132,9 +133,9 @@ class Download:
         except BaseException:
             self._partial.close()
             raise
-        is_whole = self._partial.size == pieces.length
-        self._right = from_bitmap(safe, pieces.count) if is_whole else set()
-        self._blocks = self._hints.read() if is_whole else set()
+        self._was_whole = self._partial.size == pieces.length
+        self._right = from_bitmap(safe, pieces.count) if self._was_whole else set()
+        self._blocks = self._hints.read() if self._was_whole else set()
         self._inherited = {block // len(pieces.blocks(0)) for block in self._blocks} - self._right
         self._uncommitted = 0
         self._committed_at = clock.monotonic()
@@ -159,7 +160,10 @@ class Download:
         return [block for piece in self.missing for block in self.pieces.blocks(piece) if block not in self._blocks]
 
     async def recover(self) -> None:
-        """Take over the pieces that an earlier process had written and not noted."""
+        """Take over the pieces that an earlier process had written and not noted; forget what it noted of another."""
+        if not self._was_whole:
+            self._hints.clear(range(self.pieces.block_count))
+            await self._commit(self.pieces.digest, b"")
         for piece in self.missing:
             if all(block in self._blocks for block in self.pieces.blocks(piece)):
                 await self._judge(piece)
@@ -217,16 +221,12 @@ class Download:
             self._uncommitted = 0
         self._committed_at = self._clock.monotonic()
 
-    async def drop_wrong(self) -> int:
-        """Check all pieces on the disk again, and forget those that are wrong; return how many."""
-        before = len(self._right)
+    async def drop_wrong(self) -> None:
+        """Check all pieces on the disk again, and forget those that are wrong."""
         for piece in sorted(self._right):
             if not self.pieces.accepts(piece, await in_thread(self._read, piece)):
                 self._forget(piece)
-        dropped = before - len(self._right)
-        if dropped:
-            await self._commit(self.pieces.digest, to_bitmap(self._right, self.pieces.count))
-        return dropped
+        await self._commit(self.pieces.digest, to_bitmap(self._right, self.pieces.count))
 
     def close(self) -> None:
         """Release the file. Idempotent."""
@@ -313,39 +313,43 @@ class Hints:
             self._descriptor = -1
 
 
-def reserve(blobs: Blobs, pieces: PieceList) -> bool:
-    """Give the partial file its whole length on the disk.
+def is_reserved(blobs: Blobs, pieces: PieceList) -> bool:
+    """Tell whether the partial file has its whole length; else nothing that the journal says of it counts any more.
 
-    Returns:
-        False if the file was not there in this length, so that nothing the journal says of it counts any more.
+    Raises:
+        ConflictError: Another process is fetching the same file.
+    """
+    with blobs.partial(pieces.digest) as file:
+        return file.size == pieces.length
+
+
+def reserve(blobs: Blobs, pieces: PieceList) -> None:
+    """Give the partial file its whole length on the disk.
 
     Raises:
         StorageError: The disk is full; what was there before stays.
         ConflictError: Another process is fetching the same file.
     """
-    partial = blobs.partial(pieces.digest)
+    file = blobs.partial(pieces.digest)
     try:
-        had = partial.size
-        if had == pieces.length:
-            return True
-        hints = Hints(partial, pieces)
+        had = file.size
+        hints = Hints(file, pieces)
         try:
             _carry_over(hints, had, pieces)
             blobs.require_space(pieces.length - had, "fetch an update")
-            with storage_errors(partial.path):
+            with storage_errors(file.path):
                 if had > pieces.length:
-                    os.ftruncate(partial.file.fileno(), pieces.length)
-                os.posix_fallocate(partial.file.fileno(), 0, pieces.length)
-                os.fsync(partial.file.fileno())
+                    os.ftruncate(file.file.fileno(), pieces.length)
+                os.posix_fallocate(file.file.fileno(), 0, pieces.length)
+                os.fsync(file.file.fileno())
         except BaseException:
             with suppress(OSError):
-                os.ftruncate(partial.file.fileno(), min(had, pieces.length))  # or a full disk would stay full
+                os.ftruncate(file.file.fileno(), min(had, pieces.length))  # or a full disk would stay full
             raise
         finally:
             hints.close()
-        return False
     finally:
-        partial.close()
+        file.close()
 
 
 def discard(blobs: Blobs, digest: str) -> None:
@@ -354,10 +358,10 @@ def discard(blobs: Blobs, digest: str) -> None:
     Raises:
         ConflictError: Another process is fetching it.
     """
-    partial = blobs.partial(digest)
-    with storage_errors(partial.path):
-        partial.path.with_name(f"{partial.path.name}.blocks").unlink(missing_ok=True)
-    partial.discard()
+    file = blobs.partial(digest)
+    with storage_errors(file.path):
+        file.path.with_name(f"{file.path.name}.blocks").unlink(missing_ok=True)
+    file.discard()
 
 
 def write_all(descriptor: int, data: bytes, offset: int) -> None:

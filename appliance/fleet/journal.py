@@ -144,6 +144,19 @@ class Journal:
 
         await self._database.write(write)
 
+    def release_of(self, target: str) -> Release | None:
+        """Return the release that was verified last for jobs of this target, "" being any; None if none was."""
+        rows = self._database.read(
+            lambda connection: connection.execute(
+                "SELECT document, release FROM updates WHERE release IS NOT NULL ORDER BY version DESC"
+            ).fetchall()
+        )
+        for row in rows:
+            job = msgspec.json.decode(row["document"], type=Job)
+            if job.action == "install" and target in ("", job.target):
+                return msgspec.json.decode(row["release"], type=Release)
+        return None
+
     def rolled_back(self, digest: str) -> str | None:
         """Return why a model file was rolled back here, or None if it was not."""
         row = self._database.read(

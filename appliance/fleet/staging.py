@@ -2,13 +2,11 @@
 
     whole-file hash ─▶ header ─▶ fsync, rename, fsync of the folder ─▶ the registry checks again and registers
 
-A name without a wish means the version registered last; so that registering changes nothing, the version that is meant
-now is wished for first.
+It is registered aside: what the model's short name means does not change by it.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,8 +16,7 @@ from typing import Any
 import msgspec
 
 from appliance.core.errors import ApplianceError, InvalidRequestError, NotFoundError
-from appliance.core.releases import Criteria, Release, ReleaseFile
-from appliance.core.wishes import ModelVersions
+from appliance.core.releases import Release, ReleaseFile
 from appliance.fleet import download
 from appliance.registry.catalog import CatalogEntry
 from appliance.registry.files import sha256_of, storage_errors
@@ -27,9 +24,7 @@ from appliance.registry.gguf_header import read_header
 from appliance.registry.install import find_installed, pull
 from appliance.registry.manifest import Manifest
 from appliance.registry.roles import MODEL
-from appliance.registry.versions import RegisteredModel, Registry
-
-LOGGER = logging.getLogger("appliance.fleet")
+from appliance.registry.versions import Registry
 
 
 class DamagedFileError(ApplianceError):
@@ -137,14 +132,7 @@ class Staging:
         with ExitStack() as held:
             for file in release.files:
                 self._publish(file, release, held)
-            pull(entry, self._registry, stall_timeout_s=1.0)
-
-    def before(self, release: Release) -> RegisteredModel | None:
-        """Return the version of the model that its short name means now, or None if there is none."""
-        try:
-            return self._registry.resolve(release.model)
-        except NotFoundError:
-            return None
+            pull(entry, self._registry, stall_timeout_s=1.0, aside=True)
 
     def discard_files(self, digests: Sequence[str]) -> None:
         """Delete what has come of files.
@@ -185,14 +173,6 @@ class Staging:
         partial.publish(file.digest)
         with storage_errors(partial.path):
             partial.path.with_name(f"{partial.path.name}.blocks").unlink(missing_ok=True)
-
-
-async def keep_meaning(versions: ModelVersions, before: RegisteredModel | None, *, origin: str) -> None:
-    """Wish for the version that a name means now, if nobody wishes for one; durable when this returns."""
-    if before is None or versions.wish(before.name) is not None:
-        return
-    LOGGER.info("%s stays what %s means until an update of it is on trial", before.full_name, before.name)
-    await versions.activate(before.full_name, origin=origin, soak=None, criteria=Criteria())
 
 
 def _manifest_file(file: ReleaseFile) -> dict[str, Any]:

@@ -147,34 +147,40 @@ def due(update: Update, now: float) -> tuple[Effect, float]:
         return "none", 0.0
     if now < update.retry_at:
         return "wait", update.retry_at
-    if update.ending is not None:
-        return ("roll_back" if update.state == "trial" else "discard"), 0.0
-    if update.state == "trial":
-        return ("settle" if update.soaking else "activate"), 0.0
-    if update.recall and update.state == "verified":
-        return "roll_back", 0.0
-    if update.state == "reserved" and now < update.not_before:
+    if update.state == "reserved" and not update.ending and now < update.not_before:
         return "wait", update.not_before
-    return _DUE[update.state][0], 0.0
+    return _effect(update), 0.0
+
+
+def _effect(update: Update) -> Effect:
+    if update.ending is not None:
+        return "roll_back" if update.state == "trial" else "discard"
+    if update.state == "trial":
+        return "settle" if update.soaking else "activate"
+    if update.recall and update.state == "verified":
+        return "roll_back"
+    return _DUE[update.state][0]
 
 
 def after(update: Update, event: Event) -> Update:
     """Return the update as it is once the event has happened; one that is over stays as it is."""
     if update.over:
         return update
-    match event:
-        case Canceled():
-            return _end(update, "canceled", event.code, event.detail)
-        case Done():
-            return _carried_out(update)
-        case Stumbled():
-            return _stumbled(update, event)
-        case Refused():
-            return _refused(update, event)
-        case RolledBack():
-            return replace(_calm(update), state="rolled_back", code=event.code, detail=event.detail)
-        case Damaged():
-            return _damaged(update, event)
+    if isinstance(event, Done):
+        return _carried_out(update)
+    if isinstance(event, Stumbled):
+        return _stumbled(update, event)
+    if isinstance(event, Refused):
+        return _refused(update, event)
+    if isinstance(event, Damaged):
+        return _damaged(update, event)
+    return _ended(update, event)
+
+
+def _ended(update: Update, event: Canceled | RolledBack) -> Update:
+    if isinstance(event, Canceled):
+        return _end(update, "canceled", event.code, event.detail)
+    return replace(_calm(update), state="rolled_back", code=event.code, detail=event.detail)
 
 
 def expire(update: Update, now: float) -> Update:

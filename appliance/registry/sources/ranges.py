@@ -1,7 +1,7 @@
 """A run of bytes out of a file behind an https address, for those who know the hash of each part of it.
 
-Protocol: range requests of RFC 9110, section 14. A server that sends less than `LEAST_BYTES_PER_S` for long is given up,
-however regularly it drips, and what it announces must agree with what is wanted.
+Protocol: range requests of RFC 9110, section 14. A server that sends less than `LEAST_BYTES_PER_S` for long is given
+up, however regularly it drips, and what it announces must agree with what is wanted.
 """
 
 from __future__ import annotations
