@@ -51,6 +51,7 @@ HOMES = {
     "onnxruntime": ("engine/onnx/",),
     "openpyxl": ("retrieval/parsing/",),
     "prometheus_client": ("observe/metrics.py", "observe/fleet_metrics.py"),
+    "paho": ("messaging/session.py",),
     "psutil": ("observe/resources.py", "bench/"),
     "PIL": ("retrieval/parsing/pictures.py",),
     "pypdf": ("retrieval/parsing/",),

@@ -1,0 +1,1 @@
+"""Tests of the fleet: the broker, and its two ends against each other over it."""

@@ -1,0 +1,240 @@
+"""The connection of one end of the fleet to the broker: it comes back by itself, for ever.
+
+    run ─▶ open ─▶ subscribe ─▶ on_connected ─▶ messages go to the lanes ─▶ broken ─▶ wait ─▶ open ─▶ …
+
+A lane takes one message at a time, and messages of one topic go to one lane, so their order is kept. The lanes outlive
+a connection: what has been received is worked off, connected or not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import zlib
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from appliance.core.clock import Clock, SystemClock
+from appliance.core.errors import ApplianceError, UnavailableError
+from appliance.core.messaging import Message, Receive, Subscription
+from appliance.messaging.options import ConnectionOptions, TlsFiles, Will
+from appliance.messaging.reconnect import Reconnect
+from appliance.messaging.session import Session
+
+__all__ = ["Connection", "ConnectionFigures", "ConnectionOptions", "TlsFiles", "Will"]
+
+LOGGER = logging.getLogger("appliance.messaging")
+
+MOST_WAITING = 1024
+MOST_WAITING_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class ConnectionFigures:
+    """Counts since the program started.
+
+    Attributes:
+        connects: Times that the broker accepted us.
+        attempts: Times that it was tried.
+        received: Messages.
+        dropped: Messages of QoS 0 that came while too many others waited.
+        failed: Messages whose handler raised an error; a mistake of ours.
+    """
+
+    connects: int = 0
+    attempts: int = 0
+    received: int = 0
+    dropped: int = 0
+    failed: int = 0
+
+
+_Waiting = tuple[Session, Message, int]
+
+
+class Connection:
+    """A `core.messaging.Link`; somebody must `run` it."""
+
+    def __init__(
+        self,
+        options: ConnectionOptions,
+        receive: Receive,
+        *,
+        subscriptions: Sequence[Subscription] = (),
+        will: Callable[[], Will] | None = None,
+        on_connected: Callable[[], Awaitable[None]] | None = None,
+        lanes: int = 1,
+        clock: Clock | None = None,
+        uniform: Callable[[], float] = random.random,
+    ) -> None:
+        """Prepare a connection.
+
+        Args:
+            options: Where and how.
+            receive: Takes each message; what it raises is logged, and the message counts as handled.
+            subscriptions: Made at each connecting.
+            will: Called before each connecting, so that it can carry what is new about the session.
+            on_connected: Awaited after each connecting, before a message is handled: it may publish, but an answer
+                would not reach it.
+            lanes: Messages handled at the same time; those of one topic one after the other.
+            clock: Tells how long a connection stood.
+            uniform: Returns a random number from 0 to 1.
+        """
+        self.figures = ConnectionFigures()
+        self._options = options
+        self._receive = receive
+        self._subscriptions = tuple(subscriptions)
+        self._will = will
+        self._on_connected = on_connected
+        self._clock = clock or SystemClock()
+        self._uniform = uniform
+        self._session: Session | None = None
+        self._up = asyncio.Event()
+        self._lanes: list[asyncio.Queue[_Waiting]] = [asyncio.Queue() for _ in range(lanes)]
+        self._early: list[_Waiting] | None = None
+        self._waiting = 0
+        self._waiting_bytes = 0
+        self._owed = 0
+        self._held_off_until = 0.0
+        self._leaving = False
+
+    @property
+    def connected(self) -> bool:
+        """Return True while the broker has accepted us and the connection stands."""
+        return self._session is not None and not self._session.ended.is_set()
+
+    async def until_connected(self) -> None:
+        """Wait until there is a connection, `on_connected` included; whoever waits has a deadline of his own."""
+        await self._up.wait()
+
+    async def publish(self, message: Message) -> None:
+        """Send a message.
+
+        Returns:
+            For QoS 1 once the broker has taken it over, for QoS 0 once it is in the socket's buffer.
+
+        Raises:
+            UnavailableError: There is no connection, or it broke before the broker confirmed: whether the message
+                arrived is not known.
+            TooLargeError: It is larger than the broker takes.
+            PermissionDeniedError: The broker does not let us write there.
+            InvalidRequestError: No broker could take it: the topic has a wildcard, for example.
+        """
+        session = self._session
+        if session is None or session.ended.is_set():
+            raise UnavailableError("There is no connection to the broker.")
+        await session.publish(message)
+
+    def hold_off(self, seconds: float) -> None:
+        """Do not connect again before so many seconds from now; a connection that stands is not touched."""
+        self._held_off_until = self._clock.monotonic() + max(0.0, seconds)
+
+    async def say_farewell(self, message: Message) -> None:
+        """Publish the last message of a session: when `run` is cancelled after it, the broker keeps the Will to itself.
+
+        Raises:
+            UnavailableError: As for `publish`.
+        """
+        await self.publish(message)
+        self._leaving = True
+
+    async def run(self) -> NoReturn:
+        """Connect, and again whenever the connection is lost, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for number, lane in enumerate(self._lanes):
+                group.create_task(self._work(lane), name=f"messages {number}")
+            state = Reconnect()
+            while True:
+                state = state.after(await self._once())
+                hold_off = self._held_off_until - self._clock.monotonic()
+                await asyncio.sleep(state.delay_s(self._uniform(), hold_off))
+                state = state.again()
+
+    async def _once(self) -> float | None:
+        """Connect and stay until it breaks; return how long it stood, None if it never did."""
+        session: Session | None = None
+        since: float | None = None
+        self.figures.attempts += 1
+        self._early = []
+        try:
+            session = await Session.open(self._options, self._will() if self._will else None, self._arrived)
+            await session.subscribe(self._subscriptions)
+            since = self._clock.monotonic()
+            await self._stay(session)
+        except ApplianceError as error:
+            LOGGER.warning("%s", error)
+        finally:
+            self._session = None
+            self._up.clear()
+            self._release_early()
+            if session is not None:
+                session.close(with_will=not self._leaving)
+        return None if since is None else self._clock.monotonic() - since
+
+    async def _stay(self, session: Session) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(session.keep_alive(), name="keep alive")
+            self._session = session
+            self.figures.connects += 1
+            LOGGER.info("Connected to the broker at %s:%d.", self._options.host, self._options.port)
+            greeting = group.create_task(self._greet(session), name="after connecting")
+            await session.ended.wait()
+            greeting.cancel()
+        LOGGER.warning("The connection to the broker ended: %s.", session.reason)
+
+    async def _greet(self, session: Session) -> None:
+        try:
+            if self._on_connected is not None:
+                await self._on_connected()
+        except UnavailableError as error:
+            LOGGER.warning("What has to be said after connecting could not be said: %s", error)
+            session.close(with_will=True)
+            return
+        except Exception:
+            LOGGER.exception("What has to be said after connecting failed on a mistake of ours; connecting again.")
+            session.close(with_will=True)
+            return
+        self._release_early()
+        self._up.set()
+
+    def _arrived(self, session: Session, message: Message, packet: int) -> None:
+        self.figures.received += 1
+        if message.qos:
+            if self._owed >= 2 * self._options.receive_maximum:  # of sessions before, mostly
+                session.give_up("messages come faster than they are handled")
+                return
+            self._owed += 1
+        elif self._waiting >= MOST_WAITING or self._waiting_bytes + len(message.payload) > MOST_WAITING_BYTES:
+            self.figures.dropped += 1
+            return
+        self._waiting += 1
+        self._waiting_bytes += len(message.payload)
+        if self._early is not None:
+            self._early.append((session, message, packet))
+        else:
+            self._assign((session, message, packet))
+
+    def _release_early(self) -> None:
+        early, self._early = self._early or [], None
+        for each in early:
+            self._assign(each)
+
+    def _assign(self, waiting: _Waiting) -> None:
+        lane = zlib.crc32(waiting[1].topic.encode()) % len(self._lanes)
+        self._lanes[lane].put_nowait(waiting)
+
+    async def _work(self, lane: asyncio.Queue[_Waiting]) -> NoReturn:
+        while True:
+            session, message, packet = await lane.get()
+            try:
+                await self._receive(message)
+            except Exception:
+                self.figures.failed += 1
+                LOGGER.exception("The handler of a message on %s failed; the message is given up.", message.topic)
+            finally:
+                self._waiting -= 1
+                self._waiting_bytes -= len(message.payload)
+                self._owed -= message.qos
+            if packet:
+                session.acknowledge(packet)
