@@ -33,7 +33,7 @@ from appliance.batches.runner import BatchRunner
 from appliance.core.agents import Agents
 from appliance.core.batches import Batches
 from appliance.core.clock import SystemClock
-from appliance.core.errors import ApplianceError
+from appliance.core.errors import ApplianceError, errors_in
 from appliance.core.sessions import Conversations
 from appliance.core.settings import Settings
 from appliance.engine.cpu_budget import THREADS_A_CORE, CpuBudget
@@ -268,7 +268,7 @@ def serve(settings: Settings) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(settings))
     except* ApplianceError as group:
-        errors = list(_leaves(group))
+        errors = errors_in(group)
         for error in errors:
             LOGGER.critical("%s", error)
         raise errors[0] from None
@@ -281,10 +281,3 @@ async def _serve(settings: Settings) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, appliance.stop)
         await appliance.run()
-
-
-def _leaves(group: BaseExceptionGroup[ApplianceError]) -> list[ApplianceError]:
-    leaves: list[ApplianceError] = []
-    for each in group.exceptions:
-        leaves += _leaves(each) if isinstance(each, BaseExceptionGroup) else [each]
-    return leaves

@@ -135,3 +135,11 @@ class EngineError(ApplianceError):
     """Native inference failed for this request; others go on."""
 
     default_code = "engine_failed"
+
+
+def errors_in(group: BaseExceptionGroup[ApplianceError]) -> list[ApplianceError]:
+    """Return the errors that a group of tasks ended with, however deep they stand."""
+    errors: list[ApplianceError] = []
+    for each in group.exceptions:
+        errors += errors_in(each) if isinstance(each, BaseExceptionGroup) else [each]
+    return errors

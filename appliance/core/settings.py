@@ -4,28 +4,28 @@ Sources, strongest first: command-line flag, environment (`APPLIANCE_` + the nam
 An unknown name or a bad value anywhere is an error that names it, never ignored, not even where a stronger source
 overrides it. A relative path is relative to the working folder, in a TOML file to the file's folder; `~` is the user's
 home. README's table is checked against this file by a test.
-
-Over 400 lines because every setting stands in one list.
 """
 
 from __future__ import annotations
 
-import ipaddress
-import re
-import tomllib
-from collections.abc import Iterator, Mapping
-from dataclasses import Field, dataclass, field, fields, replace
-from functools import cache
+from collections.abc import Mapping
+from dataclasses import Field, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
 from appliance.core.errors import SettingsError
-from appliance.core.setting_values import BadValueError, convert
+from appliance.core.setting_sources import EffectiveSetting, Sources, check_tls, fields_of, load
+from appliance.core.setting_sources import setting as _setting
 from appliance.core.types import KvCacheType
 
+__all__ = ["EffectiveSetting", "Settings", "load_settings", "setting_fields"]
+
 ENVIRONMENT_PREFIX = "APPLIANCE_"
+
+HUB_ENVIRONMENT_PREFIX = "APPLIANCE_HUB_"
+"""Of the hub's settings: one machine may run both programs, and each reads and checks its own."""
 
 _OTHER_VARIABLES = frozenset(
     {"APPLIANCE_CONFIG", "APPLIANCE_EVAL_DATA", "APPLIANCE_TEST_MODEL_DATA", "APPLIANCE_API_KEY"}
@@ -38,15 +38,6 @@ CountOrZero = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400 * 366)]
 Bytes = Annotated[int, Meta(ge=1, le=2**40)]
 BytesOrZero = Annotated[int, Meta(ge=0, le=2**50)]
-
-_FLAG_NAMES = {"data_dir": "data"}
-"""Flags that are not called after their setting."""
-
-_LARGEST_FILE_BYTES = 1024 * 1024
-
-
-def _setting(default: Any, meaning: str) -> Any:
-    return field(default=default, metadata={"meaning": meaning})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,19 +297,9 @@ class Settings:
         return self.data_dir / "kv"
 
 
-@dataclass(frozen=True, slots=True)
-class EffectiveSetting:
-    """One setting as it stands, for `appliance config`."""
-
-    name: str
-    value: Any
-    origin: str
-    meaning: str
-
-
 def setting_fields() -> dict[str, Field[Any]]:
     """Return every setting's dataclass field by name."""
-    return {each.name: each for each in fields(Settings)}
+    return fields_of(Settings)
 
 
 def load_settings(
@@ -340,99 +321,18 @@ def load_settings(
     Raises:
         SettingsError: An unknown name, a value of the wrong type or out of range, or an unreadable file.
     """
-    known, annotations = setting_fields(), _types()
-    values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    for each in _given(flags or {}, environment or {}, config_file):
-        if each.name not in known:
-            raise SettingsError(
-                f"{each.origin} sets {each.name!r}, which is no setting.",
-                advice="`appliance config` lists them all.",
-                param=each.name,
-            )
-        values[each.name] = _checked(each, annotations[each.name])
-        origins[each.name] = each.origin
-    values.setdefault("data_dir", _checked(_Given("data_dir", str(Settings().data_dir), "the default"), Path))
-    settings = replace(Settings(), **values)
+    sources = Sources(flags or {}, environment or {}, config_file)
+    settings, effective = load(Settings(), sources, ENVIRONMENT_PREFIX, other_variables=_is_no_setting)
     _check_together(settings)
-    effective = [
-        EffectiveSetting(name, getattr(settings, name), origins.get(name, "default"), each.metadata["meaning"])
-        for name, each in known.items()
-    ]
     return settings, effective
 
 
-@dataclass(frozen=True, slots=True)
-class _Given:
-    """A value as a source gives it."""
-
-    name: str
-    value: Any
-    origin: str
-    from_text: bool = True
-    folder: Path = Path()
-
-
-def _given(flags: Mapping[str, Any], environment: Mapping[str, str], config_file: Path | None) -> Iterator[_Given]:
-    """Yield what each source gives, weakest source first."""
-    if config_file is not None:
-        folder = config_file.parent
-        for name, value in _read_toml(config_file).items():
-            yield _Given(name, value, f"file {config_file}", from_text=False, folder=folder)
-    for variable, text in sorted(environment.items()):
-        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in _OTHER_VARIABLES:
-            name = variable.removeprefix(ENVIRONMENT_PREFIX)
-            yield _Given(name.lower() if re.fullmatch("[A-Z0-9_]+", name) else name, text, f"environment {variable}")
-    for name, value in flags.items():
-        if value is not None:
-            yield _Given(name, value, f"flag --{_FLAG_NAMES.get(name, name).replace('_', '-')}")
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            content = file.read(_LARGEST_FILE_BYTES + 1)
-        if len(content) > _LARGEST_FILE_BYTES:
-            raise SettingsError(
-                f"The settings file {path} has more than {_LARGEST_FILE_BYTES} bytes; it cannot be one."
-            )
-        return tomllib.loads(content.decode("utf-8-sig"))
-    except OSError as error:
-        raise SettingsError(f"The settings file {path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SettingsError(f"The settings file {path} is not valid TOML: {error}.") from error
-
-
-def _checked(given: _Given, annotation: Any) -> Any:
-    try:
-        value = convert(given.value, annotation, from_text=given.from_text, folder=given.folder)
-    except BadValueError as error:
-        raise _bad(given, str(error)) from error
-    if given.name == "host" and not _is_address(value):
-        raise _bad(given, "it takes an IP address of this machine, such as 127.0.0.1, 0.0.0.0 or ::1, or localhost")
-    return value
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost"
-    return True
-
-
-def _bad(given: _Given, what_fits: str) -> SettingsError:
-    shown = repr(str(given.value) if isinstance(given.value, Path) else given.value)
-    shown = shown if len(shown) <= 100 else f"{shown[:100]}…"
-    return SettingsError(f"{given.origin} sets {given.name} to {shown}; {what_fits}.", param=given.name)
+def _is_no_setting(variable: str) -> bool:
+    return variable in _OTHER_VARIABLES or variable.startswith(HUB_ENVIRONMENT_PREFIX)
 
 
 def _check_together(settings: Settings) -> None:
-    if (settings.tls_certificate is None) != (settings.tls_key is None):
-        given, missing = "tls_certificate", "tls_key"
-        if settings.tls_certificate is None:
-            given, missing = missing, given
-        raise SettingsError(f"{given} is set but {missing} is not; TLS needs both or neither.", param=missing)
+    check_tls(settings.tls_certificate, settings.tls_key)
     if settings.max_sequences > settings.context_cells // 8:
         raise SettingsError(
             f"{settings.max_sequences} sequences cannot share {settings.context_cells} context cells.",
@@ -451,8 +351,3 @@ def _check_together(settings: Settings) -> None:
             advice="Set flash_attention to auto or on, or kv_cache_type to f16.",
             param="kv_cache_type",
         )
-
-
-@cache
-def _types() -> dict[str, Any]:
-    return get_type_hints(Settings, include_extras=True)

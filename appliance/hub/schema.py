@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from appliance.store.migrations import Migration
+from appliance.hub import devices_schema
+from appliance.store.migrations import KEYS_AND_AUDIT, Migration
 
-PARTS: tuple[tuple[str, tuple[str, ...]], ...] = ()
+PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("api_keys_and_audit", KEYS_AND_AUDIT),
+    ("devices", devices_schema.STATEMENTS),
+)
 """Name and statements of each step, oldest first."""
 
 MIGRATIONS = tuple(Migration(number, name, statements) for number, (name, statements) in enumerate(PARTS, start=1))

@@ -162,6 +162,9 @@ MIGRATIONS: tuple[Migration, ...] = (
 )
 """The history of the schema, oldest first."""
 
+KEYS_AND_AUDIT = MIGRATIONS[0].statements + MIGRATIONS[2].statements
+"""API keys and the audit as a database of another program has them, whose history begins with them."""
+
 _RECORD_TABLE = """
     CREATE TABLE IF NOT EXISTS schema_migrations (
         number INTEGER PRIMARY KEY,

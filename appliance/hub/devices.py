@@ -1,0 +1,100 @@
+"""The devices' births, Wills and reported twins, from their messages into the store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from appliance.core.clock import Clock
+from appliance.core.fleet import DeviceState, Reported, UpKind
+from appliance.core.messaging import Message
+from appliance.hub.device_records import DeviceStore
+from appliance.hub.dispatch import Complaints, Dispatcher
+
+logger = logging.getLogger("appliance.hub")
+
+SEEN_EVERY_S = 10.0
+"""How often it is written down who was heard of: that much is lost at most when the hub is killed."""
+
+RECONNECT_S = 600.0
+"""After so long with a broker whoever is there has said so: devices come back within five minutes."""
+
+_STATES = msgspec.json.Decoder(DeviceState)
+_REPORTS = msgspec.json.Decoder(Reported)
+
+Reporting = Callable[[str, Reported], None]
+"""Is told of each new reported twin; returns at once."""
+
+
+class Devices:
+    """The part of the hub that keeps track of who is there."""
+
+    kinds: frozenset[UpKind] = frozenset({"state", "rep"})
+
+    def __init__(self, store: DeviceStore, complaints: Complaints, clock: Clock) -> None:
+        self.store = store
+        self._complaints = complaints
+        self._clock = clock
+        self._reporting: list[Reporting] = []
+        self._dispatcher: Dispatcher | None = None
+        self._connected_at: float | None = None
+
+    def on_report(self, reporting: Reporting) -> None:
+        """Have somebody told of each new reported twin."""
+        self._reporting.append(reporting)
+
+    def watch(self, dispatcher: Dispatcher) -> None:
+        """Note whom the dispatcher hears of."""
+        self._dispatcher = dispatcher
+
+    def connected(self) -> None:
+        """Note that the broker was reached: from now on it says anew who is there."""
+        self._connected_at = self._clock.unix()
+
+    async def handle(self, device: str, kind: UpKind, rest: str, message: Message) -> None:  # noqa: ARG002
+        """Take in a state or a reported twin."""
+        if not message.payload and message.retain:
+            return  # somebody cleared the topic
+        decoder: msgspec.json.Decoder[Any] = _STATES if kind == "state" else _REPORTS
+        try:
+            document = decoder.decode(message.payload)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            self._complaints.refuse(device, "bad_document", f"{kind}: {error}")
+            return
+        if isinstance(document, DeviceState):
+            await self._note_state(device, document, message)
+        elif await self.store.note_report(device, document, message.payload):
+            for each in self._reporting:
+                each(device, document)
+
+    async def run(self) -> None:
+        """Write down who was heard of, and count as lost whom a broker without memory does not know any more."""
+        while True:
+            await asyncio.sleep(SEEN_EVERY_S)
+            await self.write_seen()
+            since = self._connected_at
+            if since is not None and self._clock.unix() - since > RECONNECT_S:
+                self._connected_at = None
+                lost = await self.store.lose_unconfirmed(since)
+                if lost:
+                    logger.warning("%d devices did not come back to the broker and count as lost", lost)
+
+    async def write_seen(self) -> None:
+        """Write down who was heard of since the last time."""
+        seen = {} if self._dispatcher is None else self._dispatcher.take_seen()
+        if seen:
+            await self.store.note_seen(seen)
+
+    async def _note_state(self, device: str, state: DeviceState, message: Message) -> None:
+        if len(state.instance) > 64 or not state.instance:
+            self._complaints.refuse(device, "bad_document", "state: an instance has 1 to 64 characters")
+            return
+        verdict = await self.store.note_state(device, state, retained=message.retain)
+        if verdict == "clone":
+            logger.error("Two boxes use the identity %s; it is in quarantine until a person decides.", device)
+        elif verdict == "moved":
+            logger.warning("%s is a new installation.", device)

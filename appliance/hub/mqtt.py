@@ -1,0 +1,144 @@
+"""The hub at the broker: one session that the broker keeps, so that what a killed hub had not committed comes again.
+
+    up      said after each connecting, and again every minute, with the hub's clock
+    down    the Will; and the last word of an orderly stop
+
+A message is acknowledged when its part has it on the disk. A full disk holds the messages up, here and then at the
+broker; it loses none of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from appliance.core.clock import Clock
+from appliance.core.errors import ApplianceError, StorageError, UnavailableError, UnreadableDatabaseError
+from appliance.core.fleet import HUB_TOPIC, HubState
+from appliance.core.hub_settings import HubSettings
+from appliance.core.messaging import Message, Receive, Subscription
+from appliance.messaging.connection import Connection, ConnectionOptions, TlsFiles, Will
+
+logger = logging.getLogger("appliance.hub")
+
+LANES = 256
+"""Messages worked on at once; those that wait for the disk together share one commit."""
+
+SESSION_EXPIRY_S = 24 * 3600
+STATE_EVERY_S = 60.0
+FAREWELL_S = 2.0
+RETRY_S, LONGEST_RETRY_S = 0.5, 30.0
+
+
+class HubLink:
+    """A `core.messaging.Link` that is there before its connection, whose receivers are made with it."""
+
+    def __init__(self, settings: HubSettings, clock: Clock) -> None:
+        """Nothing is connected before `run`."""
+        self._settings = settings
+        self._clock = clock
+        self._connection: Connection | None = None
+        self._fatal: StorageError | None = None
+        self._failed = asyncio.Event()
+
+    @property
+    def connected(self) -> bool:
+        """Return True while the broker has accepted us and the connection stands."""
+        return self._connection is not None and self._connection.connected
+
+    async def publish(self, message: Message) -> None:
+        """Send a message; see `core.messaging.Link`."""
+        if self._connection is None:
+            raise UnavailableError("The hub has no connection to the broker yet.")
+        await self._connection.publish(message)
+
+    async def run(
+        self, receive: Receive, subscriptions: Sequence[Subscription], on_connected: Callable[[], None]
+    ) -> None:
+        """Stay connected until cancelled.
+
+        Raises:
+            StorageError: The database cannot be written to, and will not be.
+        """
+
+        async def greet() -> None:
+            on_connected()
+            await self._say_up()
+
+        self._connection = Connection(
+            connection_options(self._settings),
+            lambda message: self._keep_at_it(receive, message),
+            subscriptions=subscriptions,
+            will=lambda: Will(_state_message(HubState("down", self._clock.unix()))),
+            on_connected=greet,
+            lanes=LANES,
+            clock=self._clock,
+        )
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(self._connection.run(), name="broker")
+            telling = tasks.create_task(self._tell_time(), name="hub state")
+            await self._failed.wait()
+            running.cancel()
+            telling.cancel()
+        if self._fatal is not None:
+            raise self._fatal
+
+    async def say_farewell(self) -> None:
+        """Tell the devices that the hub stops, if they can be told at once."""
+        if self._connection is None or not self._connection.connected:
+            return
+        try:
+            async with asyncio.timeout(FAREWELL_S):
+                await self._connection.say_farewell(_state_message(HubState("down", self._clock.unix())))
+        except (ApplianceError, TimeoutError) as error:
+            logger.info("the broker did not take the farewell: %s", error or f"not within {FAREWELL_S:g} s")
+
+    async def _say_up(self) -> None:
+        await self.publish(_state_message(HubState("up", self._clock.unix())))
+
+    async def _tell_time(self) -> None:
+        while True:
+            await asyncio.sleep(STATE_EVERY_S)
+            if self.connected:
+                try:
+                    await self._say_up()
+                except ApplianceError as error:
+                    logger.info("the hub's time could not be told: %s", error)
+
+    async def _keep_at_it(self, receive: Receive, message: Message) -> None:
+        """Have a message received, again and again while the disk is full: what is given up here is lost."""
+        wait_s = RETRY_S
+        while True:
+            try:
+                await receive(message)
+            except UnreadableDatabaseError as error:
+                self._fatal = error
+                self._failed.set()
+                await asyncio.Event().wait()  # never acknowledged: the connection ends
+            except StorageError as error:
+                logger.warning("A message on %s waits for the disk: %s", message.topic[:100], error)
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, LONGEST_RETRY_S)
+            else:
+                return
+
+
+def connection_options(settings: HubSettings) -> ConnectionOptions:
+    """Return how the hub connects to its broker."""
+    return ConnectionOptions(
+        host=settings.broker_host,
+        port=settings.broker_port,
+        client_id="hub",
+        tls=TlsFiles(settings.authority_path, settings.hub_certificate_path, settings.hub_key_path),
+        clean_start=False,
+        session_expiry_s=SESSION_EXPIRY_S,
+        receive_maximum=4 * LANES,
+        most_in_flight=LANES,
+    )
+
+
+def _state_message(state: HubState) -> Message:
+    return Message(HUB_TOPIC, msgspec.json.encode(state), retain=True)

@@ -1,0 +1,216 @@
+"""The hub: its parts, how they are connected, started and stopped. What `compose.py` is to the box, this is here.
+
+One event loop, one TaskGroup; every task is named. A task that dies takes the process down with exit code 1, and
+systemd starts it again. SIGTERM or Ctrl-C ends it in order: no new request is accepted, open ones finish or are cut off
+after a limit, devices are told, the database closes, exit code 0. A second signal cuts the wait short.
+
+A further part of the hub is one line in `PLUGS`: a function that takes the `Means` and returns the part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+import sdnotify
+import uvloop
+
+from appliance.core.clock import Clock, SystemClock
+from appliance.core.errors import ApplianceError, UnavailableError, errors_in
+from appliance.core.hub_settings import HubSettings
+from appliance.core.messaging import Link, Receive
+from appliance.hub.device_records import DeviceStore
+from appliance.hub.device_store import SqliteDevices
+from appliance.hub.devices import Devices
+from appliance.hub.dispatch import Complaints, Counting, Dispatcher
+from appliance.hub.mqtt import HubLink
+from appliance.hub.part import HubPart
+from appliance.hub.questions import Questions
+from appliance.hub.schema import MIGRATIONS
+from appliance.observe.hub_metrics import HubMetrics
+from appliance.observe.logs import configure_logging
+from appliance.store.database import Database
+from appliance.store.grouped import GroupedWrites
+from appliance.store.ownership import own
+
+LOGGER = logging.getLogger("appliance.hub")
+
+BEAT_S = 1.0
+"""How often systemd hears of us, at most; half its watchdog's limit if that is shorter."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Means:
+    """What the hub's parts are made of.
+
+    Attributes:
+        database: `hub.db`; reads, and writes that stand alone.
+        writes: Writes that come many at a time, as messages do.
+        link: To the devices.
+        devices: Who there is.
+        presence: Tells of new reported twins, and of each connecting.
+        complaints: For what devices send that will not do.
+        questions: Where answerers register.
+        counting: Of messages.
+        closing: What a part opens, it has closed here.
+        listening: Topics outside of the devices' own branch, by prefix.
+    """
+
+    settings: HubSettings
+    clock: Clock
+    database: Database
+    writes: GroupedWrites
+    link: Link
+    devices: DeviceStore
+    presence: Devices
+    complaints: Complaints
+    questions: Questions
+    counting: Counting
+    metrics: HubMetrics
+    closing: AsyncExitStack
+    listening: dict[str, Receive] = field(default_factory=dict)
+
+
+PLUGS: tuple[Callable[[Means], HubPart], ...] = ()
+"""Each makes one part, in this order."""
+
+
+@dataclass(slots=True)
+class Hub:
+    """A running hub: its parts and how to stop it."""
+
+    means: Means
+    link: HubLink
+    parts: list[HubPart]
+    dispatcher: Dispatcher
+    systemd: sdnotify.SystemdNotifier
+    _stop: asyncio.Event = field(default_factory=asyncio.Event)
+    _hurry: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def stop(self) -> None:
+        """Begin an orderly stop; a second call stops waiting for open requests."""
+        (self._hurry if self._stop.is_set() else self._stop).set()
+
+    async def run(self) -> None:
+        """Serve until `stop`.
+
+        Raises:
+            BaseExceptionGroup: A task died.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(each.run(), name=type(each).__name__) for each in self.parts]
+            running.append(tasks.create_task(self._stay_connected(), name="mqtt"))
+            running.append(tasks.create_task(self._tell_systemd(), name="systemd"))
+            await self._stop.wait()
+            LOGGER.info("stopping")
+            self.systemd.notify("STOPPING=1\nSTATUS=Stopping.")
+            await self.link.say_farewell()
+            for each in running:
+                each.cancel()
+        await self.means.presence.write_seen()
+
+    async def _stay_connected(self) -> None:
+        subscriptions = self.dispatcher.subscriptions(self.means.settings.shared_group)
+        await self.link.run(self.dispatcher.receive, subscriptions, self.means.presence.connected)
+
+    async def _tell_systemd(self) -> None:
+        """Say that we are ready, and feed the watchdog for as long as the loop turns."""
+        watchdog_s = int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6
+        every_s = min(BEAT_S, watchdog_s / 2) if watchdog_s else BEAT_S
+        self.systemd.notify("READY=1")
+        status = ""
+        while True:
+            self.systemd.notify("WATCHDOG=1")
+            now = "Connected to the broker." if self.link.connected else "Waiting for the broker."
+            if now != status:
+                status = now
+                self.systemd.notify(f"STATUS={status}")
+                LOGGER.info("status: %s", status)
+            await asyncio.sleep(every_s)
+
+
+@asynccontextmanager
+async def open_hub(settings: HubSettings, plugs: tuple[Callable[[Means], HubPart], ...] = PLUGS) -> AsyncIterator[Hub]:
+    """Build every part and connect them; on leaving, close what was opened, newest first.
+
+    Raises:
+        SettingsError: The settings would let strangers in, or name files that cannot be used.
+        StorageError: The database cannot be opened.
+        UnavailableError: Another process serves this folder.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        if not settings.shared_group:
+            stack.enter_context(own(settings.lock_path, _in_use))
+        database = Database(settings.database_path, migrations=MIGRATIONS)
+        stack.callback(database.close)
+        means = _means(settings, database, stack)
+        parts: list[HubPart] = [means.presence, means.questions, *(plug(means) for plug in plugs)]
+        dispatcher = Dispatcher(parts, means.complaints, means.counting, means.clock)
+        for prefix, receive in means.listening.items():
+            dispatcher.listen(prefix, receive)
+        means.presence.watch(dispatcher)
+        systemd = sdnotify.SystemdNotifier()
+        if systemd.socket is not None:
+            stack.callback(systemd.socket.close)
+        link = means.link
+        assert isinstance(link, HubLink)
+        yield Hub(means, link, parts, dispatcher, systemd)
+
+
+def serve_hub(settings: HubSettings) -> int:
+    """Run the hub in this process until a signal; returns the process's exit code.
+
+    Raises:
+        ApplianceError: It cannot start.
+    """
+    configure_logging(settings.log_level, settings.log_format)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(settings))
+    except* ApplianceError as group:
+        errors = errors_in(group)
+        for error in errors:
+            LOGGER.critical("%s", error)
+        raise errors[0] from None
+    return 0
+
+
+async def _serve(settings: HubSettings) -> None:
+    async with open_hub(settings) as hub:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, hub.stop)
+        await hub.run()
+
+
+def _means(settings: HubSettings, database: Database, stack: AsyncExitStack) -> Means:
+    clock, metrics, writes = SystemClock(), HubMetrics(), GroupedWrites(database)
+    link = HubLink(settings, clock)
+    devices = SqliteDevices(database, writes, clock)
+    complaints = Complaints(clock, metrics)
+    return Means(
+        settings=settings,
+        clock=clock,
+        database=database,
+        writes=writes,
+        link=link,
+        devices=devices,
+        presence=Devices(devices, complaints, clock),
+        complaints=complaints,
+        questions=Questions(link, devices, complaints, clock, most_a_minute=settings.questions_per_minute),
+        counting=metrics,
+        metrics=metrics,
+        closing=stack,
+    )
+
+
+def _in_use(owner: str) -> UnavailableError:
+    return UnavailableError(
+        f"Another hub ({owner}) serves this folder.", advice="Stop it, or give this one a folder of its own."
+    )
