@@ -293,10 +293,10 @@ class Block(Struct, frozen=True):
     code: str = ""
 
 
-STREAMS = ("alarm", "job", "health", "metric", "sample")
-"""Classes of telemetry, the most important first; each is a stream of its own with its own sequence."""
-
 Stream = Literal["alarm", "job", "health", "metric", "sample"]
+
+STREAMS: tuple[Stream, ...] = ("alarm", "job", "health", "metric", "sample")
+"""Classes of telemetry, the most important first; each is a stream of its own with its own sequence."""
 
 
 class TelemetryRow(Struct, frozen=True):
@@ -334,11 +334,22 @@ class TelemetryBatch(Struct, frozen=True):
 
 
 class TelemetryAck(Struct, frozen=True):
-    """`dn/<dev>/ack`: the hub has committed a stream (or job reports, as the stream `job`) up to a sequence."""
+    """`dn/<dev>/ack`: the hub has committed rows of a stream (or job reports, as the stream `job` of the boot 0).
+
+    Attributes:
+        stream: As in the batch.
+        boot: As in the batch; 0 for job reports, telemetry's boots begin at 1.
+        up_to: The last sequence that it speaks of.
+        first: The first one: the newest health goes before the history, so what is older may not have come yet. 0 for
+            job reports, whose acknowledgement is for all that came before.
+        refused: Stable slug of why the hub will never take these rows, or "" for rows that it has.
+    """
 
     stream: Stream
     boot: Count
     up_to: Count
+    first: Count = 0
+    refused: Annotated[str, Meta(max_length=100)] = ""
 
 
 class HubState(Struct, frozen=True):
