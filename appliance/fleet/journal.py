@@ -84,8 +84,8 @@ class Journal:
                 return None
             new = after(begun, event)
             self._store(connection, begun, new)
-            if new.state == "rolled_back" and not new.recall and entry.release is not None:
-                _mark_rolled_back(connection, entry.release, new, self._clock.unix())
+            if entry.release is not None and not new.recall:
+                self._conclude(connection, entry.release, new)
             return new
 
         return await self._database.write(write)
@@ -195,6 +195,32 @@ class Journal:
             lambda connection: connection.execute("DELETE FROM update_reports WHERE sequence <= ?", (up_to,)) and None
         )
 
+    def floor(self, model: str) -> int:
+        """Return the counter of the newest release of a model that was confirmed here: no older one is installed."""
+        row = self._database.read(
+            lambda connection: connection.execute(
+                "SELECT counter FROM update_floors WHERE model = ?", (model,)
+            ).fetchone()
+        )
+        return row["counter"] if row else 0
+
+    def _conclude(self, connection: Connection, release: Release, update: Update) -> None:
+        """Let the end of an installation count for those to come, in the transaction that ends it."""
+        if update.state == "rolled_back":
+            connection.execute(
+                "INSERT OR REPLACE INTO update_rolled_back VALUES (?, ?, ?, ?, ?)",
+                (release.files[0].digest, update.job, update.code, update.detail, self._clock.unix()),
+            )
+        elif update.state == "confirmed":
+            connection.execute(
+                """
+                INSERT INTO update_floors VALUES (?, ?)
+                ON CONFLICT (model) DO UPDATE SET counter = max(counter, excluded.counter)
+                """,
+                (release.model, release.counter),
+            )
+            connection.execute("DELETE FROM update_rolled_back WHERE digest = ?", (release.files[0].digest,))
+
     def _take(self, connection: Connection, job: Job) -> bool:
         if not supersedes(_newest(connection), job.version):
             return False
@@ -302,10 +328,3 @@ def _count_attempt(connection: Connection, job: Job) -> int:
         (job.target,),
     ).fetchone()
     return int(row["attempts"])
-
-
-def _mark_rolled_back(connection: Connection, release: Release, update: Update, at: float) -> None:
-    connection.execute(
-        "INSERT OR REPLACE INTO update_rolled_back VALUES (?, ?, ?, ?, ?)",
-        (release.files[0].digest, update.job, update.code, update.detail, at),
-    )

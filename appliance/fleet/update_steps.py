@@ -42,12 +42,24 @@ _MAY_PASS = (
     SourceError,
     ConflictError,
 )
+_PASSES = frozenset({"metadata_expired", "metadata_old", "target_missing"})
+"""Codes of what is not to be believed today, and may be when the hub has signed its metadata anew."""
+
 _STAYS = frozenset({"gone", "model_exists", "schema_newer"})
 """Codes that no waiting changes, whatever their class."""
 
 
 class Releases(Protocol):
-    """What the signed repository says, as far as it can be believed."""
+    """What the signed repository says, as far as it can be believed; `fleet.trust` has it."""
+
+    async def open_job(self, data: bytes) -> Job:
+        """Return a job that the director signed for this device.
+
+        Raises:
+            UntrustedError: It is none, or older than one that was seen.
+            UnavailableError: The hub cannot be asked for the director's keys now.
+        """
+        ...
 
     async def verified_release(self, job: Job) -> Release:
         """Return the release that a job names.
@@ -58,12 +70,8 @@ class Releases(Protocol):
         """
         ...
 
-    async def piece_list(self, release: Release, file: ReleaseFile) -> bytes:
-        """Return the signed hashes of a file's pieces. Raises as `verified_release`."""
-        ...
-
-    async def confirmed(self, release: Release) -> None:
-        """Raise the floor: no older release of this model is accepted any more; durable when this returns."""
+    async def piece_list(self, release: Release, file: ReleaseFile) -> Sequence[bytes]:
+        """Return the signed hash of each piece of a file. Raises as `verified_release`."""
         ...
 
 
@@ -112,15 +120,13 @@ class Steps:
             return await self._perform(effect, entry)
         except DamagedFileError as error:
             return await self._look_for_damage(entry, error)
-        except _MAY_PASS as error:
+        except ApplianceError as error:
             LOGGER.warning("%s of the job %s did not work: %s", effect, entry.job.id, error)
-            if error.code in _STAYS:
+            may_pass = isinstance(error, _MAY_PASS) and error.code not in _STAYS
+            if not (may_pass or error.code in _PASSES):
                 return Refused(error.code, str(error))
             spread = random.uniform(0.5, 1.0)  # noqa: S311  (it spreads load and keeps no secret)
             return Stumbled(error.code, str(error), self._clock.unix(), spread)
-        except ApplianceError as error:
-            LOGGER.warning("%s of the job %s is refused: %s", effect, entry.job.id, error)
-            return Refused(error.code, str(error))
 
     async def _perform(self, effect: Effect, entry: Entry) -> Event:
         work: Callable[[Entry], Awaitable[Event | None]] | None = {
@@ -144,7 +150,7 @@ class Steps:
             return Refused("rolled_back_before", f"This model was tried here already and went back: {why}")
         was_present = await in_thread(self._staging.is_present, release)
         lists = [
-            PieceList(file.digest, file.length, await self._releases.piece_list(release, file))
+            PieceList(file.digest, file.length, b"".join(await self._releases.piece_list(release, file)))
             for file in await in_thread(self._staging.lacking, release)
         ]
         await self._journal.verified(entry.update.version, release, lists, was_present=was_present)
@@ -201,7 +207,6 @@ class Steps:
             return RolledBack("replaced", f"Somebody on the box wished for {wish.name}:{wish.version} meanwhile.")
         if wish.state == "rolled_back":
             return RolledBack(wish.code, wish.reason)
-        await self._releases.confirmed(release)
         return Done()
 
     async def _roll_back(self, entry: Entry) -> Event:

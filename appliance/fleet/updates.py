@@ -11,28 +11,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
 
 import msgspec
 
 from appliance.core.clock import Clock
 from appliance.core.errors import ApplianceError, UnavailableError
-from appliance.core.fleet import DownKind, Job, JobReport, Question, up
+from appliance.core.fleet import DownKind, JobReport, Question, up
 from appliance.core.messaging import Link, Message
-from appliance.core.releases import JOB_TYPE
 from appliance.fleet.hub_source import HubBlocks
 from appliance.fleet.journal import Entry, Journal
 from appliance.fleet.part import Asking
 from appliance.fleet.update_machine import Event, due, expire
-from appliance.fleet.update_steps import Steps
-from appliance.security.envelopes import open_envelope
-from appliance.security.signing import PublicKey
+from appliance.fleet.update_steps import Releases, Steps
 
 LOGGER = logging.getLogger("appliance.fleet")
 
 LONGEST_WAIT_S = 60.0
 """The wall clock may jump, so nothing that it decides is waited for longer at a time."""
 
+MOST_OFFERED = 8
+LOOK_AGAIN_S = 15.0
 REPORT_AGAIN_S = 30.0
 REPORT_EXPIRY_S = 86_400
 
@@ -46,9 +44,9 @@ class Updates:
         link: Link,
         journal: Journal,
         steps: Steps,
-        hub: HubBlocks,
         *,
-        director_keys: Callable[[], Sequence[PublicKey]],
+        hub: HubBlocks,
+        releases: Releases,
         asking: Asking,
         clock: Clock,
     ) -> None:
@@ -60,7 +58,7 @@ class Updates:
             journal: Where jobs and reports are.
             steps: The side effects.
             hub: Where blocks are handed on to.
-            director_keys: Keys that may sign jobs.
+            releases: Tells which job is to be believed.
             asking: Asks for the current job, in case the broker has forgotten it.
             clock: For windows, pauses and expiry.
         """
@@ -69,12 +67,13 @@ class Updates:
         self._journal = journal
         self._steps = steps
         self._hub = hub
-        self._director_keys = director_keys
+        self._releases = releases
         self._asking = asking
         self._clock = clock
         self._news = asyncio.Event()
         self._report_news = asyncio.Event()
         self._greeted = asyncio.Event()
+        self._offered: asyncio.Queue[bytes] = asyncio.Queue(MOST_OFFERED)
         self._sent = 0
         self._sent_at = 0.0
         self._acknowledged = 0
@@ -89,7 +88,7 @@ class Updates:
         if kind == "blk":
             self._hub.handle(message)
         else:
-            await self.take(message.payload)
+            self._offer(message.payload)
 
     async def connected(self) -> None:
         """Begin a session: blocks are asked for anew, and reports sent again."""
@@ -108,20 +107,23 @@ class Updates:
 
         Returns:
             Whether it was; what was refused changed nothing.
+
+        Raises:
+            UnavailableError: The hub cannot be asked for the director's keys now.
         """
         try:
-            job = msgspec.json.decode(open_envelope(envelope, JOB_TYPE, self._director_keys()), type=Job)
-        except (msgspec.DecodeError, ApplianceError) as error:
+            job = await self._releases.open_job(envelope)
+        except UnavailableError:
+            raise
+        except ApplianceError as error:
             LOGGER.warning("a job was refused: %s", error)
-            return False
-        if job.device != self._device:
-            LOGGER.warning("a job for the device %s was refused", job.device)
             return False
         if not await self._journal.take(job):
             LOGGER.info("the job %s, version %d, is none that we have not seen", job.id, job.version)
             return False
         LOGGER.info("the job %s, version %d: %s %s", job.id, job.version, job.action, job.target)
-        self._wake()
+        self._news.set()
+        self._report_news.set()
         return True
 
     async def run(self) -> None:
@@ -129,7 +131,8 @@ class Updates:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._work(), name="updates")
             tasks.create_task(self._report(), name="update reports")
-            tasks.create_task(self._ask_for_job(), name="update jobs")
+            tasks.create_task(self._ask_for_job(), name="update questions")
+            tasks.create_task(self._look_at_jobs(), name="update jobs")
 
     # The work
 
@@ -187,10 +190,6 @@ class Updates:
         except TimeoutError:
             return
 
-    def _wake(self) -> None:
-        self._news.set()
-        self._report_news.set()
-
     # Reports and jobs
 
     async def _report(self) -> None:
@@ -228,4 +227,21 @@ class Updates:
                 LOGGER.info("the hub was not asked for the current job: %s", error)
                 continue
             if answer.ok and answer.data:
-                await self.take(answer.data)
+                self._offer(answer.data)
+
+    def _offer(self, envelope: bytes) -> None:
+        """Let a job be looked at; if many come at once, the oldest ones have been replaced by their hub since."""
+        if self._offered.full():
+            self._offered.get_nowait()
+        self._offered.put_nowait(envelope)
+
+    async def _look_at_jobs(self) -> None:
+        """Take on what is offered. Who signs may have to be asked, so this is not done while a message is handled."""
+        while True:
+            envelope = await self._offered.get()
+            try:
+                await self.take(envelope)
+            except UnavailableError as error:
+                LOGGER.info("a job waits, since it cannot be checked now: %s", error)
+                await asyncio.sleep(LOOK_AGAIN_S)
+                self._offer(envelope)

@@ -40,6 +40,12 @@ JOURNAL = (
     ) STRICT
     """,
     """
+    CREATE TABLE update_floors (
+        model TEXT PRIMARY KEY,
+        counter INTEGER NOT NULL
+    ) STRICT
+    """,
+    """
     CREATE TABLE update_attempts (
         target TEXT PRIMARY KEY,
         attempts INTEGER NOT NULL

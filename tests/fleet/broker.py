@@ -25,7 +25,7 @@ from appliance.core.messaging import Message, Subscription
 from appliance.hub.broker import DATA, BrokerFiles, BrokerSettings, write_broker
 from appliance.messaging.connection import Connection, ConnectionOptions, TlsFiles, Will
 from appliance.security.certificates import CLAIM_NAME, HUB_NAME, Authority, certificate_facts, new_request
-from appliance.store.files import write_file
+from appliance.store.files import write_durably
 
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 START_S = 10.0
@@ -56,9 +56,9 @@ class Broker:
             revoked=folder / "revoked.crl",
         )
         server = self.authority.server(["localhost", "127.0.0.1"], time.time())
-        write_file(self.files.authority, self.authority.identity.certificate)
-        write_file(self.files.certificate, server.certificate)
-        write_file(self.files.key, server.key, private=True)
+        write_durably(self.files.authority, self.authority.identity.certificate)
+        write_durably(self.files.certificate, server.certificate)
+        write_durably(self.files.key, server.key, mode=0o600)
         self._write_revocations()
         self.configuration = write_broker(folder, self.files, self._settings)
         if plain:
@@ -137,14 +137,14 @@ class Broker:
         return self._tls(name)
 
     def _write(self, name: str, certificate: bytes, key: bytes) -> None:
-        write_file(self.folder / f"{name}.key", key, private=True)
-        write_file(self.folder / f"{name}.crt", certificate)
+        write_durably(self.folder / f"{name}.key", key, mode=0o600)
+        write_durably(self.folder / f"{name}.crt", certificate)
 
     def _tls(self, name: str) -> TlsFiles:
         return TlsFiles(self.files.authority, self.folder / f"{name}.crt", self.folder / f"{name}.key")
 
     def _write_revocations(self) -> None:
-        write_file(self.files.revoked, self.authority.revocations(self._revoked, time.time()))
+        write_durably(self.files.revoked, self.authority.revocations(self._revoked, time.time()))
 
     def _add_plain_listener(self) -> None:
         text = self.configuration.read_text(encoding="utf-8").replace("allow_anonymous false", "allow_anonymous true")
