@@ -14,7 +14,7 @@ from appliance.core.fleet import CLAIM_ANSWER, CLAIM_REQUEST, HUB_TOPIC, down, u
 from appliance.core.messaging import Message
 from appliance.messaging.session import Session
 from appliance.security.certificates import CLAIM_NAME, HUB_NAME, Authority
-from appliance.store.files import write_file
+from appliance.store.files import write_durably
 from tests.fleet.broker import Broker, Peer
 
 pytestmark = pytest.mark.anyio
@@ -111,8 +111,8 @@ async def test_a_revoked_certificate_is_refused_and_the_others_are_not(broker: B
 
 async def test_a_certificate_of_another_authority_is_refused(broker: Broker) -> None:
     stranger = Authority.create("Fleet of a test", time.time()).client("box-1", time.time())
-    write_file(broker.folder / "box-1.crt", stranger.certificate)
-    write_file(broker.folder / "box-1.key", stranger.key, private=True)
+    write_durably(broker.folder / "box-1.crt", stranger.certificate)
+    write_durably(broker.folder / "box-1.key", stranger.key, mode=0o600)
     with pytest.raises(UnavailableError):
         await Session.open(broker.options("box-1"), None, ignore)
 
