@@ -4,11 +4,13 @@
        ^                │
        └── late: max(2 s, 4 x smoothed round trip), or the connection broke
 
-Blocks wait in the same queues as commands do, so the round trip of a block tells what a command would take. The
-contract shrinks the window when that has grown by more than 500 ms; steering only there would swing around 0.6 s, so
-the window stops growing at 150 ms, eases off above 250 ms and halves above 500 ms. Growth is doubling at first and one
-block a round afterwards, as in TCP. The smallest round trip of a round counts: one block that had to be sent again on
-the way is no queue.
+Blocks wait in the same queues as commands do, so the round trip of a block tells what a command would take. Where a
+block that was asked for as one of `n` outstanding came after `t`, and the fastest of all took `t0`, the link carries
+`n / t`, and a window of `n (t0 + q) / t` leaves a queue of `q` seconds, as in FAST TCP (Wei et al., 2006). The contract
+shrinks the window when the round trip has grown by more than 500 ms; steering there only would swing around that, so
+`q` is 150 ms. The best estimate of the last rounds counts: a block that was sent again on the way is no queue. And `t0`
+is of the last 10 s: when it is older, the window is halved for a round trip to see what the way takes now, so that a
+busy broker or another network is not taken for a queue of ours, which a smaller window would not shorten.
 """
 
 from __future__ import annotations
@@ -23,9 +25,10 @@ FIRST_BYTES = 128 * 1024
 LARGEST_BYTES = 4 * 1024 * 1024
 LEAST_PATIENCE_S = 2.0
 LONGEST_PATIENCE_S = 60.0
-GROWS_BELOW_S = 0.15
-EASES_ABOVE_S = 0.25
-HALVES_ABOVE_S = 0.5
+QUEUE_S = 0.15
+ROUNDS = 4
+LEAST_COUNTS_S = 10.0
+LEAST_BLOCKS = 2
 
 BLOCKS_A_REQUEST = 128
 """Bits of `BlockRequest.missing`."""
@@ -53,7 +56,10 @@ class Ask:
 
 @dataclass(slots=True)
 class _Asked:
+    """When a block was asked for, as the how manieth outstanding one, and whether for the first time."""
+
     at: float
+    rank: int
     again: bool
 
 
@@ -65,11 +71,12 @@ class Window:
         self._asked: dict[int, _Asked] = {}
         self._repeated: set[int] = set()
         self._blocks = first_bytes // BLOCK_BYTES
-        self._doubles = True
         self._least: float | None = None
+        self._least_at = 0.0
+        self._before_look: int | None = None
         self._smoothed: float | None = None
-        self._round_from = 0.0
-        self._round_least: float | None = None
+        self._round_from = float("-inf")
+        self._rates: deque[float] = deque([0.0], ROUNDS)
         self._shrunk_at = float("-inf")
 
     @property
@@ -105,7 +112,7 @@ class Window:
             return []  # few requests of several blocks rather than one for each
         taken = sorted(self._wanted.popleft() for _ in range(room))
         for block in taken:
-            self._asked[block] = _Asked(now, again=block in self._repeated)
+            self._asked[block] = _Asked(now, len(self._asked) + 1, again=block in self._repeated)
         return _requests(taken)
 
     def arrived(self, block: int, now: float) -> bool:
@@ -114,7 +121,7 @@ class Window:
         if asked is None:
             return self._late(block)
         if not asked.again:  # else it is not known which request this answers
-            self._time(now - asked.at, asked.at, now)
+            self._time(asked, now)
         return True
 
     def put_back(self, blocks: Iterable[int]) -> None:
@@ -125,8 +132,9 @@ class Window:
         """Want again what was outstanding, and find the size of the window anew: the next link may be another."""
         self._return(self._asked)
         self._asked.clear()
-        self._blocks, self._doubles = FIRST_BYTES // BLOCK_BYTES, True
-        self._least = self._smoothed = self._round_least = None
+        self._blocks = FIRST_BYTES // BLOCK_BYTES
+        self._least = self._smoothed = self._before_look = None
+        self._rates = deque([0.0], ROUNDS)
 
     def next_expiry(self) -> float | None:
         """Return when the oldest outstanding block is late, or None if nothing is outstanding."""
@@ -146,38 +154,40 @@ class Window:
         for block in late:
             del self._asked[block]
         self._return(late)
-        self._shrink(0.5, now)
+        if now - self._shrunk_at >= self.patience_s:  # once for all that were lost together
+            self._shrunk_at = now
+            self._blocks = max(1, self._blocks // 2)
 
     def _return(self, blocks: Iterable[int]) -> None:
         returned = sorted(blocks, reverse=True)
         self._wanted.extendleft(returned)
         self._repeated.update(returned)
 
-    def _time(self, round_trip: float, asked_at: float, now: float) -> None:
-        self._smoothed = round_trip if self._smoothed is None else self._smoothed + (round_trip - self._smoothed) / 8
-        self._least = round_trip if self._least is None else min(self._least, round_trip)
-        self._round_least = round_trip if self._round_least is None else min(self._round_least, round_trip)
-        if asked_at >= self._round_from:  # asked for after the round began: a round trip has passed
-            self._steer(self._round_least - self._least, now)
-            self._round_from, self._round_least = now, None
+    def _time(self, asked: _Asked, now: float) -> None:
+        took = now - asked.at
+        self._smoothed = took if self._smoothed is None else self._smoothed + (took - self._smoothed) / 8
+        if self._least is None or took <= self._least:
+            self._least, self._least_at = took, now
+        self._rates[-1] = max(self._rates[-1], asked.rank / max(took, 1e-6))
+        if asked.at >= self._round_from:  # asked for after the round began: a round trip has passed
+            is_idle = took - self._least < QUEUE_S / 3 and 2 * asked.rank > self._blocks
+            if self._before_look is not None:
+                self._blocks, self._before_look = self._before_look, None
+            elif now - self._least_at > LEAST_COUNTS_S:
+                self._before_look, self._least = self._blocks, None
+                self._blocks = max(1, self._blocks // 2)
+            else:
+                self._steer(max(self._rates) * (self._least + QUEUE_S), is_idle=is_idle)
+            self._round_from = now
+            self._rates.append(0.0)
 
-    def _steer(self, queued: float, now: float) -> None:
-        if queued > HALVES_ABOVE_S:
-            self._shrink(0.5, now)
-        elif queued > EASES_ABOVE_S:
-            self._shrink(0.8, now)
-        elif queued < GROWS_BELOW_S:
-            grown = self._blocks * 2 if self._doubles else self._blocks + 1
-            self._blocks = min(LARGEST_BYTES // BLOCK_BYTES, grown)
+    def _steer(self, fitting: float, *, is_idle: bool) -> None:
+        """Double while a full window leaves no queue; else grow to the one that fits, or come half way down to it."""
+        if fitting < self._blocks and not is_idle:
+            wanted = (fitting + self._blocks) / 2
         else:
-            self._doubles = False
-
-    def _shrink(self, factor: float, now: float) -> None:
-        """Make the window smaller, once in a round trip: what is under way was asked for before."""
-        self._doubles = False
-        if now - self._shrunk_at >= (self._smoothed or 0.0):
-            self._shrunk_at = now
-            self._blocks = max(1, int(self._blocks * factor))
+            wanted = 2.0 * self._blocks if is_idle else min(fitting, 1.25 * self._blocks + 1)
+        self._blocks = max(LEAST_BLOCKS, min(round(wanted), LARGEST_BYTES // BLOCK_BYTES))
 
 
 class Pace:
