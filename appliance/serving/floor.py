@@ -10,6 +10,7 @@ from appliance.core.settings import Settings
 from appliance.engine.cpu_budget import CpuBudget
 from appliance.observe.metrics import Metrics
 from appliance.registry.versions import Registry
+from appliance.registry.wishes import Wishes
 from appliance.serving.classifiers import TextClassification
 from appliance.serving.embed import TextEmbedding
 from appliance.serving.embedder_routes import EmbedderRoutes
@@ -45,17 +46,20 @@ class ServingFloor:
         metrics: Where all of them count.
     """
 
-    def __init__(self, settings: Settings, registry: Registry, metrics: Metrics, cpu: CpuBudget) -> None:
+    def __init__(
+        self, settings: Settings, registry: Registry, wishes: Wishes, metrics: Metrics, cpu: CpuBudget
+    ) -> None:
         """Build and wire the parts; nothing is loaded until they run.
 
         Args:
             settings: Limits and options of all models.
             registry: What there is to serve.
+            wishes: Which versions are meant.
             metrics: Where to count.
             cpu: The cores that all engines share.
         """
         self.metrics = metrics
-        self.models = LoadedModels(settings, registry, metrics, cpu)
+        self.models = LoadedModels(settings, registry, wishes, metrics, cpu)
         self.embedders = LoadedEmbedders(settings, registry, metrics, self.models, cpu)
         self.tensor_models = LoadedTensorModels(settings, TensorModelLoader(settings, registry, metrics, cpu))
         share_memory(self.embedders, self.tensor_models, self.models)

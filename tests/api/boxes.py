@@ -30,6 +30,7 @@ from appliance.engine.cpu_budget import CpuBudget
 from appliance.observe.metrics import Metrics
 from appliance.registry.install import import_model
 from appliance.registry.versions import open_registry
+from appliance.registry.wishes import Wishes
 from appliance.security.keys import KeyStore
 from appliance.serving.floor import ServingFloor
 from appliance.sessions.context import Budget
@@ -291,7 +292,7 @@ async def real_box(
         import_model(model, registry, name="tiny", licence="Apache-2.0")
         if encoder is not None:
             import_model(encoder, registry, name="encoder", licence="Apache-2.0")
-        floor = ServingFloor(settings, registry, metrics, CpuBudget(2))
+        floor = ServingFloor(settings, registry, Wishes(database, registry), metrics, CpuBudget(2))
         sessions = await stack.enter_async_context(open_sessions(settings, SystemClock(), forget=floor.text.forget))
         assert isinstance(sessions, Sessions), "nobody else has the folder"
         agents = await stack.enter_async_context(answering(settings, floor.text, metrics, sessions))
