@@ -76,8 +76,8 @@ class LoadedModels:
         self._working = False
         self._problem = "starting"
         self._draining = False
-        self.ask_others: Callable[[], Awaitable[bool]] = nothing_to_spare
         self._next_sweep = 0.0
+        self.ask_others: Callable[[], Awaitable[bool]] = nothing_to_spare
 
     @property
     def names(self) -> frozenset[str]:
@@ -322,10 +322,9 @@ class LoadedModels:
         return model
 
     async def _load_version(self, registered: RegisteredModel) -> None:
-        """Load one more version while another answers: whether the box is ready, that one says."""
         problem = self._problem
         await self._load(registered)
-        self._problem = problem
+        self._problem = problem  # whether the box is ready, the version that answers says
 
     async def _make_room(self, registered: RegisteredModel) -> None:
         """Unload idle models, longest unused first, until the number and the memory allow one more.

@@ -1,4 +1,7 @@
-"""Which version answers for a short name now: what it means, once that runs, and until then what runs."""
+"""Which version answers for a short name now: what is wished for, once that runs, and until then what runs.
+
+A name that nobody wished anything for means its version registered last, and requests have that loaded themselves.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +33,9 @@ class ShortNames:
         return self._registry.resolve(name) if current is None else current
 
     def current(self, name: str) -> RegisteredModel | None:
-        """Return the version that answers for a short name, or None if none is loaded."""
+        """Return the loaded version that answers for a short name with a wish, or None if there is none."""
         full_name = self.answering.get(name)
-        if full_name is None:
+        if full_name is None or name not in self._registry.wishes():
             return None
         try:
             return self._registry.resolve(full_name)
@@ -63,8 +66,9 @@ class ShortNames:
             return None
 
     def loaded(self, registered: RegisteredModel) -> None:
-        """Let a version answer for its short name if that means it and no other answers."""
-        if registered.name not in self.answering and self.meant(registered.name) == registered:
+        """Let a version answer for its short name if that means it, and no other has to be switched from."""
+        is_free = registered.name not in self.answering or registered.name not in self._registry.wishes()
+        if is_free and self.meant(registered.name) == registered:
             self.answering[registered.name] = registered.full_name
 
     def unloaded(self, registered: RegisteredModel) -> None:

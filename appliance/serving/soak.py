@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
+from appliance.core.errors import EngineError
 from appliance.core.releases import Criteria
 from appliance.core.wishes import Soak
 
@@ -56,6 +58,23 @@ class Record:
     def slowest(self) -> float:
         """Return the 95th percentile of the paces, or 0 where they are too few to tell."""
         return percentile(self.paces) if len(self.paces) >= LEAST_PACES else 0.0
+
+
+@contextmanager
+def recorded(record: Record, now: Callable[[], float]) -> Iterator[None]:
+    """Count what is done inside as one request; one that is refused or given up says nothing.
+
+    Args:
+        record: Where to count.
+        now: Seconds, from whatever start.
+    """
+    began = now()
+    try:
+        yield
+    except EngineError:
+        record.failed()
+        raise
+    record.served(now() - began)
 
 
 @dataclass(frozen=True, slots=True)

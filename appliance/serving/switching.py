@@ -95,6 +95,8 @@ class VersionSwitch:
     async def follow(self) -> None:
         """Compare what is wished for with what answers, and switch where they differ."""
         for name, answering in list(self._loader.short_names.answering.items()):
+            if self._wishes.find(name) is None:
+                continue
             meant = self._loader.short_names.meant(name)
             if meant is None or not self._loader.takes(meant):
                 self._loader.short_names.answering.pop(name, None)
@@ -208,7 +210,9 @@ class VersionSwitch:
     async def _roll_back(self, registered: RegisteredModel, error: ApplianceError) -> None:
         code = {NO_MEMORY: NO_MEMORY, "engine_died": CRASHED}.get(error.code, "not_loadable")
         LOGGER.error("%s is rolled back: %s", registered.full_name, error)
-        await asyncio.to_thread(self._wishes.roll_back, registered.name, code=code, reason=str(error))
+        await asyncio.to_thread(
+            self._wishes.roll_back, registered.name, code=code, reason=str(error), version=registered.version
+        )
         await self._note(registered, self._answering(registered.name), f"{registered.full_name} was given up: {error}")
 
     # What comes before and after

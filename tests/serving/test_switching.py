@@ -277,15 +277,13 @@ async def test_a_version_kept_for_the_way_back_gives_its_memory_to_others_first(
         assert await answered(floor) == "tiny:1"
 
 
-async def test_a_model_registered_without_a_wish_is_switched_to_as_well(box: Box) -> None:
-    async with serving(box, model="tiny") as floor:
+async def test_without_a_wish_a_name_means_what_was_registered_last_at_once(box: Box) -> None:
+    async with serving(box, model="tiny", max_loaded_models=2) as floor:
         old = await floor.text.generate(ask(sampling=ENDLESS))
         box.add("tiny", seed=1)
-        floor.models.wake()
-        await until(lambda: floor.models.short_names.answering.get("tiny") == "tiny:2")
         assert await answered(floor) == "tiny:2"
+        assert floor.models.short_names.answering == {"tiny": "tiny:2"}
         assert await text_of(old)
-        await until(lambda: floor.models.names == {"tiny:2"})
 
 
 async def test_a_trial_of_a_model_that_nobody_asks_for_is_loaded_if_there_is_room(box: Box, tmp_path: Path) -> None:

@@ -1,0 +1,54 @@
+"""What `self_test` and its child say to each other: one JSON document each way, then the end of the stream."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from appliance.core.releases import Criteria
+from appliance.core.settings import Settings
+from appliance.core.wishes import SelfTestReport
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What is to be tried.
+
+    Attributes:
+        settings: As the server has them.
+        full_name: The registered version.
+        most_memory: Bytes that the process may use.
+    """
+
+    settings: Settings
+    full_name: str
+    criteria: Criteria
+    most_memory: int
+
+
+def encode(message: Order | SelfTestReport) -> bytes:
+    """Return a message as it is sent."""
+    return msgspec.json.encode(message, enc_hook=str)
+
+
+def decode_order(text: bytes) -> Order:
+    """Return the order that was sent.
+
+    Raises:
+        msgspec.DecodeError: It is none.
+    """
+    return msgspec.json.decode(text, type=Order, dec_hook=_path)
+
+
+def decode_report(text: bytes) -> SelfTestReport:
+    """Return the report that was sent.
+
+    Raises:
+        msgspec.DecodeError: It is none.
+    """
+    return msgspec.json.decode(text, type=SelfTestReport)
+
+
+def _path(wanted: type, value: Any) -> Any:
+    return Path(value) if issubclass(wanted, Path) else value
