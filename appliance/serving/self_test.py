@@ -26,6 +26,8 @@ LONGEST_REPORT_BYTES = 64 * 1024
 _MEMORY_WORDS = ("bad_alloc", "failed to allocate", "unable to allocate", "cannot allocate", "out of memory")
 _PASSED_ON = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "TZ", "CUDA_VISIBLE_DEVICES", "LLAMA_CPP_LIB_PATH")
 """All that it may see of the environment."""
+_SET = {"GGML_NO_BACKTRACE": "1"}
+"""Or else llama.cpp would start a debugger on its own crash."""
 
 
 async def run_self_test(settings: Settings, registered: RegisteredModel, criteria: Criteria) -> SelfTestReport:
@@ -68,7 +70,7 @@ async def _start() -> asyncio.subprocess.Process:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+            env={name: os.environ[name] for name in _PASSED_ON if name in os.environ} | _SET,
         )
     except OSError as error:
         raise UnavailableError(
