@@ -253,6 +253,7 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
             conversations=conversations,
             batches=cast("Batches", batches),
             tunable_models=floor.tuning,
+            versions=floor.versions,
             keys=keys,
             metrics=metrics,
             health=floor.readiness,

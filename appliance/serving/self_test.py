@@ -15,8 +15,9 @@ from appliance.core.settings import Settings
 from appliance.core.wishes import SelfTestReport
 from appliance.observe.resources import memory, resident_memory
 from appliance.registry.versions import RegisteredModel
-from appliance.serving.self_test_protocol import Order, decode_report, encode
+from appliance.serving.self_test_protocol import Order, decode_report, encode, failed_test
 
+NO_ROOM = "no_room"
 WATCH_S = 0.05
 """How often its memory is looked at."""
 SPARED_SHARE = 0.1
@@ -43,10 +44,10 @@ async def run_self_test(settings: Settings, registered: RegisteredModel, criteri
     needs = f"It needs {registered.minimum_memory / 2**20:.0f} MiB of memory;"
     if registered.minimum_memory > free.total:
         detail = f"{needs} the box has {free.total / 2**20:.0f}."
-        return SelfTestReport(passed=False, code="out_of_memory", detail=detail)
+        return failed_test("out_of_memory", detail)
     if registered.minimum_memory > free.available:
         detail = f"{needs} {free.available / 2**20:.0f} MiB are free beside what runs, so it was not tried."
-        return SelfTestReport(passed=True, code="no_room", detail=detail)
+        return SelfTestReport(passed=True, code=NO_ROOM, detail=detail)
     limit = criteria.most_memory or int((1 - SPARED_SHARE) * free.available)
     order = encode(Order(settings, registered.full_name, criteria, limit))
     child = _Child(await _start(), limit)
@@ -55,7 +56,7 @@ async def run_self_test(settings: Settings, registered: RegisteredModel, criteri
             return await child.exchange(order)
     except TimeoutError:
         detail = f"It was not done after {criteria.test_timeout_s:g} s."
-        return SelfTestReport(passed=False, code="timeout", detail=detail, memory=child.peak)
+        return failed_test("timeout", detail, memory=child.peak)
     finally:
         await child.stop()
 
@@ -146,11 +147,11 @@ class _Child:
             try:
                 return decode_report(said)
             except msgspec.DecodeError:
-                return SelfTestReport(passed=False, code="crashed", detail="It ended without a word.", memory=self.peak)
+                return failed_test("crashed", "It ended without a word.", memory=self.peak)
         last = next((line.strip() for line in reversed(words.splitlines()) if line.strip()), "")
         if self._over or code == -signal.SIGKILL or any(each in words.lower() for each in _MEMORY_WORDS):
             detail = f"It took {self.peak / 2**20:.0f} MiB of memory, and might take {self._limit / 2**20:.0f}."
-            return SelfTestReport(passed=False, code="out_of_memory", detail=detail, memory=self.peak)
+            return failed_test("out_of_memory", detail, memory=self.peak)
         ended = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         detail = f"Its process ended with {ended}: {last:.300}"
-        return SelfTestReport(passed=False, code="crashed", detail=detail, memory=self.peak)
+        return failed_test("crashed", detail, memory=self.peak)

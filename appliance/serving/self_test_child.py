@@ -37,7 +37,7 @@ from appliance.serving.engine_config import embedding_config
 from appliance.serving.generate import prompt_tokens
 from appliance.serving.purposes import ONNX
 from appliance.serving.route import LoadedModel
-from appliance.serving.self_test_protocol import Order, decode_order, encode
+from appliance.serving.self_test_protocol import Order, decode_order, encode, failed_test
 from appliance.serving.tensor_loader import TEXT_TASKS, TensorModelLoader
 from appliance.serving.text_loader import TextModelLoader
 from appliance.store.database import Database
@@ -175,15 +175,15 @@ async def try_version(order: Order) -> SelfTestReport:
         try:
             pace = await Trial(order.settings, registry, registry.resolve(order.full_name)).run(order.criteria)
         except (MemoryError, ApplianceError) as error:
-            return SelfTestReport(passed=False, code=_code(error), detail=str(error), memory=peak_memory())
+            return failed_test(_code(error), str(error), memory=peak_memory())
     report = SelfTestReport(passed=True, tokens_per_second=pace, memory=peak_memory())
     least, most = order.criteria.least_tokens_per_second, order.criteria.most_memory
     if pace < least and pace:
         detail = f"It makes {pace:.1f} a second, and at least {least:g} are asked for."
-        return replace(report, passed=False, code="too_slow", detail=detail)
+        return failed_test("too_slow", detail, memory=report.memory, pace=pace)
     if most and report.memory > most:
         detail = f"It takes {report.memory / 2**20:.0f} MiB, and at most {most / 2**20:.0f} are allowed."
-        return replace(report, passed=False, code="out_of_memory", detail=detail)
+        return failed_test("out_of_memory", detail, memory=report.memory, pace=pace)
     return report
 
 

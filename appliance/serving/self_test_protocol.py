@@ -27,6 +27,11 @@ class Order(msgspec.Struct, frozen=True):
     most_memory: int
 
 
+def failed_test(code: str, detail: str, *, memory: int = 0, pace: float = 0.0) -> SelfTestReport:
+    """Return the report of a version that failed."""
+    return SelfTestReport(passed=False, code=code, detail=detail, tokens_per_second=pace, memory=memory)
+
+
 def encode(message: Order | SelfTestReport) -> bytes:
     """Return a message as it is sent."""
     return msgspec.json.encode(message, enc_hook=str)

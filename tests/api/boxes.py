@@ -134,6 +134,7 @@ class ScriptedBox(Box):
     files: ScriptedFiles = field(default_factory=ScriptedFiles)
     stores: ScriptedStores = field(default_factory=lambda: ScriptedStores(ScriptedFiles()))
     tuning: ScriptedTuning = field(default_factory=ScriptedTuning)
+    versions: ScriptedVersions = field(default_factory=ScriptedVersions)
     health: ScriptedHealth = field(default_factory=ScriptedHealth)
     metrics: Metrics = field(default_factory=Metrics)
     keys: KeyStore | None = None
@@ -213,7 +214,7 @@ async def scripted_box(
 ) -> AsyncIterator[ScriptedBox]:
     """Run the real door over a scripted serving floor."""
     settings = settings_with(folder, **changes)
-    models, health, metrics = ScriptedModels(), ScriptedHealth(), Metrics()
+    models, health, metrics, versions = ScriptedModels(), ScriptedHealth(), Metrics(), ScriptedVersions()
     async with AsyncExitStack() as stack:
         database = Database(folder / "appliance.db")
         stack.callback(database.close)
@@ -249,6 +250,7 @@ async def scripted_box(
             agents=agents,
             batches=batches,
             tunable_models=tuning,
+            versions=versions,
             keys=keys,
             metrics=metrics,
             health=health,
@@ -265,6 +267,7 @@ async def scripted_box(
                 files=files,
                 stores=stores,
                 tuning=tuning,
+                versions=versions,
                 health=health,
                 metrics=metrics,
                 keys=keys,
@@ -326,6 +329,7 @@ async def real_box(
             agents=agents,
             batches=batches,
             tunable_models=floor.tuning,
+            versions=floor.versions,
             keys=keys,
             metrics=metrics,
             health=floor.models,
