@@ -87,7 +87,7 @@ async def _measure(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     for number in range(given.rows):
         await outbox.append("sample", "resources", _body(number))
     await outbox.flush()
-    figures["backlog: file, MiB"] = path.stat().st_size / 2**20  # noqa: ASYNC240
+    figures["backlog: file, MiB"] = path.stat().st_size / 2**20
     figures.update(await _ingest(folder / "ingest.db"))
     (folder / "broker").mkdir()
     broker = Broker(folder / "broker")
