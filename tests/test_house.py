@@ -51,7 +51,7 @@ HOMES = {
     "onnxruntime": ("engine/onnx/",),
     "openpyxl": ("retrieval/parsing/",),
     "paho": ("messaging/session.py",),
-    "prometheus_client": ("observe/metrics.py", "observe/fleet_metrics.py", "observe/hub_metrics.py"),
+    "prometheus_client": ("observe/metrics.py", "observe/hub_metrics.py", "observe/fleet_metrics.py"),
     "psutil": ("observe/resources.py", "bench/"),
     "PIL": ("retrieval/parsing/pictures.py",),
     "pypdf": ("retrieval/parsing/",),
@@ -63,7 +63,7 @@ HOMES = {
     "sqlite3": ("store/",),
     "sqlite_utils": ("store/",),
     "sseclient": ("cli/chat_client.py",),
-    "starlette": ("api/",),
+    "starlette": ("api/", "hub/http/", "web/"),
     # model.py and lexical.py start no thread: they guard what any thread may use with a lock.
     # model.py and indexes.py start no thread: they guard with locks what any thread may use.
     "threading": (
@@ -79,8 +79,9 @@ HOMES = {
     "tokenizers": ("engine/onnx/",),
     "truststore": ("cli/chat_client.py", "registry/sources/https.py"),
     "urllib3": ("cli/chat_client.py", "registry/"),
+    "uvicorn": ("web/",),
+    "zstandard": ("messaging/compression.py",),
     "tuf": ("security/metadata.py", "hub/metadata.py"),
-    "uvicorn": ("api/",),
 }
 """Where a library may be imported, relative to the package: a file, or a folder that ends with a slash."""
 

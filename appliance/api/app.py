@@ -16,11 +16,8 @@ from starlette.responses import Response
 from starlette.routing import Router
 from starlette.types import Receive, Scope, Send
 
-from appliance.api.auth import Authenticator
-from appliance.api.boundary import RequestBoundary
-from appliance.api.browsers import BrowserGuard
+from appliance.api.body_limits import limit_of
 from appliance.api.health import HealthResponse, Observation
-from appliance.api.limits import BodyLimits
 from appliance.api.mcp.door import mcp_operations
 from appliance.api.oip.operations import inference_operations
 from appliance.api.openai.batches import batch_operations
@@ -35,13 +32,17 @@ from appliance.api.openai.response_operations import response_operations
 from appliance.api.openai.retrieval_operations import retrieval_operations
 from appliance.api.openai.tokenize import Tokenize, TokenizeChatRequest, TokenizeResponse, TokenizeTextRequest
 from appliance.api.openapi import openapi_document
-from appliance.api.routes import Operation, starlette_routes
 from appliance.api.runtime import Runtime, RuntimeChangeRequest, RuntimeResponse
+from appliance.api.versions import VersionRequest, VersionResponse, Versions
 from appliance.core.errors import NotFoundError
 from appliance.observe.metrics import Metrics
+from appliance.web.auth import Authenticator
+from appliance.web.boundary import RequestBoundary
+from appliance.web.browsers import BrowserGuard
+from appliance.web.limits import BodyLimits
+from appliance.web.routes import Operation, starlette_routes
 
 if TYPE_CHECKING:
-    from appliance.api.auth import Keys
     from appliance.core.agents import Agents
     from appliance.core.batches import Batches
     from appliance.core.encoders import TextClassifiers
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
     from appliance.core.settings import Settings
     from appliance.core.tensors import TensorModels
     from appliance.core.types import EmbeddingModels, HealthSource, TextModels, TunableModels
+    from appliance.core.wishes import ModelVersions
+    from appliance.web.auth import Keys
 
 GENERATION_ERRORS = (404, 429)
 
@@ -67,6 +70,7 @@ def create_app(
     conversations: Conversations,
     batches: Batches,
     tunable_models: TunableModels,
+    versions: ModelVersions,
     keys: Keys,
     metrics: Metrics,
     health: HealthSource,
@@ -88,6 +92,7 @@ def create_app(
         conversations: What was said.
         batches: What is worked off offline.
         tunable_models: What can be changed while it runs.
+        versions: Which versions names mean.
         keys: The API keys.
         metrics: Counts requests and is read by `/metrics`.
         health: What `/health` says.
@@ -95,7 +100,7 @@ def create_app(
     authenticator = Authenticator(settings, keys)
     document = _Document(lambda: openapi_document(operations, settings, keys_required=authenticator.required))
     operations = (
-        *openai_operations(settings, text_models),
+        *openai_operations(settings, text_models, conversations),
         *encoder_operations(settings, embedding_models, classifiers),
         *retrieval_operations(settings, files, vector_stores),
         *response_operations(settings, agents),
@@ -103,7 +108,7 @@ def create_app(
         *mcp_operations(settings, text_models, vector_stores),
         *batch_operations(batches),
         *inference_operations(settings, tensor_models, health),
-        *admin_operations(tunable_models),
+        *admin_operations(tunable_models, versions),
         *box_operations(Observation(health, metrics), document),
     )
     return Router(
@@ -111,14 +116,14 @@ def create_app(
         redirect_slashes=False,  # a redirected POST loses its body in many clients
         default=_no_such_path,
         middleware=[
-            Middleware(BodyLimits, settings),
+            Middleware(BodyLimits, settings, lambda path: limit_of(path, settings)),
             Middleware(RequestBoundary, metrics),
             Middleware(BrowserGuard, settings, authenticator),
         ],
     )
 
 
-def openai_operations(settings: Settings, text_models: TextModels) -> Sequence[Operation]:
+def openai_operations(settings: Settings, text_models: TextModels, conversations: Conversations) -> Sequence[Operation]:
     """Return the routes of the OpenAI API."""
     models = Models(text_models)
     model = settings.model or "smollm2-135m-instruct"
@@ -148,7 +153,7 @@ def openai_operations(settings: Settings, text_models: TextModels) -> Sequence[O
             path="/v1/chat/completions",
             operation_id="createChatCompletion",
             summary="Answer a conversation",
-            handler=ChatCompletions(text_models, settings).create,
+            handler=ChatCompletions(text_models, conversations, settings).create,
             access="inference",
             request=(ChatCompletionRequest,),
             examples={
@@ -254,9 +259,10 @@ def encoder_operations(
     )
 
 
-def admin_operations(tunable_models: TunableModels) -> Sequence[Operation]:
+def admin_operations(tunable_models: TunableModels, versions: ModelVersions) -> Sequence[Operation]:
     """Return the routes that change how the box works."""
-    runtime = Runtime(tunable_models)
+    runtime, wished = Runtime(tunable_models), Versions(versions)
+    named = {"model": "`name` of a model, without a version"}
     path, parameters = "/v1/models/{model}/runtime", {"model": "`name` or `name:version` of a loaded model"}
     return (
         Operation(
@@ -282,6 +288,29 @@ def admin_operations(tunable_models: TunableModels) -> Sequence[Operation]:
             examples={"threads": {"threads": 2}, "latency": {"target_inter_token_latency_s": 0.1}},
             response=RuntimeResponse,
             errors=(404,),
+        ),
+        Operation(
+            method="GET",
+            path="/v1/models/{model}/version",
+            operation_id="showVersion",
+            summary="Show which version a model's name means, and how its trial goes",
+            handler=wished.show,
+            access="admin",
+            parameters=named,
+            response=VersionResponse,
+            errors=(404,),
+        ),
+        Operation(
+            method="PATCH",
+            path="/v1/models/{model}/version",
+            operation_id="changeVersion",
+            summary="Let a model's name mean another version, on trial at first, or the one before",
+            handler=wished.change,
+            access="admin",
+            parameters=named,
+            request=(VersionRequest,),
+            response=VersionResponse,
+            errors=(404, 409),
         ),
     )
 

@@ -14,11 +14,11 @@ from appliance.api.app import create_app
 from appliance.api.openai.chat import ChatCompletionRequest
 from appliance.api.openai.completions import CompletionRequest
 from appliance.api.openai.tokenize import tokenize_request
-from appliance.api.wire import convert
 from appliance.core.clock import SystemClock
 from appliance.observe.metrics import Metrics
 from appliance.security.keys import KeyStore
 from appliance.store.database import Database
+from appliance.web.wire import convert
 from tests.api.boxes import Box, ScriptedBox, real_box, scripted_box, settings_with
 from tests.api.scripted import ScriptedClassifiers, ScriptedEmbedding, ScriptedHealth, ScriptedModels, ScriptedTuning
 from tests.api.scripted_retrieval import ScriptedFiles, ScriptedStores
@@ -66,6 +66,7 @@ def test_every_route_of_the_application_is_in_the_document_and_no_other(tmp_path
             batches=cast("Any", None),
             agents=cast("Any", None),
             tunable_models=ScriptedTuning(),
+            versions=cast("Any", None),
             keys=KeyStore(database, SystemClock()),
             metrics=Metrics(),
             health=ScriptedHealth(),
@@ -76,6 +77,7 @@ def test_every_route_of_the_application_is_in_the_document_and_no_other(tmp_path
         "/v1/models",
         "/v1/models/{model}",
         "/v1/models/{model}/runtime",
+        "/v1/models/{model}/version",
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/embeddings",
