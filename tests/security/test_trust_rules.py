@@ -18,6 +18,7 @@ from appliance.security.trust_rules import (
     after_root,
     check_version,
     is_rotated,
+    merged,
     raised,
     reference_time,
 )
@@ -64,6 +65,21 @@ def test_a_new_root_drops_the_marks_of_rotated_roles_only() -> None:
     new = {**old, "timestamp": RoleKeys(frozenset("b"), 1), "root": RoleKeys(frozenset("c"), 1)}
     assert after_root(marks, old, new) == {role: Mark(9, 9.0) for role in ("root", "snapshot", "targets")}
     assert after_root(marks, old, {}) == {"root": Mark(9, 9.0)}
+
+
+def test_of_two_looks_that_overlapped_the_later_turns_nothing_back() -> None:
+    stored = {"root": Mark(3), "timestamp": Mark(9, 9.0), "targets": Mark(2)}
+    older = {"root": Mark(3), "timestamp": Mark(7, 7.0), "snapshot": Mark(4)}
+    assert merged(stored, older) == {**stored, "snapshot": Mark(4)}
+    assert merged(older, stored) == {**stored, "snapshot": Mark(4)}
+
+
+def test_a_look_under_an_older_root_counts_for_nothing_and_one_under_a_newer_may_drop_marks() -> None:
+    stored = {"root": Mark(3), "timestamp": Mark(9), "targets": Mark(2)}
+    assert merged(stored, {"root": Mark(2), "timestamp": Mark(50)}) == stored
+    assert merged(stored, {"timestamp": Mark(50)}) == stored
+    assert merged(stored, {"root": Mark(4), "targets": Mark(1)}) == {"root": Mark(4), "targets": Mark(2)}
+    assert merged({}, stored) == stored
 
 
 @given(st.floats(0, 1e10), st.floats(0, 1e10), st.lists(st.floats(0, 1e10), max_size=4))
