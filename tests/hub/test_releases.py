@@ -26,6 +26,10 @@ from appliance.core.errors import (
 )
 from appliance.core.fleet import Question
 from appliance.core.releases import Criteria, GoldenInput, Release, pieces_target
+from appliance.fleet.schema import MIGRATIONS as FLEET_MIGRATIONS
+from appliance.fleet.signed_files import FolderAsking
+from appliance.fleet.trust import Trust
+from appliance.fleet.trust_record import TrustRecord
 from appliance.hub.authority import Authority
 from appliance.hub.release_blobs import ReleaseBlobs
 from appliance.hub.release_plug import SignedRepository
@@ -310,6 +314,31 @@ def test_keys_are_listed_rotated_added_removed_and_signed_with(desk: Desk, tmp_p
     assert run(desk, keys_command, "list").exit_code == 0
     assert run(desk, releases_command, "verify").exit_code == 0
     assert desk.actions()[-2:] == ["key.remove", "key.rotate"]
+
+
+def test_a_stick_brings_releases_to_a_box_that_never_sees_the_hub(desk: Desk, tmp_path: Path) -> None:
+    desk.releases.add(desk.draft(b"old", version="1"), "a")
+    newest = desk.releases.add(desk.draft(version="2"), "a")
+    desk.releases.add(desk.draft(b"other", model="writer"), "a")
+    stick = tmp_path / "stick"
+    exported = run(desk, releases_command, "export", stick, "reader", "--json")
+    assert json.loads(exported.stdout) == {"releases": ["reader:2"], "written": len(CONTENT)}
+    assert (stick / f"sha256-{DIGEST}").read_bytes() == CONTENT
+    assert json.loads(run(desk, releases_command, "export", stick, "reader", "--json").stdout)["written"] == 0
+    assert "writer:1" in run(desk, releases_command, "export", stick).stdout
+
+    async def scenario() -> None:
+        with closing(Database(tmp_path / "fleet.db", migrations=FLEET_MIGRATIONS)) as database:
+            record = TrustRecord(database)
+            await record.anchor(desk.authority.root())
+            trust = Trust("box-1", record, FolderAsking(stick), built=START - DAY)
+            jobs = await trust.offered()
+            assert [job.target for job in jobs] == ["releases/reader/2/release.json", "releases/writer/1/release.json"]
+            release = await trust.verified_release(jobs[0])
+            assert release == newest.release
+            assert len(await trust.piece_list(release, release.files[0])) == 3
+
+    asyncio.run(scenario())
 
 
 def test_a_folder_without_a_hub_is_not_made_into_one(tmp_path: Path) -> None:

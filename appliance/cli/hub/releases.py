@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @click.group(epilog="Start with: appliance hub releases add smollm2-135m-instruct ~/models --keys /media/stick")
 def command() -> None:
-    """Add, list, verify and withdraw signed model releases."""
+    """Add, list, verify, export and withdraw signed model releases."""
 
 
 @command.command(
@@ -168,6 +168,33 @@ def withdraw(context: HubContext, *, name: str, reason: str, keys_folders: tuple
         context.print_json({"name": withdrawn.name, "counter": withdrawn.release.counter, "reason": reason})
     else:
         click.echo(f"{withdrawn.name} (release {withdrawn.release.counter}) is withdrawn.")
+
+
+@command.command(epilog="Example: appliance hub releases export /media/stick reader:3")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("names", nargs=-1)
+@hub_verb_options
+def export(context: HubContext, *, folder: Path, names: tuple[str, ...]) -> None:
+    """Write the signed repository to FOLDER, and the model files of the releases NAMES, or of the newest of each model.
+
+    For boxes that never see the hub; they believe only what is signed.
+    """
+    from appliance.cli.progress import ProgressReport
+    from appliance.hub.export import export_releases
+    from appliance.hub.release_blobs import ReleaseBlobs
+
+    authority = open_authority(context, ())
+    with _releases(context, authority) as releases, ProgressReport(silent=context.json) as progress:
+        live = {each.release.model for each in releases.listed() if each.withdrawn is None}
+        wanted = [releases.find(each) for each in names or sorted(live)]
+        blobs = ReleaseBlobs(Path(context.settings.data_dir) / "blobs")
+        written = export_releases(authority, blobs, wanted, folder, progress)
+    if context.json:
+        context.print_json({"releases": [each.name for each in wanted], "written": written})
+        return
+    for each in wanted:
+        click.echo(each.name)
+    click.secho(f"{written / 1e6:,.1f} MB of model files were written to {folder}.", err=True)
 
 
 @contextmanager
