@@ -132,7 +132,7 @@ def test_a_file_that_is_not_the_manifests_is_refused_and_leaves_nothing(desk: De
     before = desk.authority.repository.metadata()
     with pytest.raises(UntrustedError):
         desk.releases.add(draft, "a")
-    assert list((desk.folder / "blobs").iterdir()) == []
+    assert list((desk.folder / "blobs").glob("*")) == [desk.folder / "blobs" / ".lock"]
     assert desk.authority.repository.metadata() == before
     assert desk.actions() == []
 
@@ -162,7 +162,7 @@ def test_a_full_disk_is_said_before_anything_is_written(desk: Desk, monkeypatch:
     with pytest.raises(StorageError) as refusal:
         desk.releases.add(desk.draft(), "a")
     assert refusal.value.code == "disk_full"
-    assert list((desk.folder / "blobs").iterdir()) == []
+    assert list((desk.folder / "blobs").glob("*")) == [desk.folder / "blobs" / ".lock"]
 
 
 def test_a_withdrawn_release_is_signed_away_and_its_files_can_go(desk: Desk) -> None:
@@ -176,8 +176,18 @@ def test_a_withdrawn_release_is_signed_away_and_its_files_can_go(desk: Desk) -> 
         desk.releases.find("reader:1")
     assert refusal.value.code == "release_not_found"
     assert desk.releases.remove_unused_files() == len(CONTENT)
-    assert [each.name for each in (desk.folder / "blobs").iterdir()] == [f"sha256-{kept.release.files[0].digest}"]
+    assert [each.name for each in (desk.folder / "blobs").glob("sha*")] == [f"sha256-{kept.release.files[0].digest}"]
     assert desk.verify() == []
+
+
+def test_files_that_are_just_being_released_are_not_taken_for_unused(desk: Desk) -> None:
+    path = desk.folder / "incoming.gguf"
+    path.write_bytes(CONTENT)
+    with desk.blobs.adding():
+        desk.blobs.store(path, None)
+        assert desk.releases.remove_unused_files() == 0
+        assert desk.blobs.path(DIGEST).exists()
+    assert desk.releases.remove_unused_files() == len(CONTENT)
 
 
 def test_a_hub_that_was_killed_between_signature_and_row_finds_the_release_again(desk: Desk) -> None:

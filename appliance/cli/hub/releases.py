@@ -156,18 +156,22 @@ def verify(context: HubContext, *, deep: bool) -> None:
 @keys_option
 @hub_verb_options
 def withdraw(context: HubContext, *, name: str, reason: str, keys_folders: tuple[Path, ...]) -> None:
-    """Sign that the release NAME is no longer to be installed; devices that run it go on."""
+    """Sign that the release NAME is no longer to be installed; devices that run it go on.
+
+    Model files that no other release has are deleted.
+    """
     from appliance.security.audit import local_actor
 
-    def act(authority: Authority) -> SignedRelease:
+    def act(authority: Authority) -> tuple[SignedRelease, int]:
         with _releases(context, authority) as releases:
-            return releases.withdraw(name, reason, local_actor())
+            return releases.withdraw(name, reason, local_actor()), releases.remove_unused_files()
 
-    withdrawn = signing(context, keys_folders, act)
+    withdrawn, freed = signing(context, keys_folders, act)
+    counter = withdrawn.release.counter
     if context.json:
-        context.print_json({"name": withdrawn.name, "counter": withdrawn.release.counter, "reason": reason})
+        context.print_json({"name": withdrawn.name, "counter": counter, "reason": reason, "freed": freed})
     else:
-        click.echo(f"{withdrawn.name} (release {withdrawn.release.counter}) is withdrawn.")
+        click.echo(f"{withdrawn.name} (release {counter}) is withdrawn; {freed / 1e6:,.1f} MB were freed.")
 
 
 @command.command(epilog="Example: appliance hub releases export /media/stick reader:3")
