@@ -45,5 +45,8 @@ def test_versions_are_counted_on_unless_an_intruder_drove_them_up() -> None:
     assert next_version(7, restart=True) == 8
     assert next_version(2**53, restart=False) == 2**53 + 1
     assert next_version(2**53, restart=True) == 1
+    assert next_version(7, restart=False, at_least=int(NOW)) == NOW
+    assert next_version(int(NOW) + 5, restart=False, at_least=int(NOW)) == NOW + 6
+    assert not is_driven_up(int(NOW))
     assert is_driven_up(2**33)
     assert not is_driven_up(10_000_000)
