@@ -46,7 +46,11 @@ class DraftFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """A release before it is signed; the fields are those of `Release`."""
+    """A release before it is signed; the fields are those of `Release`.
+
+    Attributes:
+        least_counter: The release counter is no less than this: for a hub that was restored from a backup.
+    """
 
     model: str
     version: str
@@ -61,6 +65,7 @@ class Draft:
     chat_template: str | None = None
     stop: tuple[str, ...] = ()
     criteria: Criteria = field(default_factory=Criteria)
+    least_counter: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +171,7 @@ class Releases:
     def _release(self, draft: Draft, stored: Sequence[tuple[str, StoredFile]], before: Sequence[Release]) -> Release:
         known = [each.counter for each in before if each.model == draft.model]
         counter = max([*known, self._authority.roles().counters().get(draft.model, 0)], default=0) + 1
+        counter = max(counter, draft.least_counter)
         fields = {
             "model": draft.model,
             "version": draft.version,

@@ -283,6 +283,8 @@ def test_a_release_goes_through_the_command_line(desk: Desk, tmp_path: Path) -> 
     assert withdrawn.exit_code == 0, withdrawn.output
     assert "withdrawn: wrong" in run(desk, releases_command, "list").stdout
     assert run(desk, releases_command, "show", "reader").exit_code == 3
+    again = run(desk, releases_command, "add", path, tmp_path, "--counter", 40, "--json")
+    assert json.loads(again.stdout)["counter"] == 40
 
 
 def test_verify_ends_with_an_error_when_something_is_wrong(desk: Desk) -> None:

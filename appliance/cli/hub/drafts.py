@@ -30,6 +30,7 @@ def draft_of(
     criteria: Path | None,
     hardware: Sequence[str],
     least_agent: str,
+    least_counter: int = 0,
 ) -> Draft:
     """Return what is to be released.
 
@@ -40,6 +41,7 @@ def draft_of(
         criteria: TOML file, or None.
         hardware: Classes it is for; empty is all.
         least_agent: Oldest program version that can run it, or "".
+        least_counter: The release counter is no less than this.
 
     Raises:
         NotFoundError: There is no such model or file.
@@ -66,6 +68,7 @@ def draft_of(
         chat_template=found.defaults.template,
         stop=found.defaults.stop,
         criteria=Criteria() if criteria is None else read_criteria(criteria),
+        least_counter=least_counter,
     )
 
 

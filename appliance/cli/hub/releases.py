@@ -42,6 +42,13 @@ def command() -> None:
 )
 @click.option("--hardware", multiple=True, help="Hardware class it is for; may be given more than once. All, if not.")
 @click.option("--least-agent", default="", metavar="VERSION", help="Oldest program version that can run it.")
+@click.option(
+    "--counter",
+    type=click.IntRange(1, 2**53),
+    default=1,
+    metavar="N",
+    help="Least release counter, where a hub was restored from a backup and devices have confirmed newer releases.",
+)
 @keys_option
 @hub_verb_options
 def add(
@@ -53,6 +60,7 @@ def add(
     criteria: Path | None,
     hardware: tuple[str, ...],
     least_agent: str,
+    counter: int,
     keys_folders: tuple[Path, ...],
 ) -> None:
     """Sign the model of MANIFEST, a TOML file or a name in the catalog, with its files at PATH, a file or a folder."""
@@ -60,7 +68,15 @@ def add(
     from appliance.cli.progress import ProgressReport
     from appliance.security.audit import local_actor
 
-    draft = draft_of(manifest, path, version=version, criteria=criteria, hardware=hardware, least_agent=least_agent)
+    draft = draft_of(
+        manifest,
+        path,
+        version=version,
+        criteria=criteria,
+        hardware=hardware,
+        least_agent=least_agent,
+        least_counter=counter,
+    )
 
     def act(authority: Authority) -> SignedRelease:
         with _releases(context, authority) as releases, ProgressReport(silent=context.json) as progress:
