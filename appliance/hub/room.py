@@ -41,6 +41,7 @@ from appliance.hub.overview import Overview
 from appliance.hub.part import HubPart
 from appliance.hub.questions import Questions
 from appliance.hub.schema import MIGRATIONS
+from appliance.hub.telemetry_plug import plug_telemetry
 from appliance.hub.twin_store import SqliteTwins
 from appliance.hub.twins import Sign, Twins
 from appliance.observe.hub_metrics import HubMetrics
@@ -116,7 +117,7 @@ def plug_commands(means: Means) -> Commands:
     return Commands(means.commands, means.link, means.complaints, means.clock)
 
 
-PLUGS: tuple[Callable[[Means], HubPart], ...] = (plug_enrolment, plug_twins, plug_commands)
+PLUGS: tuple[Callable[[Means], HubPart], ...] = (plug_enrolment, plug_twins, plug_commands, plug_telemetry)
 """Each makes one part, in this order."""
 
 
