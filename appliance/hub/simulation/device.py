@@ -126,6 +126,10 @@ class SimulatedDevice:
         yield self._report()
         yield from self._repeated(now, after_s=0.0)
 
+    def stop_telling(self) -> None:
+        """Make no further batch; those that wait are still sent again."""
+        self._next_batch = float("inf")
+
     @property
     def due_at(self) -> float:
         """Return when it has something to say next."""

@@ -135,7 +135,7 @@ async def test_a_job_ends_as_the_scenario_says_on_each_device(broker: Broker, tm
         assert found.jobs["failed"] > 5
         assert found.lost > 2
         assert found.jobs["confirmed"] == DEVICES - found.jobs["failed"] - found.lost
-        assert found.connected == DEVICES - found.lost
+        await until(lambda: fleet.figures().connected == DEVICES - found.lost, "the lost are away")
 
 
 async def test_a_hold_off_of_the_hub_is_kept(broker: Broker, tmp_path: Path) -> None:
