@@ -45,6 +45,7 @@ from appliance.hub.questions import Questions
 from appliance.hub.release_plug import plug_repository
 from appliance.hub.schema import MIGRATIONS
 from appliance.hub.telemetry_store import SqliteTelemetry, TelemetryStore
+from appliance.hub.telemetry_plug import plug_telemetry
 from appliance.hub.twin_store import SqliteTwins
 from appliance.hub.twins import Sign, Twins
 from appliance.observe.hub_metrics import HubMetrics
