@@ -34,11 +34,12 @@ from appliance.hub.devices import Devices
 from appliance.hub.director import Director
 from appliance.hub.dispatch import Complaints, Counting, Dispatcher
 from appliance.hub.enrolment_plug import plug_enrolment
-from appliance.hub.http.app import MAKE_KEY, create_hub_app
+from appliance.hub.http.app import create_hub_app
 from appliance.hub.http.devices import DeviceResource, device_operations
 from appliance.hub.http.telemetry import TelemetryResource, telemetry_operations
 from appliance.hub.ingest import Retention, TelemetryIngest
 from appliance.hub.mqtt import HubLink
+from appliance.hub.operators import MAKE_KEY, SCOPES
 from appliance.hub.overview import Overview
 from appliance.hub.part import HubPart
 from appliance.hub.questions import Questions
@@ -57,9 +58,6 @@ from appliance.web.routes import Operation
 from appliance.web.server import HttpServer
 
 LOGGER = logging.getLogger("appliance.hub")
-
-SCOPES = ("read", "operate", "metrics", "admin")
-"""`read` may look, `operate` may change what devices are and do, `metrics` may read `/metrics`, `admin` may do all."""
 
 BEAT_S = 1.0
 """How often systemd hears of us, at most; half its watchdog's limit if that is shorter."""
