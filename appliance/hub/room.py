@@ -34,7 +34,7 @@ from appliance.hub.devices import Devices
 from appliance.hub.director import Director
 from appliance.hub.dispatch import Complaints, Counting, Dispatcher
 from appliance.hub.enrolment_plug import plug_enrolment
-from appliance.hub.http.app import create_hub_app
+from appliance.hub.http.app import Router, create_hub_app
 from appliance.hub.http.devices import DeviceResource, device_operations
 from appliance.hub.http.telemetry import TelemetryResource, telemetry_operations
 from appliance.hub.ingest import Retention, TelemetryIngest
@@ -143,6 +143,7 @@ class Hub:
     link: HubLink
     parts: list[HubPart]
     dispatcher: Dispatcher
+    app: Router
     server: HttpServer
     systemd: sdnotify.SystemdNotifier | None
     port: int = 0
@@ -247,7 +248,7 @@ async def open_hub(settings: HubSettings, plugs: tuple[Callable[[Means], HubPart
         link = means.link
         assert isinstance(link, HubLink)
         app = create_hub_app(settings, _overview(means, link), means.operations, keys=keys, metrics=means.metrics)
-        yield Hub(means, link, parts, dispatcher, HttpServer(app, settings), systemd)
+        yield Hub(means, link, parts, dispatcher, app, HttpServer(app, settings), systemd)
 
 
 def serve_hub(settings: HubSettings) -> int:

@@ -29,6 +29,8 @@ from appliance.web.limits import BodyLimit, BodyLimits
 from appliance.web.openapi import About, openapi_document
 from appliance.web.routes import Operation, starlette_routes
 
+__all__ = ["Router", "create_hub_app"]
+
 _ABOUT = About(
     title="appliance hub",
     description="Many boxes from one place: who they are, what they should be, what they are told to do.",
