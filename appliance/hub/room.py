@@ -123,7 +123,8 @@ def plug_twins(means: Means) -> Twins:
 
 def plug_commands(means: Means) -> Commands:
     """Make the part that sends commands, and offer operators the devices."""
-    means.operations += device_operations(DeviceResource(means.devices, means.twins, means.commands))
+    resource = DeviceResource(means.devices, means.twins, means.commands, means.telemetry)
+    means.operations += device_operations(resource)
     return Commands(means.commands, means.link, means.complaints, means.clock)
 
 
