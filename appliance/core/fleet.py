@@ -3,6 +3,8 @@
 `up` is what a device writes, `dn` what it reads. The broker lets a device write and read its own branch only. Every
 document is JSON unless it says otherwise, and is checked against its structure here before anything looks into it;
 fields that a reader does not know are left alone, so that either end may be the newer one.
+
+Over 400 lines because the whole contract stands in one place.
 """
 
 from __future__ import annotations
@@ -75,6 +77,7 @@ class Reported(Struct, frozen=True):
         refused: Names of desired settings that were not applied, each with the reason.
         settings: What is in force of what can be desired.
         models: What runs and what is there.
+        pending: Names of settings whose desired value takes effect at the next start.
         facts: Hardware class, memory, disk, operating system, agent version.
     """
 
@@ -82,6 +85,7 @@ class Reported(Struct, frozen=True):
     desired_version: Count
     settings: dict[str, Any] = {}
     refused: dict[str, str] = {}
+    pending: list[str] = []
     models: list[ReportedModel] = []
     facts: dict[str, Any] = {}
 

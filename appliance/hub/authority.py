@@ -8,71 +8,30 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from appliance.core.clock import Clock, iso_timestamp
-from appliance.core.errors import ConflictError, InvalidRequestError
+from appliance.core.errors import ConflictError, NotFoundError
 from appliance.core.releases import DIRECTOR_TARGET, DirectorKeys
+from appliance.hub.key_plan import ROOT_PLAN, TARGETS_PLAN, KeyPlan, RoleState
 from appliance.hub.metadata import Roles, first_roles, load_roles
 from appliance.hub.repository import Repository
 from appliance.hub.signing_rules import Due, due, is_driven_up, state
-from appliance.security.metadata import Target
+from appliance.security.metadata import LARGEST_ROOT_BYTES, Target
 from appliance.security.signing import SigningKey, list_keys, load_keys, make_key, store_key
-from appliance.store.files import open_regular, storage_errors, sync_folder
+from appliance.store.files import open_regular, storage_errors, sync_folder, write_durably
 
 logger = logging.getLogger(__name__)
+
+__all__ = ["ROOT_PLAN", "TARGETS_PLAN", "Authority", "KeyPlan", "RoleState"]
 
 OFFLINE = ("root", "targets")
 ONLINE = ("snapshot", "timestamp")
 DIRECTOR = "director"
-
-
-@dataclass(frozen=True, slots=True)
-class KeyPlan:
-    """How many keys a role has, and how many of them have to sign."""
-
-    keys: int
-    threshold: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.threshold <= self.keys <= 16:
-            raise InvalidRequestError(
-                f"{self.threshold} of {self.keys} keys cannot be made to sign.",
-                advice="Use 1 to 16 keys, and a threshold of at least 1 and at most their number.",
-            )
-
-
-ROOT_PLAN = KeyPlan(3, 2)
-"""So that one may be lost, and one may be stolen."""
-TARGETS_PLAN = KeyPlan(2, 1)
-
-
-@dataclass(frozen=True, slots=True)
-class RoleState:
-    """How a role stands, for a person.
-
-    Attributes:
-        role: One of TUF's four, or `director`.
-        kept: `offline` or `online`.
-        threshold: How many of its keys have to sign.
-        keys: The ids of its keys.
-        at_hand: The ids of those whose private half was found.
-        version: Of its metadata; 0 for the director, which has none.
-        expires: Unix seconds, or None.
-        state: `valid`, `soon` to expire, or `expired`.
-    """
-
-    role: str
-    kept: str
-    threshold: int
-    keys: tuple[str, ...]
-    at_hand: tuple[str, ...]
-    version: int
-    expires: float | None
-    state: str
+ANCHOR = "root.json"
+"""Beside the offline keys: the newest root, by which their holder knows his repository again."""
 
 
 class Authority:
@@ -118,6 +77,7 @@ class Authority:
             roles.sign_snapshot(now, keys["snapshot"])
             roles.sign_timestamp(now, keys["timestamp"])
             self.repository.publish(roles.written, files)
+            self._leave_root()
 
     def roles(self) -> Roles:
         """Return the roles as they are signed now.
@@ -148,8 +108,9 @@ class Authority:
 
         Raises:
             NotFoundError: They are not.
+            UntrustedError: Someone else changed the repository.
         """
-        self._signers(self.roles(), "targets")
+        self._signers(self._checked_roles(), "targets")
 
     def change_targets(
         self, added: Mapping[str, bytes], removed: Iterable[str] = (), counters: Mapping[str, int] | None = None
@@ -164,11 +125,12 @@ class Authority:
         Raises:
             NotFoundError: The keys are not at hand.
             UntrustedError: Someone else changed the repository.
+            ConflictError: A part of a release is signed already with another content.
         """
         with self.repository.changing():
-            roles = self.roles()
+            roles = self._checked_roles()
             keys = self._signers(roles, "targets")
-            roles.check_signed_by_targets_keys(keys)
+            _refuse_second(added, roles)
             for path in removed:
                 roles.targets.signed.targets.pop(path, None)
             files = self._set_targets(roles, added)
@@ -184,16 +146,16 @@ class Authority:
             UntrustedError: Someone else changed the repository.
         """
         with self.repository.changing():
-            roles = self.roles()
             if role == "root":
-                roles.sign_root(self._clock.unix(), self._checked_root_keys(roles))
+                roles = self._checked_roles()
+                roles.sign_root(self._clock.unix(), self._signers(roles, "root"))
                 self.repository.publish(roles.written, {})
+                self._leave_root()
             elif role == "targets":
-                keys = self._signers(roles, "targets")
-                roles.check_signed_by_targets_keys(keys)
-                self._sign_and_publish(roles, targets=keys)
+                roles = self._checked_roles()
+                self._sign_and_publish(roles, targets=self._signers(roles, "targets"))
             else:
-                self._sign_and_publish(roles)
+                self._sign_and_publish(self.roles())
 
     def sign_when_due(self) -> dict[str, Due]:
         """Sign snapshot and timestamp again if it is time, and return how each stood; the hub calls this every hour.
@@ -240,8 +202,8 @@ class Authority:
             UntrustedError: Someone else changed the repository.
         """
         with self.repository.changing():
-            roles = self.roles()
-            old_root = self._checked_root_keys(roles)
+            roles = self._checked_roles()
+            old_root = self._signers(roles, "root")
             before = roles.key_ids(role)
             leaving = [key for key in before if any(key.startswith(each) for each in remove)]
             plan = KeyPlan(len(before) - len(leaving) + add, threshold or roles.threshold(role))
@@ -253,6 +215,7 @@ class Authority:
             roles.sign_root(self._clock.unix(), list(signers.values()))
             targets = self._signers(roles, "targets") if role == "targets" else None
             self._sign_and_publish(roles, targets=targets, restart={"targets", *ONLINE} if restart else set())
+            self._leave_root()
         self._forget_online(left)
         return [each.id for each in made]
 
@@ -270,17 +233,31 @@ class Authority:
             UntrustedError: Root or targets are not what was signed.
         """
         with self.repository.changing():
-            roles = self.roles()
-            root = self._checked_root_keys(roles)
+            roles = self._checked_roles()
+            root = self._signers(roles, "root")
             targets = self._signers(roles, "targets")
             left, made = self._renew_online(roles)
+            left |= {each.id_start for each in list_keys([self.online_folder], DIRECTOR)}
             roles.sign_root(self._clock.unix(), root)
             made.append(self.new_key(DIRECTOR))
             director = DirectorKeys((made[-1].public.value,))
             files = self._set_targets(roles, {DIRECTOR_TARGET: msgspec.json.encode(director)})
             self._sign_and_publish(roles, targets=targets, files=files, restart=set(ONLINE))
+            self._leave_root()
         self._forget_online(left)
         return [each.id for each in made]
+
+    def find_keys(self, role: str, starts: Sequence[str]) -> list[str]:
+        """Return the ids of a role's keys that begin so, or of all if nothing is given.
+
+        Raises:
+            NotFoundError: The role has no such key.
+        """
+        ids = self.roles().key_ids(role)
+        for start in starts:
+            if not start or not any(each.startswith(start) for each in ids):
+                raise NotFoundError(f"The role {role} has no key {start!r:.80}; it has {', '.join(ids)}.")
+        return [each for each in ids if not starts or any(each.startswith(start) for start in starts)]
 
     def states(self) -> list[RoleState]:
         """Return how each role stands."""
@@ -326,10 +303,29 @@ class Authority:
     def _set_targets(roles: Roles, added: Mapping[str, bytes]) -> dict[str, bytes]:
         return {roles.set_target(path, data).stored: data for path, data in added.items()}
 
-    def _checked_root_keys(self, roles: Roles) -> list[SigningKey]:
-        keys = self._signers(roles, "root")
-        roles.check_signed_by_root_keys(keys)
-        return keys
+    def _checked_roles(self) -> Roles:
+        """Return the roles if they follow from the root that lies with the offline keys."""
+        anchors = [folder / ANCHOR for folder in self.offline_folders if (folder / ANCHOR).is_file()]
+        if not anchors:
+            raise NotFoundError(
+                f"There is no {ANCHOR} in {', '.join(map(str, self.offline_folders))}, so nobody could tell whether "
+                "someone changed this hub's repository.",
+                advice="Name the folder with the offline keys with --keys; the file belongs beside them.",
+                code="keys_missing",
+            )
+        files = self.repository.metadata()
+        roles = load_roles(files)
+        for path in anchors:
+            with storage_errors(path), open_regular(path) as file:
+                roles.check_against(file.read(LARGEST_ROOT_BYTES), files)
+        return roles
+
+    def _leave_root(self) -> None:
+        """Put the newest root beside the offline keys, for the next time."""
+        root = self.root()
+        for folder in self.offline_folders:
+            if folder.is_dir():
+                write_durably(folder / ANCHOR, root)
 
     def _renew_online(self, roles: Roles) -> tuple[set[str], list[SigningKey]]:
         """Replace the keys of snapshot and timestamp; return the beginnings of the old ones' ids, and the new keys."""
@@ -363,3 +359,11 @@ class Authority:
                 if stored.id_start in starts:
                     stored.path.unlink()
             sync_folder(self.online_folder)
+
+
+def _refuse_second(added: Mapping[str, bytes], roles: Roles) -> None:
+    """A release is signed once: of two people who release the same model at once, one is told to try again."""
+    for path, data in added.items():
+        there = roles.target_files().get(path)
+        if path != DIRECTOR_TARGET and there is not None and there != Target.of(path, data):
+            raise ConflictError(f"Someone else has just signed {path}; nothing was changed.", advice="Try again.")

@@ -36,6 +36,7 @@ CLAIMS = Subscription(f"{CLAIM_REQUEST}/+")
 """What the hub's connection has to receive for `EnrolmentPart.claim`."""
 
 REVOCATIONS_EVERY_S = 10.0
+NOT_APPROVED = "not_approved"
 _ANSWER_EXPIRY_S = 60
 _MOST_FACTS_BYTES = 4096
 
@@ -147,7 +148,7 @@ class EnrolmentPart:
         outcome = await self._enrolments.renew(device, digest, lambda: self._sign(question.body, device), now=now)
         if not outcome.chain:
             logger.warning("%s may not renew its certificate: %s", device, outcome.detail)
-            return Answer(False, now=now, code="not_approved", detail=outcome.detail)
+            return Answer(False, now=now, code=NOT_APPROVED, detail=outcome.detail)
         logger.info("renewed the certificate of %s", device)
         return Answer(True, data=outcome.chain.encode(), total=len(outcome.chain), now=now)
 

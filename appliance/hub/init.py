@@ -242,7 +242,9 @@ def _configure_broker(files: HubFiles, wanted: HubDocument) -> None:
     certificates = BrokerFiles(
         authority=files.authority, certificate=files.broker, key=files.broker_key, revoked=files.revoked
     )
-    write_broker(files.broker_folder, certificates, BrokerSettings(port=wanted.port))
+    # A broker that root starts becomes another user, who cannot read what root alone may read.
+    user = "root" if os.geteuid() == 0 and files.broker_key.stat().st_uid == 0 else ""
+    write_broker(files.broker_folder, certificates, BrokerSettings(port=wanted.port, user=user))
 
 
 @contextmanager

@@ -9,10 +9,12 @@ from typing import TypeVar
 
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
+from tuf.ngclient._internal.trusted_metadata_set import TrustedMetadataSet
+from tuf.ngclient.config import EnvelopeType
 
 from appliance.core.errors import StorageError, UntrustedError
 from appliance.hub.signing_rules import VALID_S, next_version
-from appliance.security.metadata import ISSUED, Target, refusing
+from appliance.security.metadata import ISSUED, Target
 from appliance.security.signing import PublicKey, SigningKey
 
 T = TypeVar("T", Root, Timestamp, Snapshot, Targets)
@@ -112,38 +114,33 @@ class Roles:
             self.root.signed.add_key(key.library_key, role)
         self.root.signed.roles[role].threshold = threshold
 
-    def check_signed_by_root_keys(self, keys: Sequence[SigningKey]) -> None:
-        """Check that root and targets are what the holders of these root keys signed, before they sign them again.
+    def check_against(self, anchor: bytes, files: Mapping[str, bytes]) -> None:
+        """Check root and targets as a device would, from a root that was kept away from the hub, before a person signs.
+
+        Whoever took the hub over could have changed its folder, and would have the rightful keys sign the change.
+
+        Args:
+            anchor: Root metadata, this one or an older one.
+            files: All metadata of the generation.
 
         Raises:
-            UntrustedError: They are not: someone else changed the folder.
+            UntrustedError: They do not follow from that root.
         """
-        _check_in_hand("root", self.root, keys)
-        with refusing("repository's own targets metadata"):
-            self.root.signed.verify_delegate("targets", self.targets.signed_bytes, self.targets.signatures)
-
-    def check_signed_by_targets_keys(self, keys: Sequence[SigningKey]) -> None:
-        """Check that the targets are what the holders of these keys signed, before they sign them again.
-
-        Raises:
-            UntrustedError: They are not: someone else changed the folder.
-        """
-        _check_in_hand("targets", self.targets, keys)
-
-
-def _check_in_hand(role: str, metadata: Metadata[Root] | Metadata[Targets], keys: Sequence[SigningKey]) -> None:
-    """Go by the keys in hand, not by what the folder says they are: whoever took the hub over could change that."""
-    own = Root()
-    for key in keys:
-        own.add_key(key.public.library_key, role)
-    try:
-        own.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
-    except RepositoryError as error:
+        reason = "its root is another"
+        try:
+            trusted = TrustedMetadataSet(anchor, EnvelopeType.METADATA)
+            while f"{trusted.root.version + 1}.root.json" in files:
+                trusted.update_root(files[f"{trusted.root.version + 1}.root.json"])
+            trusted.root.verify_delegate("targets", self.targets.signed_bytes, self.targets.signatures)
+            if trusted.root == self.root.signed:
+                return
+        except RepositoryError as error:
+            reason = str(error)
         raise UntrustedError(
-            f"The {role} metadata on this hub was not signed by the {role} keys at hand.",
+            f"The repository on this hub was not signed by those who hold the offline keys: {reason}.",
             advice="Someone may have changed the hub's folder: restore it from a backup before you sign anything.",
             code="repository_changed",
-        ) from error
+        )
 
 
 def first_roles(keys: Mapping[str, Iterable[PublicKey]], thresholds: Mapping[str, int]) -> Roles:

@@ -43,6 +43,7 @@ from appliance.hub.operators import MAKE_KEY, SCOPES
 from appliance.hub.overview import Overview
 from appliance.hub.part import HubPart
 from appliance.hub.questions import Questions
+from appliance.hub.release_plug import plug_repository
 from appliance.hub.schema import MIGRATIONS
 from appliance.hub.telemetry_store import SqliteTelemetry, TelemetryStore
 from appliance.hub.twin_store import SqliteTwins
@@ -128,7 +129,13 @@ def plug_commands(means: Means) -> Commands:
     return Commands(means.commands, means.link, means.complaints, means.clock)
 
 
-PLUGS: tuple[Callable[[Means], HubPart], ...] = (plug_enrolment, plug_twins, plug_commands, plug_telemetry)
+PLUGS: tuple[Callable[[Means], HubPart], ...] = (
+    plug_enrolment,
+    plug_twins,
+    plug_commands,
+    plug_repository,
+    plug_telemetry,
+)
 """Each makes one part, in this order."""
 
 

@@ -11,6 +11,7 @@ signed metadata is taken for new, which goes by the machine's clock, and which i
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -89,6 +90,22 @@ class Record(Protocol):
         ...
 
 
+class MemoryRecord:
+    """A record that lasts as long as the process: of a client that only looks."""
+
+    def __init__(self, anchor: bytes) -> None:
+        """Begin with a root."""
+        self._kept = Kept(anchor, {}, {})
+
+    def kept(self) -> Kept:
+        """Return all of it."""
+        return self._kept
+
+    async def keep(self, role: str, document: bytes, marks: Mapping[str, Mark]) -> None:
+        """Replace the document of a role, and all marks."""
+        self._kept = Kept(self._kept.anchor, {**self._kept.documents, role: document}, dict(marks))
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """A signed file of the repository; `digest` is its SHA-256 in hex."""
@@ -96,6 +113,11 @@ class Target:
     path: str
     length: int
     digest: str
+
+    @classmethod
+    def of(cls, path: str, data: bytes) -> Target:
+        """Return what a file of this content is."""
+        return cls(path, len(data), hashlib.sha256(data).hexdigest())
 
     @property
     def stored(self) -> str:

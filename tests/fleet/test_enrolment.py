@@ -1,4 +1,4 @@
-"""A box becomes a device at a real broker: waiting, refusals, copies, hostile requests, and what these do not change."""
+"""A box becomes a device at a real broker: waiting, refusals, copies, hostile requests, and what they leave alone."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import pytest
 
 from tests.system.programs import CHECKOUT, SCRIPTS, copy_checkout, need, run, system_python, unavailable
 
-SCRIPT_NAMES = ("quickstart", "install", "uninstall", "build_environment")
+SCRIPT_NAMES = ("quickstart", "hub", "install", "uninstall", "build_environment")
 
 
 def free_port() -> int:
