@@ -41,6 +41,7 @@ from appliance.hub.overview import Overview
 from appliance.hub.part import HubPart
 from appliance.hub.questions import Questions
 from appliance.hub.release_plug import plug_repository
+from appliance.hub.rollouts import plug_rollouts
 from appliance.hub.schema import MIGRATIONS
 from appliance.hub.twin_store import SqliteTwins
 from appliance.hub.twins import Sign, Twins
@@ -117,7 +118,13 @@ def plug_commands(means: Means) -> Commands:
     return Commands(means.commands, means.link, means.complaints, means.clock)
 
 
-PLUGS: tuple[Callable[[Means], HubPart], ...] = (plug_twins, plug_commands, plug_enrolment, plug_repository)
+PLUGS: tuple[Callable[[Means], HubPart], ...] = (
+    plug_twins,
+    plug_commands,
+    plug_enrolment,
+    plug_repository,
+    plug_rollouts,
+)
 """Each makes one part, in this order."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from appliance.hub import devices_schema, enrolment_schema, releases_schema
+from appliance.hub import devices_schema, enrolment_schema, releases_schema, rollouts_schema
 from appliance.store.migrations import KEYS_AND_AUDIT, Migration
 
 PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -10,6 +10,7 @@ PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("devices", devices_schema.STATEMENTS),
     ("enrolment", enrolment_schema.STATEMENTS),
     ("releases", releases_schema.STATEMENTS),
+    ("rollouts", rollouts_schema.STATEMENTS),
 )
 """Name and statements of each step, oldest first."""
 
