@@ -81,7 +81,6 @@ def start(
 ) -> None:
     """Begin to bring RELEASE to the devices; the running hub takes it from here."""
     import secrets
-
     from pathlib import Path
 
     from appliance.cli.hub.offline import open_authority
