@@ -39,7 +39,9 @@ from appliance.observe.allocator import keep_freed_memory
 from appliance.observe.logs import configure_logging
 from appliance.observe.metrics import Metrics
 from appliance.observe.resources import physical_cores
+from appliance.registry.boot_guard import BootGuard
 from appliance.registry.versions import open_registry
+from appliance.registry.wishes import Wishes
 from appliance.retrieval.documents import Documents
 from appliance.retrieval.ownership import DocumentsElsewhere
 from appliance.retrieval.room import open_documents
@@ -73,6 +75,7 @@ class Appliance:
 
     settings: Settings
     floor: ServingFloor
+    guard: BootGuard
     documents: Documents | DocumentsElsewhere
     upkeep: Upkeep | Elsewhere
     agents: Responder | Elsewhere
@@ -109,6 +112,7 @@ class Appliance:
             self.systemd.notify("STOPPING=1\nSTATUS=Stopping: open requests are finishing.")
             self._drain()
             await self._end_requests(http)
+            self.guard.end_in_order()
             for each in running:
                 each.cancel()
 
@@ -184,7 +188,11 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
         check_exposure(settings, keys.has_keys())
         metrics = Metrics()
         registry = open_registry(settings, database)
-        floor = ServingFloor(settings, registry, metrics, CpuBudget(THREADS_A_CORE * physical_cores()))
+        wishes = Wishes(database, registry)
+        guard = BootGuard(settings.data_dir / "serving.lock", wishes)
+        stack.callback(guard.close)
+        guard.begin()
+        floor = ServingFloor(settings, registry, wishes, metrics, CpuBudget(THREADS_A_CORE * physical_cores()))
         stack.push_async_callback(floor.close)
         documents = await stack.enter_async_context(
             open_documents(
@@ -228,6 +236,7 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
                     embedding_models=floor.embedding,
                     classifiers=floor.classifiers,
                     agents=cast("Agents", agents),
+                    conversations=conversations,
                 ),
                 callers=KeyHolders(settings, keys),
                 metrics=metrics.batches,
@@ -245,6 +254,7 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
             conversations=conversations,
             batches=cast("Batches", batches),
             tunable_models=floor.tuning,
+            versions=floor.versions,
             keys=keys,
             metrics=metrics,
             health=floor.readiness,
@@ -252,7 +262,7 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
         systemd = sdnotify.SystemdNotifier()
         if systemd.socket is not None:
             stack.callback(systemd.socket.close)
-        yield Appliance(settings, floor, documents, upkeep, agents, batches, HttpServer(app, settings), systemd)
+        yield Appliance(settings, floor, guard, documents, upkeep, agents, batches, HttpServer(app, settings), systemd)
 
 
 def serve(settings: Settings) -> int:

@@ -6,7 +6,7 @@ call without a result gets one that says so, the same each time, since templates
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,16 +21,19 @@ _HIDDEN = frozenset({"reasoning", "mcp_list_tools", "mcp_approval_request", "mcp
 """Types of items that the model is not shown."""
 
 
-def messages_of(instructions: str, items: Sequence[Item], result_bytes: int) -> tuple[ChatMessage, ...]:
+def messages_of(
+    instructions: str, items: Sequence[Item], result_bytes: int, answered: Collection[str] = ()
+) -> tuple[ChatMessage, ...]:
     """Return the messages of a turn.
 
     Args:
         instructions: What stands before all, or "".
         items: The history, the input, and what the response has come to so far.
         result_bytes: Of a tool's result, what the model is shown.
+        answered: Calls whose results follow behind these items.
     """
     calls = _ids(items, "function_call")
-    answered = _ids(items, "function_call_output")
+    answered = _ids(items, "function_call_output").union(answered)
     messages: list[ChatMessage] = [ChatMessage("system", instructions)] if instructions else []
     for item in items:
         if item.get("type") == "function_call_output" and item["call_id"] not in calls:

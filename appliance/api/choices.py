@@ -108,6 +108,7 @@ class Choices:
         self._open = {position * n: generation for position, generation in enumerate(self._generations)}
         self._unfinished = set(range(n * len(self._generations)))
         self._error: ApplianceError | None = None
+        self._keep: Take | None = None
 
     @classmethod
     async def accept(cls, models: TextModels, requests: Sequence[GenerationRequest]) -> Choices:
@@ -160,6 +161,10 @@ class Choices:
         for generation in self._generations:
             generation.cancel()
 
+    def then(self, keep: Take) -> None:
+        """Have `keep` take all choices whole once they have ended without an error, before `run` returns."""
+        self._keep = keep
+
     async def run(self, take: Take, *, idle_s: float | None = None) -> None:
         """Hand everything to `take`, to the end of every choice or up to an error; nothing runs on after this.
 
@@ -168,8 +173,21 @@ class Choices:
             idle_s: Silence after which `take` gets an empty sequence; None is never.
 
         Raises:
-            ApplianceError: What ended one of the generations.
+            ApplianceError: What ended one of the generations, or as what `then` was given.
         """
+        if self._keep is None:
+            await self._run(take, idle_s)
+            return
+        whole: list[Delta] = []
+
+        async def take_both(deltas: Sequence[Delta]) -> None:
+            whole.extend(deltas)
+            await take(deltas)
+
+        await self._run(take_both, idle_s)
+        await self._keep(_whole(whole))
+
+    async def _run(self, take: Take, idle_s: float | None) -> None:
         arrivals = Arrivals(asyncio.get_running_loop(), idle_s)
         try:
             for generation in self._generations:
@@ -200,7 +218,7 @@ class Choices:
             whole.extend(deltas)
 
         await self.run(take)
-        return sorted(merged(whole), key=lambda delta: delta.index)
+        return _whole(whole)
 
     def _gather(self) -> list[Delta]:
         """Return what has come since the last call. The error of one generation closes them all."""
@@ -219,6 +237,10 @@ class Choices:
             if delta.finish_reason is not None:
                 self._unfinished.discard(delta.index)
         return gathered
+
+
+def _whole(deltas: Sequence[Delta]) -> list[Delta]:
+    return sorted(merged(deltas), key=lambda delta: delta.index)
 
 
 def _shifted(deltas: Sequence[Delta], first_index: int) -> list[Delta]:

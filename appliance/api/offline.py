@@ -21,6 +21,7 @@ from appliance.core.agents import Agents
 from appliance.core.batches import BatchEndpoint, Caller, LineAnswer
 from appliance.core.encoders import TextClassifiers
 from appliance.core.errors import ApplianceError, InvalidRequestError
+from appliance.core.sessions import Conversations
 from appliance.core.settings import Settings
 from appliance.core.types import EmbeddingModels, Priority, TextModels
 from appliance.observe.logs import request_id as logged_request_id
@@ -83,11 +84,12 @@ def offline_door(
     embedding_models: EmbeddingModels,
     classifiers: TextClassifiers,
     agents: Agents,
+    conversations: Conversations,
 ) -> HandlerDoor:
     """Return the door over the same parts as `create_app`."""
     return HandlerDoor(
         [
-            *openai_operations(settings, text_models),
+            *openai_operations(settings, text_models, conversations),
             *encoder_operations(settings, embedding_models, classifiers),
             *response_operations(settings, agents),
         ]

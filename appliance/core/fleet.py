@@ -3,6 +3,8 @@
 `up` is what a device writes, `dn` what it reads. The broker lets a device write and read its own branch only. Every
 document is JSON unless it says otherwise, and is checked against its structure here before anything looks into it;
 fields that a reader does not know are left alone, so that either end may be the newer one.
+
+Over 400 lines because the whole contract stands in one place.
 """
 
 from __future__ import annotations
@@ -75,6 +77,7 @@ class Reported(Struct, frozen=True):
         refused: Names of desired settings that were not applied, each with the reason.
         settings: What is in force of what can be desired.
         models: What runs and what is there.
+        pending: Names of settings whose desired value takes effect at the next start.
         facts: Hardware class, memory, disk, operating system, agent version.
     """
 
@@ -82,6 +85,7 @@ class Reported(Struct, frozen=True):
     desired_version: Count
     settings: dict[str, Any] = {}
     refused: dict[str, str] = {}
+    pending: list[str] = []
     models: list[ReportedModel] = []
     facts: dict[str, Any] = {}
 
@@ -293,10 +297,10 @@ class Block(Struct, frozen=True):
     code: str = ""
 
 
-STREAMS = ("alarm", "job", "health", "metric", "sample")
-"""Classes of telemetry, the most important first; each is a stream of its own with its own sequence."""
-
 Stream = Literal["alarm", "job", "health", "metric", "sample"]
+
+STREAMS: tuple[Stream, ...] = ("alarm", "job", "health", "metric", "sample")
+"""Classes of telemetry, the most important first; each is a stream of its own with its own sequence."""
 
 
 class TelemetryRow(Struct, frozen=True):
@@ -320,7 +324,7 @@ class TelemetryBatch(Struct, frozen=True):
 
     Attributes:
         stream: As in the topic.
-        boot: Counts the starts of the device's program; sequences begin anew with each.
+        boot: Rises with each start of the device's program; sequences begin anew with each.
         first: Sequence of the first row.
         last: Sequence of the last row.
         rows: In order, without holes.
@@ -334,11 +338,22 @@ class TelemetryBatch(Struct, frozen=True):
 
 
 class TelemetryAck(Struct, frozen=True):
-    """`dn/<dev>/ack`: the hub has committed a stream (or job reports, as the stream `job`) up to a sequence."""
+    """`dn/<dev>/ack`: the hub has committed rows of a stream (or job reports, as the stream `job` of the boot 0).
+
+    Attributes:
+        stream: As in the batch.
+        boot: As in the batch; 0 for job reports, telemetry's boots begin at 1.
+        up_to: The last sequence that it speaks of.
+        first: The first one: the newest health goes before the history, so what is older may not have come yet. 0 for
+            job reports, whose acknowledgement is for all that came before.
+        refused: Stable slug of why the hub will never take these rows, or "" for rows that it has.
+    """
 
     stream: Stream
     boot: Count
     up_to: Count
+    first: Count = 0
+    refused: Annotated[str, Meta(max_length=100)] = ""
 
 
 class HubState(Struct, frozen=True):

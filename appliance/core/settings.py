@@ -16,11 +16,11 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from appliance.core.errors import SettingsError
-from appliance.core.setting_sources import EffectiveSetting, Sources, check_tls, fields_of, load
+from appliance.core.setting_sources import EffectiveSetting, Sources, check_tls, fields_of, load, types_of
 from appliance.core.setting_sources import setting as _setting
 from appliance.core.types import KvCacheType
 
-__all__ = ["EffectiveSetting", "Settings", "load_settings", "setting_fields"]
+__all__ = ["EffectiveSetting", "Settings", "check_together", "load_settings", "setting_fields", "setting_types"]
 
 ENVIRONMENT_PREFIX = "APPLIANCE_"
 
@@ -94,7 +94,7 @@ class Settings:
         0.17, "Engine steps are cut to this length while anyone is streaming"
     )
     stream_interval_s: Annotated[float, Meta(ge=0, le=1)] = _setting(
-        0.02, "Tokens that come quicker than this are sent together; 0 sends each by itself"
+        0.04, "Tokens that come quicker than this are sent together; 0 sends each by itself"
     )
     parking_ram_bytes: BytesOrZero = _setting(
         48 * 1024 * 1024, "RAM for the KV states of conversations that wait for their next turn; 0 is none"
@@ -302,6 +302,11 @@ def setting_fields() -> dict[str, Field[Any]]:
     return fields_of(Settings)
 
 
+def setting_types() -> dict[str, Any]:
+    """Return every setting's annotation by name, bounds included."""
+    return types_of(Settings)
+
+
 def load_settings(
     *,
     flags: Mapping[str, Any] | None = None,
@@ -323,7 +328,7 @@ def load_settings(
     """
     sources = Sources(flags or {}, environment or {}, config_file)
     settings, effective = load(Settings(), sources, ENVIRONMENT_PREFIX, other_variables=_is_no_setting)
-    _check_together(settings)
+    check_together(settings)
     return settings, effective
 
 
@@ -331,7 +336,12 @@ def _is_no_setting(variable: str) -> bool:
     return variable in _OTHER_VARIABLES or variable.startswith(HUB_ENVIRONMENT_PREFIX)
 
 
-def _check_together(settings: Settings) -> None:
+def check_together(settings: Settings) -> None:
+    """Check what one setting's own bounds cannot say.
+
+    Raises:
+        SettingsError: Two settings do not go together; `param` is the one to change.
+    """
     check_tls(settings.tls_certificate, settings.tls_key)
     if settings.max_sequences > settings.context_cells // 8:
         raise SettingsError(

@@ -39,6 +39,8 @@ class Wish:
         code: Stable slug of the reason, for example `crashed`, `soak_errors`, `soak_latency`, `not_loadable`.
         since: Unix seconds of the last change.
         origin: Who wished it: an actor as in the audit, or a job.
+        serving: The version that answered last, "" if none has since the wish.
+        fact: What the serving process found on the way there, for a person.
     """
 
     name: str
@@ -49,6 +51,8 @@ class Wish:
     code: str
     since: float
     origin: str
+    serving: str = ""
+    fact: str = ""
 
     @property
     def meant(self) -> str | None:

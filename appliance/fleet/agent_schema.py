@@ -1,8 +1,10 @@
 """The agent's part of `fleet.db`.
 
 device.epoch          one row; counts the sessions at the broker, and is raised before each connecting
-twin                  one row. `desired` is what was accepted last, as JSON, or NULL; `reported_version` rises with
-                      each report
+twin.desired          one row; the document accepted last, as JSON, or NULL
+twin.models_done      JSON: those of its model wishes that were handed on, which happens once; who moves a name
+                      afterwards, for example an update, is not fought
+twin.reported_version rises with each report
 commands.state        `accepted`: nothing was done yet. `begun`: it was about to act, or did. `done`: it has its result
 commands.correlation  of the message, for the answer
 commands.sent         whether the broker took the answer over
@@ -22,11 +24,11 @@ AGENT = (
     CREATE TABLE twin (
         key INTEGER PRIMARY KEY CHECK (key = 1),
         desired BLOB,
-        desired_version INTEGER NOT NULL,
+        models_done TEXT NOT NULL,
         reported_version INTEGER NOT NULL
     ) STRICT
     """,
-    "INSERT INTO twin (key, desired, desired_version, reported_version) VALUES (1, NULL, 0, 0)",
+    "INSERT INTO twin (key, desired, models_done, reported_version) VALUES (1, NULL, '{}', 0)",
     """
     CREATE TABLE commands (
         number INTEGER PRIMARY KEY AUTOINCREMENT,

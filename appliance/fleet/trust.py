@@ -31,7 +31,7 @@ from appliance.core.releases import (
     release_target,
 )
 from appliance.fleet.part import Asking
-from appliance.fleet.signed_files import SignedFiles
+from appliance.fleet.signed_files import FILE_TIMEOUT_S, SignedFiles
 from appliance.fleet.trust_record import TrustRecord
 from appliance.security.envelopes import open_envelope
 from appliance.security.metadata import Client, Target, Verified
@@ -55,6 +55,7 @@ class Trust:
         *,
         release_floor: Callable[[str], int] = lambda _model: 0,
         built: float = BUILT,
+        file_timeout_s: float = FILE_TIMEOUT_S,
     ) -> None:
         """Verify nothing yet.
 
@@ -65,6 +66,7 @@ class Trust:
             release_floor: Returns the counter below which no release of a model is taken: that of the last one that
                 was confirmed.
             built: Unix seconds; no time before it is believed.
+            file_timeout_s: In which each file of the repository has to be whole.
         """
         self._device = device
         self._record = record
@@ -72,6 +74,7 @@ class Trust:
         self._release_floor = release_floor
         self._client = Client(record, built=built)
         self._turn = asyncio.Lock()
+        self._file_timeout_s = file_timeout_s
         self._hub_time = 0.0
 
     async def refresh(self) -> Verified:
@@ -83,7 +86,7 @@ class Trust:
             NotFoundError: The device has no root of trust.
         """
         async with self._turn:
-            files = SignedFiles(self._asking)
+            files = SignedFiles(self._asking, timeout_s=self._file_timeout_s)
             verified = await self._client.refresh(files.fetch, lambda: files.hub_time)
             self._hub_time = files.hub_time
             return verified
@@ -245,7 +248,7 @@ class Trust:
             return kept
         if target.length > most:
             raise UntrustedError(f"The signed {path} has {target.length:,} bytes.", code="bad_release")
-        data = await SignedFiles(self._asking).fetch(target.stored, target.length)
+        data = await SignedFiles(self._asking, timeout_s=self._file_timeout_s).fetch(target.stored, target.length)
         if data is None:
             raise UnavailableError(
                 f"The hub lacks its signed file {path}.",

@@ -36,6 +36,8 @@ from appliance.hub.dispatch import Complaints, Counting, Dispatcher
 from appliance.hub.enrolment_plug import plug_enrolment
 from appliance.hub.http.app import MAKE_KEY, create_hub_app
 from appliance.hub.http.devices import DeviceResource, device_operations
+from appliance.hub.http.telemetry import TelemetryResource, telemetry_operations
+from appliance.hub.ingest import Retention, TelemetryIngest
 from appliance.hub.mqtt import HubLink
 from appliance.hub.overview import Overview
 from appliance.hub.part import HubPart
@@ -43,6 +45,7 @@ from appliance.hub.questions import Questions
 from appliance.hub.release_plug import plug_repository
 from appliance.hub.rollouts import plug_rollouts
 from appliance.hub.schema import MIGRATIONS
+from appliance.hub.telemetry_store import SqliteTelemetry, TelemetryStore
 from appliance.hub.twin_store import SqliteTwins
 from appliance.hub.twins import Sign, Twins
 from appliance.observe.hub_metrics import HubMetrics
@@ -81,6 +84,7 @@ class Means:
         sign: Puts a payload of a type into an envelope of the director's.
         commands: What devices are told to do.
         twins: What devices should be.
+        telemetry: What devices told.
         listening: Topics outside of the devices' own branch, by prefix.
         operations: What operators are offered over HTTP; those of one path stand together.
     """
@@ -100,8 +104,17 @@ class Means:
     sign: Sign
     commands: SqliteCommands
     twins: SqliteTwins
+    telemetry: TelemetryStore
     listening: dict[str, Receive] = field(default_factory=dict)
     operations: list[Operation] = field(default_factory=list)
+
+
+def plug_telemetry(means: Means) -> TelemetryIngest:
+    """Make the part that takes in telemetry, and offer it to operators."""
+    means.operations += telemetry_operations(TelemetryResource(means.devices, means.telemetry))
+    settings = means.settings
+    retention = Retention(settings.telemetry_days * 86_400.0, settings.telemetry_rows)
+    return TelemetryIngest(means.telemetry, means.link, means.clock, retention=retention)
 
 
 def plug_twins(means: Means) -> Twins:
@@ -119,10 +132,11 @@ def plug_commands(means: Means) -> Commands:
 
 
 PLUGS: tuple[Callable[[Means], HubPart], ...] = (
+    plug_enrolment,
     plug_twins,
     plug_commands,
-    plug_enrolment,
     plug_repository,
+    plug_telemetry,
     plug_rollouts,
 )
 """Each makes one part, in this order."""
@@ -294,6 +308,7 @@ def _means(settings: HubSettings, database: Database, stack: AsyncExitStack) -> 
         sign=Director(Authority(settings.data_dir, clock)).sign,
         commands=SqliteCommands(database, writes, clock),
         twins=SqliteTwins(database, clock),
+        telemetry=SqliteTelemetry(database),
     )
 
 

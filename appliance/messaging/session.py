@@ -44,11 +44,19 @@ Arrived = Callable[["Session", Message, int], None]
 
 
 class Session:
-    """Use `open`; it ends by itself when the connection breaks, or by `close`."""
+    """Use `open`; it ends by itself when the connection breaks, or by `close`.
+
+    Attributes:
+        ended: Set at the end.
+        reason: Why it ended.
+        on_end: Called at the end; for whoever does not want to wait for `ended`.
+        largest_packet: What the broker takes, in bytes.
+    """
 
     def __init__(self, options: ConnectionOptions, will: Will | None, arrived: Arrived) -> None:
         self.ended = asyncio.Event()
         self.reason = ""
+        self.on_end: Callable[[], None] | None = None
         self.largest_packet = LARGEST_MQTT_PACKET
         self._options = options
         self._arrived = arrived
@@ -155,9 +163,14 @@ class Session:
         """Send a ping when it is time for one, and notice that none is answered, until the session ends."""
         pause = max(0.2, self._client.keepalive / 8)
         while not self.ended.is_set():
-            self._drive(self._client.loop_misc)
+            self.tick()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.ended.wait(), pause)
+
+    def tick(self) -> None:
+        """Do what `keep_alive` does once: for whoever has thousands of sessions and calls this now and then."""
+        if not self.ended.is_set():
+            self._drive(self._client.loop_misc)
 
     async def subscribe(self, subscriptions: Sequence[Subscription]) -> None:
         """Subscribe, and return once the broker has granted it all.
@@ -236,10 +249,13 @@ class Session:
             with contextlib.suppress(Exception):
                 self._client.disconnect(reason)
                 self._client.loop_write()
+        self.abort()
+
+    def abort(self) -> None:
+        """End the session without a word, as a power cut does."""
         self._end("closed")
         opened = self._client.socket()
-        if opened is not None:  # it would not take the farewell
-            self._unwatch()
+        if opened is not None:
             opened.close()
 
     def give_up(self, reason: str) -> None:
@@ -252,6 +268,8 @@ class Session:
             return
         self.reason = self.reason or reason
         self.ended.set()
+        if self.on_end is not None:
+            self.on_end()
         self._unwatch()
         error = UnavailableError(f"The connection to the broker broke: {self.reason}.")
         waiting: list[asyncio.Future[Any]] = [self._accepted, *self._confirmations.values(), *self._grants.values()]

@@ -2,9 +2,9 @@
 
 A LoRA adapter belongs to one version of one model, its base. Names are resolved without ambiguity:
 
-    base                   the version registered last
+    base                   the version that is wished for (`wishes`), else the one registered last
     base:version           that version
-    base:adapter           the adapter of the version registered last among those that have one of that name
+    base:adapter           the adapter of that version, else of the one registered last that has one of that name
     base:version:adapter   that adapter
 
 since a version and an adapter of one base never have the same name.
@@ -20,12 +20,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
 from appliance.core.errors import ConflictError, NotFoundError
 from appliance.core.settings import Settings
 from appliance.core.tensors import ModelSignature
+from appliance.core.wishes import Wish
 from appliance.registry.blobs import Blobs
 from appliance.registry.roles import ADAPTER, MODEL
 from appliance.registry.rows import (
@@ -38,6 +40,8 @@ from appliance.registry.rows import (
     is_name_taken,
     select_all,
 )
+from appliance.registry.trial import Trial, meant_version
+from appliance.registry.wish_rows import keep_meaning, release_version, select_wishes
 from appliance.security.audit import local_actor, record
 from appliance.store.database import Connection, Database, Row
 from appliance.store.locks import Hold
@@ -131,20 +135,32 @@ class RegisteredModel:
         return next((each for each in self.files if each.role == role), None)
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What was read at once."""
+
+    models: tuple[RegisteredModel, ...]
+    wishes: Mapping[str, Wish]
+
+
 class Registry:
     """The tables `models`, `model_files` and `adapters`, and the blobs they name."""
 
     def __init__(self, database: Database, blobs: Blobs) -> None:
         self._database = database
-        self._read: dict[int, tuple[int, tuple[RegisteredModel, ...]]] = {}
+        self._read: dict[int, tuple[int, _Known]] = {}
         self.blobs = blobs
 
     def list(self) -> list[RegisteredModel]:
         """Return every registered model, oldest first, each with its adapters behind it, oldest first too."""
-        return [*self._database.read(self._all)]
+        return [*self._database.read(self._all).models]
 
-    def _all(self, connection: Connection) -> tuple[RegisteredModel, ...]:
-        """Read all models, unless this connection has read them and nothing was written since, by whatever process."""
+    def wishes(self) -> Mapping[str, Wish]:
+        """Return by its short name which version of a model is wished for, where one is."""
+        return self._database.read(self._all).wishes
+
+    def _all(self, connection: Connection) -> _Known:
+        """Read everything, unless this connection has read it and nothing was written since, by whatever process."""
         version: int = connection.execute("PRAGMA data_version").fetchone()[0]  # counted by each connection for itself
         known = self._read.get(id(connection))
         if known is not None and known[0] == version:
@@ -155,7 +171,7 @@ class Registry:
             model = self._model(row)
             listed.append(model)
             listed += [self._adapter(each, model) for each in adapters if each["base_id"] == row["id"]]
-        self._read[id(connection)] = version, tuple(listed)
+        self._read[id(connection)] = version, _Known(tuple(listed), select_wishes(connection))
         return self._read[id(connection)][1]
 
     def resolve(self, name: str) -> RegisteredModel:
@@ -164,7 +180,8 @@ class Registry:
         Raises:
             NotFoundError: There is none; the message names those that exist.
         """
-        return find_model(self.list(), name)
+        known = self._database.read(self._all)
+        return find_model(known.models, name, known.wishes)
 
     def registered(
         self, name: str, version: str, digests: Mapping[str, str], *, adapter: str = ""
@@ -213,12 +230,13 @@ class Registry:
                 param="model",
             )
 
-    def register(self, model: RegisteredModel, origin: str) -> RegisteredModel:
+    def register(self, model: RegisteredModel, origin: str, *, aside: bool = False) -> RegisteredModel:
         """Make a model known, in one transaction with its audit row. The caller holds its files, checked.
 
         Args:
             model: What to register.
             origin: Where its files came from, for the audit.
+            aside: Whether its short name goes on meaning what it means; the first version is always meant.
 
         Returns:
             The model as it is registered: the old one if the very same files had that name and version already.
@@ -236,6 +254,8 @@ class Registry:
                 return False
             if is_name_taken(connection, model):
                 raise _version_and_adapter(model.name, model.adapter or model.version)
+            if aside and not model.adapter:
+                keep_meaning(connection, model.name, actor)
             (insert_adapter if model.adapter else insert_model)(connection, model)
             record(connection, actor, "model.register", model.full_name, {"origin": origin, "files": model.digests})
             return True
@@ -250,12 +270,15 @@ class Registry:
 
         Raises:
             NotFoundError: There is none of that name.
-            ConflictError: A process has it loaded, or it is the base of adapters.
+            ConflictError: A process has it loaded, it is the base of adapters, or its name means it by a wish, or would
+                after the way back.
         """
         model = self.resolve(name)
         actor = local_actor()
 
         def delete(connection: Connection) -> None:
+            if not model.adapter:
+                release_version(connection, model.name, model.version)
             if not (delete_adapter if model.adapter else delete_model)(connection, model):
                 raise NotFoundError(f"The model {model.full_name} was removed by someone else just now.")
             record(connection, actor, "model.remove", model.full_name)
@@ -320,14 +343,19 @@ class Registry:
         )
 
 
-def find_model(models: Sequence[RegisteredModel], name: str) -> RegisteredModel:
-    """Return the model or adapter that has this full name, or the last one that has this short name.
+def find_model(
+    models: Sequence[RegisteredModel], name: str, wishes: Mapping[str, Wish] = MappingProxyType({})
+) -> RegisteredModel:
+    """Return the model or adapter that has this full name, or the one that this short name means.
 
     Raises:
         NotFoundError: There is none; the message names those that exist.
     """
-    for model in reversed(models):
-        if name in model.names:
+    named = [each for each in models if name in each.names]
+    if named:
+        meant = meant_version(_trial(wishes.get(named[-1].name)), [each.version for each in named])
+        full = [each for each in named if each.full_name == name]
+        for model in full or [each for each in named if each.version == meant]:
             return model
     known = ", ".join(each.full_name for each in models)
     raise NotFoundError(
@@ -336,6 +364,10 @@ def find_model(models: Sequence[RegisteredModel], name: str) -> RegisteredModel:
         code="model_not_found",
         param="model",
     )
+
+
+def _trial(wish: Wish | None) -> Trial | None:
+    return None if wish is None else Trial(wish.version, wish.previous, wish.state)
 
 
 def open_registry(settings: Settings, database: Database) -> Registry:

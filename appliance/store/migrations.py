@@ -135,6 +135,30 @@ MIGRATIONS: tuple[Migration, ...] = (
         ),
     ),
     Migration(5, "model_signatures", ("ALTER TABLE models ADD COLUMN signature TEXT",)),
+    Migration(
+        6,
+        "wishes",
+        (
+            """
+            CREATE TABLE wishes (
+                name TEXT PRIMARY KEY,
+                version TEXT NOT NULL,
+                previous TEXT,
+                state TEXT NOT NULL CHECK (state IN ('trial', 'confirmed', 'rolled_back')),
+                reason TEXT NOT NULL,
+                code TEXT NOT NULL,
+                boots INTEGER NOT NULL CHECK (boots >= 0),
+                since REAL NOT NULL,
+                origin TEXT NOT NULL,
+                soak TEXT NOT NULL,
+                criteria TEXT NOT NULL,
+                baseline REAL NOT NULL DEFAULT 0,
+                serving TEXT NOT NULL DEFAULT '',
+                fact TEXT NOT NULL DEFAULT ''
+            ) STRICT
+            """,
+        ),
+    ),
 )
 """The history of the schema, oldest first."""
 

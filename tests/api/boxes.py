@@ -28,6 +28,7 @@ from appliance.engine.cpu_budget import CpuBudget
 from appliance.observe.metrics import Metrics
 from appliance.registry.install import import_model
 from appliance.registry.versions import open_registry
+from appliance.registry.wishes import Wishes
 from appliance.security.keys import KeyStore
 from appliance.serving.floor import ServingFloor
 from appliance.sessions.context import Budget
@@ -133,6 +134,7 @@ class ScriptedBox(Box):
     files: ScriptedFiles = field(default_factory=ScriptedFiles)
     stores: ScriptedStores = field(default_factory=lambda: ScriptedStores(ScriptedFiles()))
     tuning: ScriptedTuning = field(default_factory=ScriptedTuning)
+    versions: ScriptedVersions = field(default_factory=ScriptedVersions)
     health: ScriptedHealth = field(default_factory=ScriptedHealth)
     metrics: Metrics = field(default_factory=Metrics)
     keys: KeyStore | None = None
@@ -212,7 +214,7 @@ async def scripted_box(
 ) -> AsyncIterator[ScriptedBox]:
     """Run the real door over a scripted serving floor."""
     settings = settings_with(folder, **changes)
-    models, health, metrics = ScriptedModels(), ScriptedHealth(), Metrics()
+    models, health, metrics, versions = ScriptedModels(), ScriptedHealth(), Metrics(), ScriptedVersions()
     async with AsyncExitStack() as stack:
         database = Database(folder / "appliance.db")
         stack.callback(database.close)
@@ -230,7 +232,12 @@ async def scripted_box(
                 SystemClock(),
                 files=files,
                 door=offline_door(
-                    settings, text_models=models, embedding_models=embedding, classifiers=classifiers, agents=agents
+                    settings,
+                    text_models=models,
+                    embedding_models=embedding,
+                    classifiers=classifiers,
+                    agents=agents,
+                    conversations=sessions.conversations,
                 ),
                 callers=KeyHolders(settings, keys),
                 metrics=metrics,
@@ -248,6 +255,7 @@ async def scripted_box(
             agents=agents,
             batches=batches,
             tunable_models=tuning,
+            versions=versions,
             keys=keys,
             metrics=metrics,
             health=health,
@@ -264,6 +272,7 @@ async def scripted_box(
                 files=files,
                 stores=stores,
                 tuning=tuning,
+                versions=versions,
                 health=health,
                 metrics=metrics,
                 keys=keys,
@@ -291,7 +300,7 @@ async def real_box(
         import_model(model, registry, name="tiny", licence="Apache-2.0")
         if encoder is not None:
             import_model(encoder, registry, name="encoder", licence="Apache-2.0")
-        floor = ServingFloor(settings, registry, metrics, CpuBudget(2))
+        floor = ServingFloor(settings, registry, Wishes(database, registry), metrics, CpuBudget(2))
         sessions = await stack.enter_async_context(open_sessions(settings, SystemClock(), forget=floor.text.forget))
         assert isinstance(sessions, Sessions), "nobody else has the folder"
         agents = await stack.enter_async_context(answering(settings, floor.text, metrics, sessions))
@@ -308,6 +317,7 @@ async def real_box(
                     embedding_models=floor.embedding,
                     classifiers=floor.classifiers,
                     agents=agents,
+                    conversations=sessions.conversations,
                 ),
                 callers=KeyHolders(settings, keys),
                 metrics=metrics,
@@ -325,6 +335,7 @@ async def real_box(
             agents=agents,
             batches=batches,
             tunable_models=floor.tuning,
+            versions=floor.versions,
             keys=keys,
             metrics=metrics,
             health=floor.models,

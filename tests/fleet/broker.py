@@ -22,7 +22,7 @@ from typing import Self
 import pytest
 
 from appliance.core.messaging import Message, Subscription
-from appliance.hub.broker import DATA, BrokerFiles, BrokerSettings, write_broker
+from appliance.hub.broker import ACCESS, DATA, BrokerFiles, BrokerSettings, write_broker
 from appliance.messaging.connection import Connection, ConnectionOptions, TlsFiles, Will
 from appliance.security.certificates import CLAIM_NAME, HUB_NAME, Authority, certificate_facts, new_request
 from appliance.store.files import write_durably
@@ -150,6 +150,9 @@ class Broker:
         text = self.configuration.read_text(encoding="utf-8").replace("allow_anonymous false", "allow_anonymous true")
         text += f"listener {self.plain_port} 127.0.0.1\nmax_topic_alias 0\n"
         self.configuration.write_text(text, encoding="utf-8")
+        access = self.folder / ACCESS  # whoever has no certificate has no name, but a client id
+        patterns = "pattern write ea/1/up/%c/#\npattern read ea/1/dn/%c/#\n"
+        access.write_text(access.read_text(encoding="utf-8") + patterns, encoding="utf-8")
 
     def _wait_for(self, port: int) -> None:
         deadline = time.monotonic() + START_S

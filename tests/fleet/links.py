@@ -40,3 +40,10 @@ class KeptLink:
             while len(self.sent) < n:
                 self._news.clear()
                 await self._news.wait()
+
+
+async def until(true: Callable[[], object], *, timeout_s: float = 20.0) -> None:
+    """Wait until something is so; for states that nothing announces."""
+    async with asyncio.timeout(timeout_s):
+        while not true():  # noqa: ASYNC110  (there is nothing to be woken by)
+            await asyncio.sleep(0.001)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Callable
@@ -18,7 +19,10 @@ from appliance.fleet.trust import Trust
 from appliance.fleet.trust_record import TrustRecord
 from appliance.hub.authority import Authority
 from appliance.hub.director import Director
+from appliance.hub.metadata import load_roles
+from appliance.security.envelopes import seal
 from appliance.security.repository_files import read_slice
+from appliance.security.signing import list_keys, load_key
 from appliance.security.trust_rules import Mark
 from appliance.store.database import Database
 
@@ -62,10 +66,12 @@ class Hub:
         self.silent = False
         self.asked: list[str] = []
         self.time: float | None = None
+        self.delay_s = 0.0
 
     async def ask(self, question: Question, *, timeout_s: float = 10.0) -> Answer:
         if self.silent:
             raise UnavailableError("There is no connection.")
+        await asyncio.sleep(self.delay_s)
         return self.answer(question)
 
     def answer(self, question: Question) -> Answer:
@@ -130,6 +136,30 @@ class Hub:
         return self.director.sign(msgspec.json.encode(job), JOB_TYPE)
 
 
+class Intruder:
+    """Has taken the hub over: knows the keys that lie there, and lets the hub answer with what he signs."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+        self.keys = {each.role: load_key(each.path) for each in list_keys([hub.authority.online_folder])}
+        self.roles = load_roles(hub.metadata())
+
+    def sign(self, *, snapshot: int | None = None, timestamp: int | None = None) -> None:
+        """Sign snapshot and timestamp, with versions of his choice, and serve them."""
+        now = self.hub.clock.now
+        roles = self.roles
+        roles.snapshot.signed.version = snapshot - 1 if snapshot else roles.snapshot.signed.version
+        roles.timestamp.signed.version = timestamp - 1 if timestamp else roles.timestamp.signed.version
+        roles.sign_snapshot(now, [self.keys["snapshot"]])
+        roles.sign_timestamp(now, [self.keys["timestamp"]])
+        for name, data in roles.written.items():
+            self.hub.serve(f"metadata/{name}", data)
+
+    def order(self, job: Job) -> bytes:
+        """Sign a job as the director."""
+        return seal(msgspec.json.encode(job), JOB_TYPE, [self.keys["director"]])
+
+
 class Device:
     """A device that trusts a hub; `restart` opens its record anew."""
 
@@ -138,13 +168,20 @@ class Device:
         self.hub = hub
         self.asking = asking or hub
         self.floors: dict[str, int] = {}
+        self.built = hub.clock.now - DAY
+        self.file_timeout_s = 20.0
         self._open()
 
     def _open(self) -> None:
         self.database = Database(self.path, migrations=MIGRATIONS)
         self.record = TrustRecord(self.database)
         self.trust = Trust(
-            DEVICE, self.record, self.asking, release_floor=lambda model: self.floors.get(model, 0), built=START - DAY
+            DEVICE,
+            self.record,
+            self.asking,
+            release_floor=lambda model: self.floors.get(model, 0),
+            built=self.built,
+            file_timeout_s=self.file_timeout_s,
         )
 
     async def enrol(self) -> None:

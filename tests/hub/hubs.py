@@ -25,15 +25,17 @@ from appliance.hub.authority import Authority
 from appliance.hub.command_store import SqliteCommands
 from appliance.hub.device_records import Device
 from appliance.hub.device_store import SqliteDevices
+from appliance.hub.init import HubFiles
 from appliance.hub.room import Hub, open_hub
 from appliance.hub.schema import MIGRATIONS
 from appliance.messaging.connection import Will
 from appliance.security.certificates import HUB_NAME
 from appliance.store.database import Database
+from appliance.store.files import write_file
 from appliance.store.grouped import GroupedWrites
 from tests.fleet.broker import Broker, Peer
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 def hub_settings(folder: Path, broker: Broker, **changes: Any) -> HubSettings:
@@ -46,6 +48,7 @@ def hub_settings(folder: Path, broker: Broker, **changes: Any) -> HubSettings:
         shutil.copy(files.authority, settings.authority_path)
         shutil.copy(files.certificate, settings.hub_certificate_path)
         shutil.copy(files.key, settings.hub_key_path)
+        write_file(HubFiles.of(settings).authority_key, broker.authority.identity.key, private=True)
         Authority(folder, SystemClock()).create()
     return settings
 

@@ -68,7 +68,7 @@ def test_compaction_is_due_when_too_much_stands_beside_or_is_dead() -> None:
 
 def test_few_that_pass_are_scored_one_by_one_and_more_lists_are_scanned_the_fewer_pass() -> None:
     def method(kind: Kind, passing: int) -> tuple[str, int]:
-        found = plan(Made(kind, 1_000_000, 1), passing=passing, lists=4000, probes=250, limits=LIMITS)
+        found = plan(Made(kind, 1_000_000, 1), k=27, passing=passing, lists=4000, probes=250, limits=LIMITS)
         return found.method, found.probes
 
     assert method("ivf", 0) == ("gather", 0)
@@ -80,10 +80,20 @@ def test_few_that_pass_are_scored_one_by_one_and_more_lists_are_scanned_the_fewe
     assert method("flat", 1251)[0] == "scan"
 
 
-def test_as_few_lists_are_scanned_as_reach_the_recall_but_a_sixteenth() -> None:
+def test_more_lists_are_scanned_for_more_neighbours_than_the_trial_looked_for() -> None:
+    def probes(k: int, tried: int) -> int:
+        made = Made("ivf", 1_000_000, 1)
+        return plan(made, k=k, passing=1_000_000, lists=4000, probes=tried, limits=LIMITS).probes
+
+    assert probes(candidates(10), 160) == 160
+    assert probes(candidates(11), 160) == 250
+    assert probes(candidates(11), 300) == 300
+
+
+def test_as_few_lists_are_scanned_as_reach_the_recall_but_a_fortieth() -> None:
     assert least_probes(lambda probes: probes / 1000, 4000, 0.5) >= 500
     assert least_probes(lambda probes: probes / 1000, 4000, 0.5) < 650
-    assert least_probes(lambda _: 1.0, 4000, 0.95) == 250
+    assert least_probes(lambda _: 1.0, 4000, 0.95) == 100
     assert least_probes(lambda _: 1.0, 40, 0.95) == 4
     assert least_probes(lambda _: 0.0, 10, 0.95) == 10
     assert least_probes(lambda _: 1.0, 2, 0.95) == 2
@@ -136,7 +146,7 @@ def test_the_fewer_pass_the_more_lists_are_scanned(count: int, data: st.DataObje
     lists = lists_for(count)
     probes = data.draw(st.integers(1, lists))
     plans = [
-        plan(Made("ivf", count, count), passing=each, lists=lists, probes=probes, limits=LIMITS)
+        plan(Made("ivf", count, count), k=27, passing=each, lists=lists, probes=probes, limits=LIMITS)
         for each in (fewer, more)
     ]
     if plans[0].method == "scan":

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from appliance.api.choices import Choices
 from appliance.api.openai.answers import Heading, ending, heading, includes_usage, send_stream, send_whole
+from appliance.api.openai.chat_conversation import Past, keep, read_past, with_past
 from appliance.api.openai.formats import AnswerFormat, format_grammar
 from appliance.api.openai.logprobs import ChatLogprobs, chat_logprobs
 from appliance.api.openai.messages import Messages, Nothing, chat_messages
@@ -23,6 +24,7 @@ from appliance.api.openai.sampling import (
     TopLogprobs,
     UsageResponse,
     check_common,
+    check_prompt_length,
     generation_request,
     sampling_params,
 )
@@ -38,12 +40,14 @@ from appliance.api.openai.tools import (
     tool_choice,
 )
 from appliance.core.errors import InvalidRequestError
+from appliance.core.sessions import Conversations
 from appliance.core.settings import Settings
-from appliance.core.types import Delta, FinishReason, GenerationRequest, SamplingParams, TextModels
+from appliance.core.types import ChatMessage, Delta, FinishReason, GenerationRequest, SamplingParams, TextModels
 from appliance.web.body import read_json
 from appliance.web.disconnect import until_disconnected
 from appliance.web.wire import Text, convert, ignored, meaning, refused, requires
 
+ConversationId = Annotated[Text, Meta(min_length=1, max_length=64)]
 NO_FUNCTIONS = "it is the older form of `tools`; send those."
 
 
@@ -67,6 +71,10 @@ class ChatCompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_un
     parallel_tool_calls: Annotated[bool | None, meaning("Whether it may call several at once; so unless false")] = None
     functions: Annotated[Nothing | None, refused(NO_FUNCTIONS)] = None
     function_call: Annotated[Literal["none", "auto"] | None, refused(NO_FUNCTIONS)] = None
+    conversation: Annotated[
+        ConversationId | None,
+        meaning("Extension: a stored conversation whose items come first, and which messages and answer join"),
+    ] = None
     response_format: Annotated[AnswerFormat | None, meaning("What the answer must look like")] = None
     modalities: Annotated[list[Literal["text"]] | None, refused("answers are plain text.")] = None
     audio: Annotated[None, refused("answers are plain text.")] = None
@@ -157,8 +165,9 @@ class ChatChunk(Heading, frozen=True, kw_only=True):
 class ChatCompletions:
     """The resource."""
 
-    def __init__(self, models: TextModels, settings: Settings) -> None:
+    def __init__(self, models: TextModels, conversations: Conversations, settings: Settings) -> None:
         self._models = models
+        self._conversations = conversations
         self._settings = settings
 
     async def create(self, request: Request) -> ASGIApp:
@@ -170,7 +179,8 @@ class ChatCompletions:
         settings = self._settings
         fields = await read_json(request, self._check)
         request.scope["state"]["model"] = fields.model
-        work = self._work(request, fields)
+        past = self._past(request, fields)
+        work, new = self._work(request, fields, past)
         try:
             choices = await until_disconnected(
                 request.receive, Choices.accept(self._models, [work]), limit_s=work.deadline_s
@@ -179,6 +189,8 @@ class ChatCompletions:
             if error.param == "prompt":  # as the engine calls it
                 error.param = "messages"
             raise
+        if past is not None:
+            choices.then(lambda answers: keep(self._conversations, past, new, answers[0], tenant=work.tenant))
         head = heading("chatcmpl", work, choices)
         if not fields.stream:
             with_logprobs = bool(fields.logprobs)
@@ -190,15 +202,32 @@ class ChatCompletions:
             choices, fields, settings.stream_keep_alive_s, chunks.events, lambda: chunks.last(**ending(choices))
         )
 
-    def _work(self, request: Request, fields: ChatCompletionRequest) -> GenerationRequest:
+    def _past(self, request: Request, fields: ChatCompletionRequest) -> Past | None:
+        if fields.conversation is None:
+            return None
+        past = read_past(self._conversations, fields.conversation, tenant=request.scope["state"].get("tenant", ""))
+        if (fields.n or 1) > 1:
+            raise InvalidRequestError(
+                f"n is {fields.n}; a conversation goes on with one answer.", param="n", code="invalid_value"
+            )
+        return past
+
+    def _work(
+        self, request: Request, fields: ChatCompletionRequest, past: Past | None
+    ) -> tuple[GenerationRequest, tuple[ChatMessage, ...]]:
+        """Return the work, and the messages that are new in it."""
         tools = offered_tools(fields.tools)
-        prompt = chat_messages(fields.messages, self._settings, tools)
-        return replace(
+        new = chat_messages(fields.messages, self._settings, tools, past.calls if past else ())
+        prompt = with_past(past, new, self._settings.max_tool_result_bytes) if past else new
+        check_prompt_length(sum(len(each.content) for each in prompt), self._settings, "conversation")
+        work = replace(
             generation_request(request, fields, prompt, self._sampling(fields), self._settings),
             tools=tools,
             tool_choice=tool_choice(fields.tool_choice, tools),
             parallel_tool_calls=fields.parallel_tool_calls is not False,
+            session=past.session if past else None,
         )
+        return work, new
 
     def _check(self, document: Any) -> ChatCompletionRequest:
         fields = convert(document, ChatCompletionRequest)

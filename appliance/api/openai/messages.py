@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -82,15 +82,24 @@ Messages = Annotated[list[AnyMessage], Meta(min_length=1), meaning("The conversa
 
 
 def chat_messages(
-    messages: Sequence[AnyMessage], settings: Settings, tools: Sequence[Tool] = ()
+    messages: Sequence[AnyMessage],
+    settings: Settings,
+    tools: Sequence[Tool] = (),
+    calls: Collection[str] = (),
 ) -> tuple[ChatMessage, ...]:
     """Return the messages as the chat template reads them; the model is told of the tools beside them.
+
+    Args:
+        messages: As they were sent.
+        settings: For the longest prompt.
+        tools: What the model is offered.
+        calls: Ids of calls before the messages.
 
     Raises:
         InvalidRequestError: Together they are longer than `max_prompt_characters`, one says nothing, or a result
             belongs to no call.
     """
-    _check_calls(messages)
+    _check_calls(messages, calls)
     converted = tuple(_chat_message(each) for each in messages)
     characters = sum(len(each.content) for each in converted) + sum(
         len(call.function.arguments) for each in messages for call in _calls(each)
@@ -104,9 +113,9 @@ def _calls(message: AnyMessage) -> Sequence[FunctionCall]:
     return message.tool_calls or () if isinstance(message, AssistantMessage) else ()
 
 
-def _check_calls(messages: Sequence[AnyMessage]) -> None:
+def _check_calls(messages: Sequence[AnyMessage], before: Collection[str]) -> None:
     """Refuse what no conversation with tools can hold."""
-    called: set[str] = set()
+    called = set(before)
     for index, message in enumerate(messages):
         if message.content is None and not _calls(message):
             raise InvalidRequestError(

@@ -168,6 +168,8 @@ class Residents:
 
     def _fork(self, sequence: Sequence, source: Source, target: int) -> None:
         if target == source.slot:
+            if self.ledger.length(target) - source.slot_length >= WORTH_PARKING_TOKENS:
+                self._keep_aside(target)  # whoever's past it is may go on from its end
             self._truncate(target, source.slot_length)
         else:
             self._empty(target)
@@ -291,10 +293,12 @@ class Residents:
 
     def _empty(self, slot: int) -> None:
         """Take all cells of an idle slot; its past is parked first."""
-        past = self._slots[slot].tokens
-        if self._parking and len(past) >= WORTH_PARKING_TOKENS:
-            self._operations.append(self._park(slot))
+        self._keep_aside(slot)
         self._truncate(slot, 0)
+
+    def _keep_aside(self, slot: int) -> None:
+        if self._parking and len(self._slots[slot].tokens) >= WORTH_PARKING_TOKENS:
+            self._operations.append(self._park(slot))
 
     def _truncate(self, slot: int, length: int) -> None:
         if self.ledger.length(slot) > length:

@@ -186,10 +186,11 @@ class Scheduler:
             "draft_tokens": step.draft_tokens,
             "cells": cells,
         }
-        usual_s = self.cost.expected_s(**work)
-        if step.adapter == self.turns.current:  # else the time is that of the switch too
+        if step.adapter == self.turns.current:
             self.cost.observe(**work, seconds=seconds)
-        self.turns.served(step.adapter, seconds, usual_s)
+            self.turns.served(step.adapter, seconds)
+        else:  # the time is that of the switch too
+            self.turns.served(step.adapter, seconds, self.cost.expected_s(**work))
 
     def _charge(self, sequence: Sequence, generated: int) -> None:
         self.shares.charge(sequence.tenant, generated_tokens=generated, weight=sequence.weight)

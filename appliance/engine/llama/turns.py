@@ -54,13 +54,13 @@ class Turns:
         """Return how many seconds a turn may last while so many adapters have work."""
         return min(target_s, max(target_s / adapters, SWITCHES_PER_TURN * self.switch_s))
 
-    def served(self, adapter: str, seconds: float, usual_s: float) -> None:
+    def served(self, adapter: str, seconds: float, usual_s: float = 0.0) -> None:
         """Record a step.
 
         Args:
             adapter: Whose it was.
             seconds: How long it took.
-            usual_s: How long it would have taken without a switch; what a first step took longer is the switch's cost.
+            usual_s: Of the first step after a switch: how long it would have taken without; the rest is the switch's.
         """
         if adapter != self.current:
             cost = max(0.0, seconds - usual_s)

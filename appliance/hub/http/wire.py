@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from appliance.core.fleet import Stream
 from appliance.hub.command_store import CommandRow
 from appliance.hub.device_records import Device, DeviceEvent
 from appliance.hub.twin_store import Twin
@@ -145,6 +146,58 @@ class CommandList(Struct, frozen=True, kw_only=True):
     """The commands of a device, newest first."""
 
     data: list[CommandResponse]
+
+
+class TelemetryQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which rows, those that came last first."""
+
+    stream: Annotated[Stream | None, meaning("Its class")] = None
+    since: Annotated[float, Meta(ge=0, le=1e11), meaning("Came at this time or later, Unix seconds")] = 0.0
+    until: Annotated[float, Meta(ge=0, le=1e11), meaning("Came before this time, Unix seconds")] = 1e11
+    limit: Annotated[Limit, meaning("Most entries of the page")] = 100
+    before: Annotated[
+        Annotated[int, Meta(ge=0, le=2**53)] | None, meaning("What the page before gave as `next_before`")
+    ] = None
+
+
+class TelemetryRowResponse(Struct, frozen=True, kw_only=True):
+    """What a device told.
+
+    Attributes:
+        at: Unix seconds by the device's clock, which may be wrong.
+        received: Unix seconds by the hub's clock.
+    """
+
+    stream: Stream
+    boot: int
+    sequence: int
+    at: float
+    received: float
+    kind: str
+    body: dict[str, Any]
+
+
+class TelemetryList(Struct, frozen=True, kw_only=True):
+    """A page of rows; `next_before` is the `before` of the next page, null at the end."""
+
+    data: list[TelemetryRowResponse]
+    next_before: int | None
+
+
+class AlarmResponse(Struct, frozen=True, kw_only=True):
+    """An alarm that a device has raised and not cleared."""
+
+    device: str
+    name: str
+    since: float
+    severity: str
+    detail: str
+
+
+class AlarmList(Struct, frozen=True, kw_only=True):
+    """The alarms that are open now."""
+
+    data: list[AlarmResponse]
 
 
 class FleetResponse(Struct, frozen=True, kw_only=True):

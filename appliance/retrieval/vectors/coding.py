@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from appliance.retrieval.vectors.id_sets import Mask
 from appliance.retrieval.vectors.native import faiss, release_pages
-from appliance.retrieval.vectors.policy import Kind, least_probes, lists_for
+from appliance.retrieval.vectors.policy import TRIAL_NEAREST, Kind, least_probes, lists_for
 from appliance.retrieval.vectors.truth import Floats, Ids
 
 Codes = npt.NDArray[np.uint8]
@@ -87,7 +87,7 @@ def trial(index: Any, vectors: Floats) -> int:
     library = faiss()
     half = len(vectors) // 2
     queries = np.ascontiguousarray(vectors[:half] + 0.5 * vectors[half : 2 * half])
-    k = min(10, index.ntotal)
+    k = min(TRIAL_NEAREST, index.ntotal)
 
     def found(probes: int) -> Ids:
         parameters = library.SearchParametersIVF(nprobe=probes)

@@ -138,7 +138,7 @@ class Generation:
             passing = ~dead if passing is None else passing & ~dead
         count = self.facts.count
         left = count if passing is None else int(np.count_nonzero(passing))
-        how = plan(self.facts.made, passing=left, lists=self.lists, probes=self.facts.probes, limits=limits)
+        how = plan(self.facts.made, k=k, passing=left, lists=self.lists, probes=self.facts.probes, limits=limits)
         if how.method == "gather":
             return self._gather(queries, k, np.arange(count) if passing is None else np.flatnonzero(passing))
         return self._scan(queries, min(k, left), passing, how.probes)

@@ -14,6 +14,10 @@ Step = Literal["none", "merge", "train"]
 """What makes the next generation: there is none, what is there with what came since, or the truth alone."""
 
 
+TRIAL_NEAREST = 10
+"""So many nearest a trial looks for, to find out how many lists must be scanned."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Where the kinds of index give way to each other, in vectors.
@@ -96,22 +100,25 @@ def candidates(k: int) -> int:
     return k + k // 8 + 16
 
 
-def plan(made: Made, *, passing: int, lists: int, probes: int, limits: Limits) -> Plan:
-    """Return how to search a generation of whose vectors `passing` may be found.
+def plan(made: Made, *, k: int, passing: int, lists: int, probes: int, limits: Limits) -> Plan:
+    """Return how to search a generation for the `k` nearest of the `passing` vectors that may be found.
 
     The fewer pass the farther the nearest are, so more lists are scanned, by the fourth root; and less in each of them.
+    The 100 nearest are harder to find than the trial's 10: a sixteenth of the lists costs little.
     """
     if passing <= limits.gathered(made.kind):
         return Plan("gather")
+    if k > candidates(TRIAL_NEAREST):
+        probes = max(probes, lists // 16)
     return Plan("scan", min(lists, math.ceil(probes * (made.count / passing) ** 0.25)))
 
 
 def least_probes(recall: Callable[[int], float], lists: int, wanted: float) -> int:
     """Return the fewest lists to scan with which the recall is as wanted, in steps of about a quarter; or all.
 
-    They are a sixteenth at least: that costs little, and 100 candidates of a real query are harder than a trial's 10.
+    They are a fortieth at least: real queries are harder than those of a trial.
     """
-    probes = min(max(4, lists // 16), lists)
+    probes = min(max(4, lists // 40), lists)
     while probes < lists and recall(probes) < wanted:
         probes = min(lists, probes + max(1, probes // 4))
     return probes

@@ -1,0 +1,171 @@
+"""Versions of a model in `appliance serve`, as a process that is asked, told, and killed."""
+
+from __future__ import annotations
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.journeys.processes import ServerProcess, appliance, server_process, wait_until
+from tests.tiny_gguf import write_tiny_llama
+
+ACTIVATE = ("models", "activate")
+
+
+def add(data: Path, path: Path) -> str:
+    """Register one more version of `tiny`; it is not meant before it is wished for."""
+    done = appliance("models", "import", str(path), "--name", "tiny", "--licence", "MIT", "--json", data=data)
+    assert done.returncode == 0, done.stderr
+    return str(json.loads(done.stdout)["version"])
+
+
+@pytest.fixture
+def two(tiny_data: Path, tmp_path: Path) -> Path:
+    """Return a data folder with `tiny:1` wished for, and `tiny:2` beside it."""
+    verb(tiny_data, *ACTIVATE, "tiny:1", "--soak", "0", "--no-test")
+    assert add(tiny_data, write_tiny_llama(tmp_path / "second.gguf", seed=7)) == "2"
+    return tiny_data
+
+
+def verb(data: Path, *arguments: str, code: int = 0) -> Any:
+    done = appliance(*arguments, "--json", data=data)
+    assert done.returncode == code, done.stderr
+    return json.loads(done.stdout if code == 0 else done.stderr)
+
+
+def wish(data: Path) -> dict[str, Any]:
+    [found] = verb(data, "models", "wishes")
+    return dict(found)
+
+
+def ask(server: ServerProcess, model: str = "tiny", tokens: int = 4) -> str:
+    """Return which version answers."""
+    answer = server.client().completions.create(
+        model=model, prompt="the fox", max_tokens=tokens, extra_body={"ignore_eos": True}
+    )
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == tokens
+    return str(answer.model)
+
+
+def test_nobody_fails_while_versions_change_under_load(two: Path, tmp_path: Path) -> None:
+    with server_process(two, tmp_path, "--model", "tiny") as server:
+        server.wait_until_ready()
+        ended, answers, failures = threading.Event(), [], []
+
+        def client() -> None:
+            while not ended.is_set():
+                try:
+                    answers.append(ask(server, tokens=20))
+                except Exception as error:  # noqa: BLE001  (whatever it is, it is a failed request)
+                    failures.append(error)
+
+        with ThreadPoolExecutor(3) as pool:
+            clients = [pool.submit(client) for _ in range(3)]
+            try:
+                wait_until(lambda: "tiny:1" in answers)
+                verb(two, *ACTIVATE, "tiny:2", "--soak", "600", "--no-test")
+                wait_until(lambda: answers[-3:] == ["tiny:2"] * 3, lambda: f"{failures} {server.log}")
+                assert ask(server, "tiny:1") == "tiny:1"
+                verb(two, "models", "rollback", "tiny")
+                wait_until(lambda: answers[-3:] == ["tiny:1"] * 3, lambda: f"{failures} {server.log}")
+            finally:
+                ended.set()
+            for each in clients:
+                each.result()
+        assert failures == []
+        assert server.metric("appliance_model_trials_total") == 1
+        assert server.metric("appliance_model_rollbacks_total") == 1
+        found = wish(two)
+        assert (found["state"], found["meant"], found["serving"]) == ("rolled_back", "1", "1")
+        assert server.end() == 0
+
+
+def test_a_trial_that_goes_well_is_confirmed_and_survives_a_restart(two: Path, tmp_path: Path) -> None:
+    with server_process(two, tmp_path, "--model", "tiny") as server:
+        server.wait_until_ready()
+        verb(two, *ACTIVATE, "tiny:2", "--soak", "0.5", "--no-test")
+        wait_until(lambda: wish(two)["state"] == "confirmed", lambda: server.log)
+        assert ask(server) == "tiny:2"
+        assert server.end() == 0
+    with server_process(two, tmp_path, "--model", "tiny") as server:
+        server.wait_until_ready()
+        assert ask(server) == "tiny:2"
+
+
+def test_a_version_that_crashes_native_code_is_left_at_the_third_start(two: Path, tmp_path: Path) -> None:
+    assert add(two, write_tiny_llama(tmp_path / "aborts.gguf", experts=4)) == "3"
+    verb(two, *ACTIVATE, "tiny:3", "--soak", "600", "--no-test")
+    environment = {"GGML_NO_BACKTRACE": "1"}
+    for _ in range(2):
+        with server_process(two, tmp_path, "--model", "tiny", environment=environment) as server:
+            assert server.process.wait(60) < 0, server.log
+        assert wish(two)["state"] == "trial"
+    with server_process(two, tmp_path, "--model", "tiny", environment=environment) as server:
+        server.wait_until_ready()
+        assert ask(server) == "tiny:1"
+        found = wish(two)
+        assert (found["state"], found["code"], found["meant"]) == ("rolled_back", "crashed", "1")
+        assert server.end() == 0
+    with server_process(two, tmp_path, "--model", "tiny", environment=environment) as server:
+        server.wait_until_ready()
+        assert ask(server) == "tiny:1"
+
+
+def test_a_server_killed_in_the_trial_goes_on_with_it_and_goes_back_at_the_third_start(
+    two: Path, tmp_path: Path
+) -> None:
+    verb(two, *ACTIVATE, "tiny:2", "--soak", "600", "--no-test")
+    for _ in range(2):
+        with server_process(two, tmp_path, "--model", "tiny") as server:
+            server.wait_until_ready()
+            assert ask(server) == "tiny:2"
+            assert server.end(9) == -9
+    with server_process(two, tmp_path, "--model", "tiny") as server:
+        server.wait_until_ready()
+        assert ask(server) == "tiny:1"
+        assert wish(two)["code"] == "crashed"
+
+
+def test_orderly_restarts_and_a_second_server_are_held_against_nobody(two: Path, tmp_path: Path) -> None:
+    verb(two, *ACTIVATE, "tiny:2", "--soak", "600", "--no-test")
+    other = tmp_path / "other"
+    other.mkdir()
+    for _ in range(2):
+        with server_process(two, tmp_path, "--model", "tiny") as server:
+            server.wait_until_ready()
+            with server_process(two, other, "--model", "tiny") as second:
+                second.wait_until_ready()
+                assert (ask(server), ask(second)) == ("tiny:2", "tiny:2")
+                second.end(9)
+            assert server.end() == 0
+    assert wish(two)["state"] == "trial"
+
+
+def test_a_crashing_version_fails_its_test_and_is_not_wished_for(two: Path, tmp_path: Path) -> None:
+    add(two, write_tiny_llama(tmp_path / "aborts.gguf", experts=4))
+    error = verb(two, *ACTIVATE, "tiny:3", code=4)["error"]
+    assert error["code"] == "self_test_failed"
+    assert "SIGABRT" in error["message"]
+    assert wish(two)["version"] == "1"
+    done = verb(two, *ACTIVATE, "tiny:2")
+    assert done["test"]["passed"]
+    assert (done["wish"]["state"], done["wish"]["meant"]) == ("trial", "2")
+
+
+def test_what_cannot_be_is_refused_with_advice(two: Path) -> None:
+    assert verb(two, *ACTIVATE, "tiny:9", code=3)["error"]["code"] == "model_not_found"
+    assert verb(two, "models", "rollback", "nobody", code=3)["error"]["code"] == "no_wish"
+    assert verb(two, *ACTIVATE, "tiny:2", "--soak=-1", code=5)["error"]["param"] == "soak"
+    assert verb(two, "models", "remove", "tiny:1", "--yes", code=4)["error"]["code"] == "model_in_use"
+    verb(two, *ACTIVATE, "tiny:2", "--no-test")
+    assert verb(two, *ACTIVATE, "tiny:1", "--no-test", code=4)["error"]["code"] == "trial_in_progress"
+    assert verb(two, "models", "withdraw", "tiny", code=4)["error"]["code"] == "trial_in_progress"
+    verb(two, "models", "rollback", "tiny")
+    verb(two, "models", "withdraw", "tiny")
+    assert verb(two, "models", "wishes") == []
+    assert "Nothing is wished for" in appliance("models", "wishes", data=two).stdout
