@@ -34,11 +34,12 @@ from appliance.hub.devices import Devices
 from appliance.hub.director import Director
 from appliance.hub.dispatch import Complaints, Counting, Dispatcher
 from appliance.hub.enrolment_plug import plug_enrolment
-from appliance.hub.http.app import MAKE_KEY, create_hub_app
+from appliance.hub.http.app import Router, create_hub_app
 from appliance.hub.http.devices import DeviceResource, device_operations
 from appliance.hub.http.telemetry import TelemetryResource, telemetry_operations
 from appliance.hub.ingest import Retention, TelemetryIngest
 from appliance.hub.mqtt import HubLink
+from appliance.hub.operators import MAKE_KEY, SCOPES
 from appliance.hub.overview import Overview
 from appliance.hub.part import HubPart
 from appliance.hub.questions import Questions
@@ -59,9 +60,6 @@ from appliance.web.routes import Operation
 from appliance.web.server import HttpServer
 
 LOGGER = logging.getLogger("appliance.hub")
-
-SCOPES = ("read", "operate", "metrics", "admin")
-"""`read` may look, `operate` may change what devices are and do, `metrics` may read `/metrics`, `admin` may do all."""
 
 BEAT_S = 1.0
 """How often systemd hears of us, at most; half its watchdog's limit if that is shorter."""
@@ -127,7 +125,8 @@ def plug_twins(means: Means) -> Twins:
 
 def plug_commands(means: Means) -> Commands:
     """Make the part that sends commands, and offer operators the devices."""
-    means.operations += device_operations(DeviceResource(means.devices, means.twins, means.commands))
+    resource = DeviceResource(means.devices, means.twins, means.commands, means.telemetry)
+    means.operations += device_operations(resource)
     return Commands(means.commands, means.link, means.complaints, means.clock)
 
 
@@ -154,6 +153,7 @@ class Hub:
     link: HubLink
     parts: list[HubPart]
     dispatcher: Dispatcher
+    app: Router
     server: HttpServer
     systemd: sdnotify.SystemdNotifier | None
     port: int = 0
@@ -258,7 +258,7 @@ async def open_hub(settings: HubSettings, plugs: tuple[Callable[[Means], HubPart
         link = means.link
         assert isinstance(link, HubLink)
         app = create_hub_app(settings, _overview(means, link), means.operations, keys=keys, metrics=means.metrics)
-        yield Hub(means, link, parts, dispatcher, HttpServer(app, settings), systemd)
+        yield Hub(means, link, parts, dispatcher, app, HttpServer(app, settings), systemd)
 
 
 def serve_hub(settings: HubSettings) -> int:
