@@ -44,6 +44,7 @@ from appliance.hub.overview import Overview
 from appliance.hub.part import HubPart
 from appliance.hub.questions import Questions
 from appliance.hub.release_plug import plug_repository
+from appliance.hub.rollouts import plug_rollouts
 from appliance.hub.schema import MIGRATIONS
 from appliance.hub.telemetry_store import SqliteTelemetry, TelemetryStore
 from appliance.hub.twin_store import SqliteTwins
@@ -135,6 +136,7 @@ PLUGS: tuple[Callable[[Means], HubPart], ...] = (
     plug_commands,
     plug_repository,
     plug_telemetry,
+    plug_rollouts,
 )
 """Each makes one part, in this order."""
 
