@@ -36,6 +36,7 @@ from appliance.hub.dispatch import Complaints, Counting, Dispatcher
 from appliance.hub.enrolment_plug import plug_enrolment
 from appliance.hub.http.app import Router, create_hub_app
 from appliance.hub.http.devices import DeviceResource, device_operations
+from appliance.hub.http.rollouts import RolloutResource, rollout_operations
 from appliance.hub.http.telemetry import TelemetryResource, telemetry_operations
 from appliance.hub.ingest import Retention, TelemetryIngest
 from appliance.hub.mqtt import HubLink
@@ -44,7 +45,9 @@ from appliance.hub.overview import Overview
 from appliance.hub.part import HubPart
 from appliance.hub.questions import Questions
 from appliance.hub.release_plug import plug_repository
-from appliance.hub.rollouts import plug_rollouts
+from appliance.hub.release_store import SqliteReleases
+from appliance.hub.rollout_store import SqliteRollouts
+from appliance.hub.rollouts import job_maker, plug_rollouts
 from appliance.hub.schema import MIGRATIONS
 from appliance.hub.telemetry_store import SqliteTelemetry, TelemetryStore
 from appliance.hub.twin_store import SqliteTwins
@@ -248,6 +251,7 @@ async def open_hub(settings: HubSettings, plugs: tuple[Callable[[Means], HubPart
         check_exposure(settings, keys.has_keys(), MAKE_KEY)
         means = _means(settings, database, stack)
         parts: list[HubPart] = [means.presence, means.questions, *(plug(means) for plug in plugs)]
+        means.operations += rollout_operations(_rollout_resource(means))
         dispatcher = Dispatcher(parts, means.complaints, means.counting, means.clock)
         for prefix, receive in means.listening.items():
             dispatcher.listen(prefix, receive)
@@ -310,6 +314,11 @@ def _means(settings: HubSettings, database: Database, stack: AsyncExitStack) -> 
         twins=SqliteTwins(database, clock),
         telemetry=SqliteTelemetry(database),
     )
+
+
+def _rollout_resource(means: Means) -> RolloutResource:
+    rollouts = SqliteRollouts(means.database, means.writes, job_maker(means.devices, means.clock))
+    return RolloutResource(SqliteReleases(means.database, means.clock), rollouts, means.clock)
 
 
 def _overview(means: Means, link: HubLink) -> Overview:
