@@ -201,15 +201,15 @@ def stopped(progress: Progress, state: RolloutState, code: Code) -> Progress:
     return replace(progress, state=state, code=code)
 
 
-def resumed(progress: Progress, every: Tally, now: float) -> Progress:
-    """Return the progress after a person said to go on: what has stopped it until now does not stop it again."""
+def resumed(progress: Progress, wave: Tally, every: Tally, now: float) -> Progress:
+    """Return the progress after a person said to go on: what is known until now does not stop it again."""
     return replace(
         progress,
         state="running",
         since=now,
         soaking=None,
         accepted_failures=every.failed,
-        accepts_silence=progress.code in ("silent", "unreached", "unconfirmed"),
+        accepts_silence=progress.code in ("silent", "unreached") or not wave.running + wave.unreached,
         code="",
     )
 

@@ -34,15 +34,20 @@ from appliance.hub.devices import Devices
 from appliance.hub.director import Director
 from appliance.hub.dispatch import Complaints, Counting, Dispatcher
 from appliance.hub.enrolment_plug import plug_enrolment
-from appliance.hub.http.app import MAKE_KEY, create_hub_app
+from appliance.hub.http.app import Router, create_hub_app
 from appliance.hub.http.devices import DeviceResource, device_operations
+from appliance.hub.http.rollouts import RolloutResource, rollout_operations
 from appliance.hub.http.telemetry import TelemetryResource, telemetry_operations
 from appliance.hub.ingest import Retention, TelemetryIngest
 from appliance.hub.mqtt import HubLink
+from appliance.hub.operators import MAKE_KEY, SCOPES
 from appliance.hub.overview import Overview
 from appliance.hub.part import HubPart
 from appliance.hub.questions import Questions
 from appliance.hub.release_plug import plug_repository
+from appliance.hub.release_store import SqliteReleases
+from appliance.hub.rollout_store import SqliteRollouts
+from appliance.hub.rollouts import job_maker, plug_rollouts
 from appliance.hub.schema import MIGRATIONS
 from appliance.hub.telemetry_store import SqliteTelemetry, TelemetryStore
 from appliance.hub.telemetry_plug import plug_telemetry
@@ -59,9 +64,6 @@ from appliance.web.routes import Operation
 from appliance.web.server import HttpServer
 
 LOGGER = logging.getLogger("appliance.hub")
-
-SCOPES = ("read", "operate", "metrics", "admin")
-"""`read` may look, `operate` may change what devices are and do, `metrics` may read `/metrics`, `admin` may do all."""
 
 BEAT_S = 1.0
 """How often systemd hears of us, at most; half its watchdog's limit if that is shorter."""
@@ -127,7 +129,8 @@ def plug_twins(means: Means) -> Twins:
 
 def plug_commands(means: Means) -> Commands:
     """Make the part that sends commands, and offer operators the devices."""
-    means.operations += device_operations(DeviceResource(means.devices, means.twins, means.commands))
+    resource = DeviceResource(means.devices, means.twins, means.commands, means.telemetry)
+    means.operations += device_operations(resource)
     return Commands(means.commands, means.link, means.complaints, means.clock)
 
 
@@ -137,6 +140,7 @@ PLUGS: tuple[Callable[[Means], HubPart], ...] = (
     plug_commands,
     plug_repository,
     plug_telemetry,
+    plug_rollouts,
 )
 """Each makes one part, in this order."""
 
@@ -153,6 +157,7 @@ class Hub:
     link: HubLink
     parts: list[HubPart]
     dispatcher: Dispatcher
+    app: Router
     server: HttpServer
     systemd: sdnotify.SystemdNotifier | None
     port: int = 0
@@ -247,6 +252,7 @@ async def open_hub(settings: HubSettings, plugs: tuple[Callable[[Means], HubPart
         check_exposure(settings, keys.has_keys(), MAKE_KEY)
         means = _means(settings, database, stack)
         parts: list[HubPart] = [means.presence, means.questions, *(plug(means) for plug in plugs)]
+        means.operations += rollout_operations(_rollout_resource(means))
         dispatcher = Dispatcher(parts, means.complaints, means.counting, means.clock)
         for prefix, receive in means.listening.items():
             dispatcher.listen(prefix, receive)
@@ -257,7 +263,7 @@ async def open_hub(settings: HubSettings, plugs: tuple[Callable[[Means], HubPart
         link = means.link
         assert isinstance(link, HubLink)
         app = create_hub_app(settings, _overview(means, link), means.operations, keys=keys, metrics=means.metrics)
-        yield Hub(means, link, parts, dispatcher, HttpServer(app, settings), systemd)
+        yield Hub(means, link, parts, dispatcher, app, HttpServer(app, settings), systemd)
 
 
 def serve_hub(settings: HubSettings) -> int:
@@ -309,6 +315,11 @@ def _means(settings: HubSettings, database: Database, stack: AsyncExitStack) -> 
         twins=SqliteTwins(database, clock),
         telemetry=SqliteTelemetry(database),
     )
+
+
+def _rollout_resource(means: Means) -> RolloutResource:
+    rollouts = SqliteRollouts(means.database, means.writes, job_maker(means.devices, means.clock))
+    return RolloutResource(SqliteReleases(means.database, means.clock), rollouts, means.clock)
 
 
 def _overview(means: Means, link: HubLink) -> Overview:

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,11 @@ def in_child(work: Callable[[], None], count: int) -> bool:
 
 
 def main(what: str, folder: str, *rest: str) -> None:
-    work = {"init": init, "enrol": become}[what]
+    works: dict[str, Callable[..., None]] = {"init": init, "enrol": become}
     for count in range(1, 500):
-        place = Path(folder) / str(count)
-        ended = in_child(lambda place=place: work(place, *rest), count)  # type: ignore[misc]
-        assert in_child(lambda place=place: work(place, *rest), 0)  # type: ignore[misc]
+        work = partial(works[what], Path(folder) / str(count), *rest)
+        ended = in_child(work, count)
+        assert in_child(work, 0)
         if ended:
             print(count - 1)
             return

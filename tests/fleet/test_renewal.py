@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,13 +162,14 @@ async def test_a_wrong_certificate_does_not_replace_the_one_that_works(
         box.folder.keep_request_key(key)
         stranger = Authority.create("Stranger", time.time())
         future = time.time() + DAY_S
-        wrong = {
+        answers: dict[str, Callable[[], bytes]] = {
             "another key": lambda: broker.authority.device("box-1", new_request("box-1")[1], future),
             "another name": lambda: broker.authority.device("box-2", new_request("box-2")[1], future),
             "another authority": lambda: stranger.device("box-1", request, future),
             "garbage": lambda: b"\xff\x00",
             "no longer": lambda: broker.authority.device("box-1", request, time.time(), DAY_S),
-        }[kind]()
+        }
+        wrong = answers[kind]()
         before = contents(tmp_path / "box")
         box.answers = [Answer(True, data=wrong)]
         with pytest.raises(ApplianceError):

@@ -196,3 +196,21 @@ async def test_the_devices_hear_whether_the_hub_is_there(tmp_path: Path, broker:
             process.send_signal(signal.SIGTERM)
             await until_hub_is(watcher, "down")
             assert process.wait(timeout=20) == 0
+
+
+async def test_who_does_not_come_back_to_a_broker_without_memory_counts_as_lost(
+    tmp_path: Path, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.hub.devices.SEEN_EVERY_S", 0.1)
+    settings = hub_settings(tmp_path / "hub", broker)
+    async with running_hub(settings) as hub, contextlib.AsyncExitStack() as stack:
+        for name in (DEVICE, "box-2"):
+            peer = await stack.enter_async_context(Peer(broker.options(name)))
+            await peer.link.publish(state_message(name, born(1)))
+            await until_device(hub, name, lambda each: each.status == "online", "online")
+    broker.restart(memory=False)
+    monkeypatch.setattr("appliance.hub.devices.RECONNECT_S", 3.0)
+    async with Peer(broker.options("box-2")) as back, running_hub(settings) as hub:
+        await back.link.publish(state_message("box-2", born(2)))
+        await until_device(hub, DEVICE, lambda each: each.status == "lost", "lost, for nobody said otherwise")
+        assert (hub.means.devices.get("box-2").status, hub.means.devices.get("box-2").epoch) == ("online", 2)

@@ -108,14 +108,18 @@ def test_a_wave_of_nobody_passes() -> None:
 def test_whoever_resumes_accepts_what_stopped_it_and_no_more() -> None:
     every = Tally(succeeded=99, failed=1)
     paused = stopped(CANARY, "paused", "canary_failed")
-    on = resumed(paused, every, 500.0)
+    on = resumed(paused, every, every, 500.0)
     assert action(on, every) == ("soak", "")
     assert action(on, Tally(succeeded=98, failed=2)) == ("pause", "canary_failed")
-    silent = resumed(stopped(CANARY, "paused", "unreached"), Tally(sent=5, succeeded=5), 500.0)
+    half = Tally(sent=5, succeeded=5)
+    silent = resumed(stopped(CANARY, "paused", "unreached"), half, half, 500.0)
     assert action(silent, Tally(sent=5, succeeded=5)) == ("soak", "")
     assert not started(silent, 600.0).accepts_silence
-    by_hand = resumed(stopped(CANARY, "paused", "person"), Tally(running=5), 500.0)
+    by_hand = resumed(stopped(CANARY, "paused", "person"), Tally(running=5), Tally(running=5), 500.0)
     assert action(by_hand, Tally(running=5), now=600.0) == ("wait", "")
+    hopeless = Tally(failed=2)
+    accepted = resumed(stopped(CANARY, "paused", "canary_failed"), hopeless, hopeless, 500.0)
+    assert action(accepted, hopeless) == ("soak", ""), "a person's word counts"
 
 
 def test_whoever_retries_begins_counting_anew() -> None:
@@ -268,8 +272,9 @@ class Rollout(RuleBasedStateMachine):
     def resume(self) -> None:
         if self.progress.state in ("paused", "failed"):
             self.resumed = True
-            self.progress = resumed(self.progress, self.tally(list(self.states)), self.now)
-            decision = decide(PLAN, self.progress, self.tally(self.waves[-1]), self.tally(list(self.states)), self.now)
+            wave, every = self.tally(self.waves[-1]), self.tally(list(self.states))
+            self.progress = resumed(self.progress, wave, every, self.now)
+            decision = decide(PLAN, self.progress, wave, every, self.now)
             assert decision.action not in ("pause", "fail"), "a person's word counts"
 
     @invariant()

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from appliance.core.errors import NotFoundError
 from appliance.core.hub_settings import HubSettings
 from appliance.hub.http.wire import FleetResponse, HealthResponse
+from appliance.hub.operators import MAKE_KEY
 from appliance.hub.overview import Overview
 from appliance.observe.hub_metrics import HubMetrics
 from appliance.observe.metrics import CONTENT_TYPE
@@ -28,8 +29,7 @@ from appliance.web.limits import BodyLimit, BodyLimits
 from appliance.web.openapi import About, openapi_document
 from appliance.web.routes import Operation, starlette_routes
 
-MAKE_KEY = "appliance hub api-keys create"
-"""The command that makes an API key of the hub."""
+__all__ = ["Router", "create_hub_app"]
 
 _ABOUT = About(
     title="appliance hub",

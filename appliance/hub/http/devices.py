@@ -28,6 +28,7 @@ from appliance.hub.http.wire import (
     device_response,
     event_response,
 )
+from appliance.hub.telemetry_store import TelemetryStore
 from appliance.hub.twin_store import Scope, SqliteTwins
 from appliance.web.body import read_json
 from appliance.web.query import query_of
@@ -41,8 +42,11 @@ EVENTS_SHOWN = 20
 class DeviceResource:
     """Devices, their desired twins and their commands."""
 
-    def __init__(self, devices: DeviceStore, twins: SqliteTwins, commands: SqliteCommands) -> None:
+    def __init__(
+        self, devices: DeviceStore, twins: SqliteTwins, commands: SqliteCommands, telemetry: TelemetryStore
+    ) -> None:
         self._devices = devices
+        self._telemetry = telemetry
         self._twins = twins
         self._commands = commands
 
@@ -84,7 +88,9 @@ class DeviceResource:
 
     async def forget(self, request: Request) -> ASGIApp:
         """Remove a device. Raises NotFoundError."""
-        await self._devices.forget(request.path_params["device"], actor=actor_of(request))
+        device = request.path_params["device"]
+        await self._devices.forget(device, actor=actor_of(request))
+        await self._telemetry.forget(device)
         return Response(status_code=204)
 
     async def show_desired(self, request: Request) -> ASGIApp:
