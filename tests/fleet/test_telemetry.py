@@ -268,18 +268,18 @@ async def test_live_rows_pass_a_history_that_trickles(tmp_path: Path) -> None:
 
 async def test_a_batch_is_as_large_as_may_be_and_no_larger(tmp_path: Path) -> None:
     async with ends(tmp_path) as each:
-        for _ in range(60):
+        for _ in range(30):
             await each.outbox.append("metric", "x", {"noise": random.randbytes(3500).hex()})
         for _ in range(2 * MOST_ROWS):
-            await each.outbox.append("health", "x", {})
-        for _ in range(100):
-            await each.outbox.append("job", "x", {"pad": "x" * 16_000})
+            await each.outbox.append("sample", "x", {})
+        for _ in range(80):
+            await each.outbox.append("health", "x", {"pad": "x" * 16_000})
         await each.telemetry.connected()
         await until(lambda: is_empty(each.outbox))
         assert max(len(message.payload) for message in each.wire.seen) <= LARGEST_BATCH_BYTES
         assert max(len(batch.rows) for batch in each.batches()) == MOST_ROWS
         assert each.store.tallies()[0].refused == 0
-        assert len(each.kept()) == 60 + 2 * MOST_ROWS + 100
+        assert len(each.kept()) == 30 + 2 * MOST_ROWS + 80
 
 
 async def test_a_restarted_device_sends_what_the_boot_before_left_in_its_order(tmp_path: Path) -> None:
