@@ -20,7 +20,15 @@ from appliance.core.setting_sources import EffectiveSetting, Sources, check_tls,
 from appliance.core.setting_sources import setting as _setting
 from appliance.core.types import KvCacheType
 
-__all__ = ["EffectiveSetting", "Settings", "check_together", "load_settings", "setting_fields", "setting_types"]
+__all__ = [
+    "EffectiveSetting",
+    "Settings",
+    "check_together",
+    "effective_of",
+    "load_settings",
+    "setting_fields",
+    "setting_types",
+]
 
 ENVIRONMENT_PREFIX = "APPLIANCE_"
 
@@ -272,6 +280,11 @@ class Settings:
         return self.data_dir / "batches.lock"
 
     @property
+    def fleet_dir(self) -> Path:
+        """Return the folder of this box's identity at its hub."""
+        return self.data_dir / "fleet"
+
+    @property
     def fleet_path(self) -> Path:
         """Return the path of `fleet.db`: sessions, the twin, replies to commands and the journal of updates."""
         return self.data_dir / "fleet.db"
@@ -300,6 +313,20 @@ class Settings:
 def setting_fields() -> dict[str, Field[Any]]:
     """Return every setting's dataclass field by name."""
     return fields_of(Settings)
+
+
+def effective_of(settings: Settings) -> list[EffectiveSetting]:
+    """Return settings that a program made, as if it had set each that is not as by default."""
+    default = Settings()
+    return [
+        EffectiveSetting(
+            name,
+            value := getattr(settings, name),
+            "default" if value == getattr(default, name) else "the program that started it",
+            each.metadata["meaning"],
+        )
+        for name, each in setting_fields().items()
+    ]
 
 
 def setting_types() -> dict[str, Any]:
