@@ -195,6 +195,7 @@ class Fleet:
                 port=identity.port,
                 client_id=identity.device,
                 tls=TlsFiles(identity.authority, identity.credentials, identity.credentials),
+                clean_start=False,  # or the broker would end our last session, and say at once that we are lost
                 session_expiry_s=max(SESSION_EXPIRY_S, self._settings.fleet_will_delay_s),
             ),
             receive,
