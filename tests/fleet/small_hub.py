@@ -13,6 +13,7 @@ from typing import Any, Self
 import msgspec
 
 from appliance.core.clock import SystemClock
+from appliance.core.errors import UnavailableError
 from appliance.core.fleet import (
     HUB_TOPIC,
     Answer,
@@ -145,6 +146,6 @@ class SmallHub:
             answer = read_slice(self.authority.repository.folder, question.path, question.offset, now=time.time())
         else:
             answer = Answer(ok=question.kind == "time", now=time.time())
-        await self.send(
-            Message(down(self.device, "res"), msgspec.msgpack.encode(answer), correlation=message.correlation)
-        )
+        payload = msgspec.msgpack.encode(answer)
+        with contextlib.suppress(UnavailableError):  # the broker is gone, and the device asks again
+            await self.send(Message(down(self.device, "res"), payload, correlation=message.correlation))

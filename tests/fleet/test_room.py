@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
+import time
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -151,7 +153,7 @@ async def test_commands_act_once_however_often_they_come(hub: SmallHub, data: Pa
         again = await hub.command("load", id="load-1", model="chat")
         other = await hub.command("unload", id="load-1", model="chat")
         assert first == again == other
-    async with Box(data).running() as _:
+    async with Box(data).running():
         assert await hub.command("load", id="load-1", model="chat") == first, "also after a restart"
     assert box.memory.acted == ["load chat"]
 
@@ -183,7 +185,7 @@ async def test_what_goes_wrong_in_a_command_is_its_answer(hub: SmallHub, data: P
 
 
 async def test_a_command_that_the_broker_kept_is_never_carried_out(hub: SmallHub, data: Path) -> None:
-    kept = Command("kept", "load", {"model": "chat"}, __import__("time").time() + 60)
+    kept = Command("kept", "load", {"model": "chat"}, time.time() + 60)
     await hub.send(Message(down("box", "cmd"), msgspec.json.encode(kept), retain=True, correlation=b"k"))
     box = Box(data)
     async with box.running():
@@ -204,7 +206,10 @@ async def test_a_ping_does_not_wait_for_a_model_that_is_being_loaded(hub: SmallH
         await hub.until(lambda: loading in dict(hub.results))
 
 
-async def test_the_diagnostics_tell_settings_and_log_but_no_secret(hub: SmallHub, data: Path) -> None:
+async def test_the_diagnostics_tell_settings_and_log_but_no_secret(
+    hub: SmallHub, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     async with Box(data, mcp_servers="https://user:hunter2@example.org/mcp", queue_size="9").running():
         await hub.until(lambda: hub.states)
         done = await hub.command("diagnostics")
@@ -267,15 +272,16 @@ async def test_a_broken_identity_or_database_is_a_log_line_and_nothing_else(
 
 
 async def test_a_second_box_with_the_same_identity_is_noticed_and_backed_off_from(
-    hub: SmallHub, data: Path, caplog: pytest.LogCaptureFixture
+    hub: SmallHub, data: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    box = Box(data)
-    async with box.running():
-        for n in range(3):
-            await hub.until(lambda n=n: len([each for each in hub.states if each.status == "online"]) > n)  # type: ignore[misc]
-            async with Peer(hub.broker.options("box")):
-                await until(lambda n=n: caplog.text.count("gave the session of box to another") > n)  # type: ignore[misc]
-    assert "another box uses the identity of box" in caplog.text
+    monkeypatch.setattr("appliance.messaging.connection.Reconnect.delay_s", lambda _self, _fraction, hold_off: hold_off)
+    async with Box(data).running(), Peer(hub.broker.options("box")) as clone:  # which pushes back at once, for ever
+        await until(lambda: "another box uses the identity of box" in caplog.text)
+        await clone.link.until_connected()
+        connects = clone.link.figures.connects
+        assert (hub.states[-1].epoch, connects) >= (3, 3)
+        await asyncio.sleep(0.5)
+        assert clone.link.figures.connects == connects, "one of the two gives way"
 
 
 async def test_a_hub_that_is_down_and_comes_back_is_asked_in_this_boxs_own_time(hub: SmallHub, data: Path) -> None:
