@@ -128,7 +128,6 @@ async def test_the_hubs_settings_hold_after_a_restart_and_the_log_level_at_once(
     await hub.until(lambda: hub.reports and hub.reports[-1].desired_version == 1)
     assert hub.reports[-1].settings["log_level"] == "debug"
     assert hub.reports[-1].pending == ["max_choices"]
-    await asyncio.to_thread(hub.broker.stop)
     server.process.kill()
     with server_process(data, tmp_path, environment=WILL) as again:
         await asyncio.to_thread(again.wait_until_ready)
