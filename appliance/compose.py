@@ -25,9 +25,7 @@ import uvloop
 from appliance.agents.responder import Responder, loop_limits
 from appliance.agents.room import open_tools
 from appliance.api.app import create_app
-from appliance.api.exposure import check_exposure
 from appliance.api.offline import KeyHolders, offline_door
-from appliance.api.server import HttpServer
 from appliance.batches.room import open_batches
 from appliance.batches.runner import BatchRunner
 from appliance.core.agents import Agents
@@ -54,6 +52,8 @@ from appliance.sessions.room import Sessions, open_sessions
 from appliance.sessions.upkeep import Upkeep
 from appliance.store.database import Database
 from appliance.store.ownership import Elsewhere
+from appliance.web.exposure import check_exposure
+from appliance.web.server import HttpServer
 
 LOGGER = logging.getLogger("appliance")
 SWITCH_INTERVAL_S = 0.0002

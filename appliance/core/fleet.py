@@ -324,7 +324,7 @@ class TelemetryBatch(Struct, frozen=True):
 
     Attributes:
         stream: As in the topic.
-        boot: Counts the starts of the device's program; sequences begin anew with each.
+        boot: Rises with each start of the device's program; sequences begin anew with each.
         first: Sequence of the first row.
         last: Sequence of the last row.
         rows: In order, without holes.

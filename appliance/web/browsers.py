@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from appliance.api.auth import Authenticator
-from appliance.api.exposure import is_loopback
 from appliance.core.errors import InvalidRequestError, PermissionDeniedError
-from appliance.core.settings import Settings
+from appliance.web.auth import Authenticator
+from appliance.web.exposure import is_loopback
+from appliance.web.server_settings import ServerSettings
 
 _ADVICE = "Web pages may not use a server without API keys: set require_api_key and send a key, or call from a program."
 
@@ -26,7 +26,7 @@ _ADVICE = "Web pages may not use a server without API keys: set require_api_key 
 class BrowserGuard:
     """ASGI middleware that refuses requests made by foreign web pages."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, authenticator: Authenticator) -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSettings, authenticator: Authenticator) -> None:
         self._app = app
         self._check_host = is_loopback(settings.host)
         self._authenticator = authenticator

@@ -25,13 +25,13 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from appliance.api.answer_writer import AnswerWriter
-from appliance.api.body_buffer import BODY_BUFFER, BodyBuffer
-from appliance.api.errors import error_response, kind_of
 from appliance.core.errors import ApplianceError, InvalidRequestError, TooLargeError, UnavailableError
+from appliance.web.answer_writer import AnswerWriter
+from appliance.web.body_buffer import BODY_BUFFER, BodyBuffer
+from appliance.web.errors import error_response, kind_of
 
 if TYPE_CHECKING:
-    from appliance.core.settings import Settings
+    from appliance.web.server_settings import ServerSettings
 
 REFUSAL = "refusal"
 """Key of `scope["state"]`: the ApplianceError with which the application must answer at once."""
@@ -67,7 +67,7 @@ class ConnectionState(ServerState):
 class LimitedHttpProtocol(HttpToolsProtocol):
     """A connection with limits. Times are seconds."""
 
-    def __init__(self, config: Config, state: ConnectionState, settings: Settings) -> None:
+    def __init__(self, config: Config, state: ConnectionState, settings: ServerSettings) -> None:
         super().__init__(config=config, server_state=state, app_state={})
         self.access_log = False  # it would write raw paths, which may hold secrets; the boundary logs the route
         self._state = state

@@ -9,10 +9,10 @@ import anyio.to_thread
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from appliance.api.body_buffer import BODY_BUFFER, BodyBuffer
-from appliance.api.disconnect import ClientGoneError
-from appliance.api.wire import decode_json
 from appliance.core.errors import InvalidRequestError
+from appliance.web.body_buffer import BODY_BUFFER, BodyBuffer
+from appliance.web.disconnect import ClientGoneError
+from appliance.web.wire import decode_json
 
 T = TypeVar("T")
 

@@ -8,49 +8,61 @@ answer, so the answer goes out first and the rest of the body is read and forgot
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from appliance.api.body_buffer import BODY_BUFFER, BodyBuffer
 from appliance.core.errors import InvalidRequestError, TooLargeError
-from appliance.core.settings import Settings
-
-UPLOAD_PATH = "/v1/files"
+from appliance.web.body_buffer import BODY_BUFFER, BodyBuffer
+from appliance.web.server_settings import ServerSettings
 
 LINGER_S = 5.0
 """Longest time to read the rest of a refused body."""
 
-FORM_BYTES = 64 * 1024
-"""What a form may have around the file that it brings."""
-
 _MEBIBYTE = 1024 * 1024
 
 
-class BodyLimits:
-    """ASGI middleware that holds each request body to a size and to `body_timeout_s`.
+@dataclass(frozen=True, slots=True)
+class BodyLimit:
+    """What a request body may be.
 
-    The size is `max_tensor_body_bytes` for inference by the Open Inference Protocol, `max_file_bytes` and the form
-    around it for an upload, and `max_body_bytes` for the rest. An upload has its time for each MiB.
+    Attributes:
+        name: Of the setting that says so.
+        size: In bytes.
+        each_mebibyte: Whether the body has its time for each MiB, as a large file needs.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    name: str
+    size: int
+    each_mebibyte: bool = False
+
+
+LimitOf = Callable[[str], BodyLimit]
+"""Returns the limit that holds for a path."""
+
+
+class BodyLimits:
+    """ASGI middleware that holds each request body to the size of its path and to `body_timeout_s`."""
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings, limit_of: LimitOf) -> None:
         self._app = app
-        self._settings = settings
+        self._timeout_s = settings.body_timeout_s
+        self._limit_of = limit_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on with a `receive` that raises and a `send` that ends the connection when it must."""
         if scope["type"] != "http":
             return  # neither WebSocket nor lifespan events are switched on
-        body = _Body(scope, receive, self._settings)
+        body = _Body(scope, receive, self._limit_of(scope["path"]), self._timeout_s)
         await self._app(scope, body.receive, _Sender(body, send).send)
 
 
 class _Body:
     """One request body on its way in."""
 
-    def __init__(self, scope: Scope, receive: Receive, settings: Settings) -> None:
+    def __init__(self, scope: Scope, receive: Receive, limit: BodyLimit, limit_s: float) -> None:
         headers = Headers(scope=scope)
         length = headers.get("content-length", "")
         self.declared = int(length) if length.isdecimal() else 0
@@ -58,9 +70,9 @@ class _Body:
         self.awaits_continue = headers.get("expect", "").lower() == "100-continue"
         self.started: float | None = None
         self._handed_over = 0
-        self._limit_name, self._limit = _limit(scope["path"], settings)
-        self._extends = scope["path"] == UPLOAD_PATH
-        self._limit_s = settings.body_timeout_s
+        self._limit_name, self._limit = limit.name, limit.size
+        self._extends = limit.each_mebibyte
+        self._limit_s = limit_s
         self._state = scope.setdefault("state", {})
         self._receive = receive
 
@@ -144,12 +156,3 @@ class _Sender:
             await self._body.discard()
             message = {"type": "http.response.body", "body": b"", "more_body": False}
         await self._send(message)
-
-
-def _limit(path: str, settings: Settings) -> tuple[str, int]:
-    """Return the name and the bytes of the limit that holds for a path."""
-    if path.startswith("/v2/models/") and path.endswith("/infer"):
-        return "max_tensor_body_bytes", settings.max_tensor_body_bytes
-    if path == UPLOAD_PATH:
-        return "max_file_bytes", settings.max_file_bytes + FORM_BYTES
-    return "max_body_bytes", settings.max_body_bytes

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn.config import Config
 
-from appliance.api.protocol import ConnectionState, LimitedHttpProtocol
 from appliance.core.errors import SettingsError
+from appliance.web.protocol import ConnectionState, LimitedHttpProtocol
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
-    from appliance.core.settings import Settings
+    from appliance.web.server_settings import ServerSettings
 
 BACKLOG = 2048
 """Connections that the kernel holds until they are accepted; Linux cuts this to its own limit."""
@@ -31,7 +31,7 @@ logger = logging.getLogger("appliance.api")
 class HttpServer:
     """Serves one application on `settings.host` and `settings.port` until `stop`."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         """Read the TLS files, if any are set.
 
         Raises:
@@ -97,7 +97,7 @@ class HttpServer:
             await asyncio.wait(list(self._state.tasks))
 
 
-def _uvicorn_config(app: ASGIApp, settings: Settings) -> Config:
+def _uvicorn_config(app: ASGIApp, settings: ServerSettings) -> Config:
     config = Config(
         app=cast("Any", app),
         http=LimitedHttpProtocol,
@@ -114,7 +114,7 @@ def _uvicorn_config(app: ASGIApp, settings: Settings) -> Config:
     return config
 
 
-def _tls_context(settings: Settings) -> ssl.SSLContext | None:
+def _tls_context(settings: ServerSettings) -> ssl.SSLContext | None:
     """Return the context for the configured certificate, or None without one."""
     if settings.tls_certificate is None:
         return None

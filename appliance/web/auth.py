@@ -7,10 +7,10 @@ from typing import Protocol
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from appliance.api.exposure import is_loopback, keys_required
 from appliance.core.errors import AuthenticationError, PermissionDeniedError
-from appliance.core.settings import Settings
 from appliance.security.keys import ApiKey
+from appliance.web.exposure import MAKE_KEY, is_loopback, keys_required
+from appliance.web.server_settings import ServerSettings
 
 
 class Keys(Protocol):
@@ -32,8 +32,10 @@ class Authenticator:
     listens to others must not open it.
     """
 
-    def __init__(self, settings: Settings, keys: Keys) -> None:
+    def __init__(self, settings: ServerSettings, keys: Keys, *, make_key: str = MAKE_KEY) -> None:
+        """Ask for keys as the settings say; `make_key` is the command that makes one."""
         self._settings = settings
+        self._make_key = make_key
         self._keys = keys
         self._required = False
 
@@ -65,13 +67,13 @@ class Authenticator:
             return
         if key is None:
             raise AuthenticationError(
-                "The API key is not valid." if token else "This appliance needs an API key.",
-                advice="Send `Authorization: Bearer <key>`; `appliance keys create` makes one.",
+                "The API key is not valid." if token else "This server needs an API key.",
+                advice=f"Send `Authorization: Bearer <key>`; `{self._make_key}` makes one.",
             )
         if not key.allows(needed):
             raise PermissionDeniedError(
                 f"The API key {key.name!r} lacks the scope {needed!r}; it has {', '.join(sorted(key.scopes))}.",
-                advice=f"Use a key made with `appliance keys create --scope {needed}`.",
+                advice=f"Use a key made with `{self._make_key} --scope {needed}`.",
             )
         scope["state"]["highest_tier"] = key.highest_tier
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from ipaddress import ip_address
 
 from appliance.core.errors import SettingsError
-from appliance.core.settings import Settings
+from appliance.web.server_settings import ServerSettings
+
+MAKE_KEY = "appliance keys create"
+"""The command that makes an API key of the box."""
 
 
 def is_loopback(host: str) -> bool:
@@ -21,12 +24,13 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def check_exposure(settings: Settings, has_keys: bool) -> None:
+def check_exposure(settings: ServerSettings, has_keys: bool, make_key: str = MAKE_KEY) -> None:
     """Refuse to listen in a way that lets strangers in; to be called before listening.
 
     Args:
         settings: The effective settings.
         has_keys: Whether there is an API key that can still be used.
+        make_key: The command that makes one.
 
     Raises:
         SettingsError: The address is not loopback and API keys or TLS are missing without `insecure`, or only one
@@ -44,7 +48,7 @@ def check_exposure(settings: Settings, has_keys: bool) -> None:
     missing_parts, advice = [], []
     if not has_keys:
         missing_parts.append("an API key")
-        advice.append("create a key with `appliance keys create`")
+        advice.append(f"create a key with `{make_key}`")
     if settings.tls_certificate is None:
         missing_parts.append("TLS")
         advice.append("set tls_certificate and tls_key")
@@ -56,7 +60,7 @@ def check_exposure(settings: Settings, has_keys: bool) -> None:
         )
 
 
-def keys_required(settings: Settings, *, has_keys: bool) -> bool:
+def keys_required(settings: ServerSettings, *, has_keys: bool) -> bool:
     """Tell whether requests need an API key.
 
     Loopback is open unless `require_api_key` is set. Any other address needs keys; with `insecure` it is open for

@@ -13,8 +13,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from appliance.api.auth import Authenticator
-from appliance.api.errors import MethodNotAllowedError
+from appliance.web.auth import Authenticator
+from appliance.web.errors import MethodNotAllowedError
 
 Handler = Callable[[Request], Awaitable[ASGIApp]]
 """Answers one request whose caller was let in. Raises an ApplianceError for every answer that is not a success."""

@@ -10,16 +10,16 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable
+from typing import Protocol
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from appliance.api.disconnect import ClientGoneError
-from appliance.api.errors import error_body, error_headers, internal_error, kind_of
-from appliance.api.protocol import REFUSAL
 from appliance.core.errors import ApplianceError
 from appliance.observe.logs import request_id as logged_request_id
-from appliance.observe.metrics import Metrics
+from appliance.web.disconnect import ClientGoneError
+from appliance.web.errors import error_body, error_headers, internal_error, kind_of
+from appliance.web.protocol import REFUSAL
 
 logger = logging.getLogger("appliance.api")
 
@@ -29,16 +29,28 @@ CLIENT_GONE = 499
 UNMATCHED = "unmatched"
 """The route that is logged and counted when there is none."""
 
-PROBES = ("/health", "/health/live", "/v2/health/live", "/v2/health/ready", "/metrics")
+PROBES = ("/health", "/health/live", "/v2/health/live", "/v2/health/ready", "/metrics", "/healthz", "/readyz")
 """Routes that monitors ask every few seconds; their answers, "not ready" included, would fill the log."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
+class HttpMetrics(Protocol):
+    """What is counted of requests."""
+
+    def http_started(self) -> None:
+        """Count a request that came in."""
+        ...
+
+    def http_finished(self, route: str, status: int) -> None:
+        """Count a request that was answered, by its route's template and its status."""
+        ...
+
+
 class RequestBoundary:
     """ASGI middleware around everything that can fail."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
         self._app = app
         self._metrics = metrics
 
