@@ -279,7 +279,8 @@ async def build(settings: Settings, effective: Sequence[EffectiveSetting] | None
             memory=ModelResidency(registry, floor.models, floor.tensors),
             versions=None,
             health=floor.readiness,
-            metrics=metrics.fleet,
+            stalled=lambda: floor.readiness.stalled,
+            metrics=metrics,
             restart=appliance.restart,
         )
         appliance.fleet = await stack.enter_async_context(

@@ -218,6 +218,13 @@ class Settings:
         60, "Time without a connection after which the broker tells the hub that this box is lost"
     )
 
+    fleet_telemetry: Literal["on", "off"] = _setting(
+        "on", "Tell the hub of health, figures, resources, models and alarms; never of any text of a request"
+    )
+    fleet_outbox_bytes: Annotated[int, Meta(ge=256 * 1024, le=2**40)] = _setting(
+        64 * 1024 * 1024, "Disk for telemetry that the hub does not have yet; the least important gives way first"
+    )
+
     # Observability
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "Least severity that is logged")
     log_format: Literal["auto", "json", "text"] = _setting(
@@ -288,6 +295,11 @@ class Settings:
     def fleet_path(self) -> Path:
         """Return the path of `fleet.db`: sessions, the twin, replies to commands and the journal of updates."""
         return self.data_dir / "fleet.db"
+
+    @property
+    def telemetry_path(self) -> Path:
+        """Return the path of `telemetry.db`, which holds what the hub does not have yet."""
+        return self.data_dir / "telemetry.db"
 
     @property
     def fleet_lock_path(self) -> Path:

@@ -63,9 +63,14 @@ class HubWatch:
         if 0 < unix < LATEST_UNIX_S:
             self._offset = unix - self._clock.monotonic()
 
+    def heard_unix(self) -> float | None:
+        """Return the time by the hub's clock, or None while it was not heard."""
+        return None if self._offset is None else self._offset + self._clock.monotonic()
+
     def unix(self) -> float:
         """Return the time by the hub's clock as far as it was heard, else by our own."""
-        return self._clock.unix() if self._offset is None else self._offset + self._clock.monotonic()
+        heard = self.heard_unix()
+        return self._clock.unix() if heard is None else heard
 
     def lost(self) -> None:
         """Forget whether the hub is up: the connection is gone, and the broker tells anew on the next."""

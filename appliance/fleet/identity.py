@@ -185,6 +185,10 @@ class IdentityFolder:
         write_file(self.credentials, credentials)
         remove_file(self._request_key)
 
+    def both_credentials(self) -> tuple[bytes | None, bytes | None]:
+        """Return the credentials in use, and the others of a renewal."""
+        return read_file(self.credentials), read_file(self._before)
+
     def confirm_credentials(self) -> bool:
         """Forget the other credentials, for these have worked; return False if there were no others."""
         there = self._before.exists()
@@ -196,7 +200,7 @@ class IdentityFolder:
 
         Both are kept, for whether the broker refused them or was merely away is not known.
         """
-        current, other = read_file(self.credentials), read_file(self._before)
+        current, other = self.both_credentials()
         if current is None or other is None:
             return False
         write_file(self._spare, current)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from appliance.core.clock import Clock
@@ -24,6 +25,7 @@ from appliance.core.wishes import ModelVersions
 from appliance.fleet.actions import Actions, ModelMemory
 from appliance.fleet.agent import FleetAgent, subscriptions
 from appliance.fleet.asking import Questions
+from appliance.fleet.collect import Collector, Sources
 from appliance.fleet.command_ledger import CommandLedger
 from appliance.fleet.commands import Commands
 from appliance.fleet.device_ledger import DeviceLedger
@@ -31,19 +33,23 @@ from appliance.fleet.diagnostics import DiagnosticsSources
 from appliance.fleet.hub_watch import HubWatch
 from appliance.fleet.identity import Identity, IdentityFolder
 from appliance.fleet.part import FleetPart
+from appliance.fleet.renewal import Renewal
 from appliance.fleet.reported import box_facts, reported_models
 from appliance.fleet.schema import open_fleet_database
+from appliance.fleet.telemetry import Telemetry
 from appliance.fleet.trust import Trust
 from appliance.fleet.trust_record import TrustRecord
 from appliance.fleet.twin import Twin, TwinEffects, local_settings
 from appliance.fleet.twin_store import TwinStore
 from appliance.messaging.connection import Connection
 from appliance.messaging.options import ConnectionOptions, TlsFiles, Will
-from appliance.observe.fleet_metrics import FleetMetrics
 from appliance.observe.log_ring import LogRing, last_lines
 from appliance.observe.logs import set_log_level
+from appliance.observe.metrics import Metrics
 from appliance.registry.versions import Registry
+from appliance.security.certificates import certificate_facts
 from appliance.store.database import Database
+from appliance.store.outbox import Limits, Outbox
 from appliance.store.ownership import ADVICE, own
 
 LOGGER = logging.getLogger("appliance.fleet")
@@ -53,6 +59,9 @@ AGAIN_S = 60.0
 """After an error of the agent itself."""
 SESSION_EXPIRY_S = 3600
 LANES = 16
+
+SetRates = Callable[[Mapping[str, float]], Mapping[str, str]]
+"""Takes the seconds between rows of telemetry by stream, and returns which it refused and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +74,8 @@ class FleetMeans:
         memory: Loads and unloads models.
         versions: The model wishes, or None where there are none.
         health: Whether the box can serve.
-        metrics: Where it counts.
+        stalled: Returns the models whose thread has not gone round for too long.
+        metrics: What is told of, and where the agent counts.
         restart: Begins an orderly end of the process after which it is started again.
     """
 
@@ -74,12 +84,19 @@ class FleetMeans:
     memory: ModelMemory
     versions: ModelVersions | None
     health: HealthSource
-    metrics: FleetMetrics
+    stalled: Callable[[], Sequence[str]]
+    metrics: Metrics
     restart: Callable[[], None]
 
     def models(self) -> list[ReportedModel]:
         """Return every registered model as it is reported."""
         return reported_models(self.registry, self.loaded())
+
+
+@dataclass(frozen=True, slots=True)
+class _Telemetry:
+    sending: Telemetry
+    collector: Collector
 
 
 class Fleet:
@@ -139,25 +156,37 @@ class Fleet:
             root = await asyncio.to_thread(identity.root.read_bytes)
             await TrustRecord(database).anchor(root)
             await asyncio.to_thread(TwinStore(database).begin, hashlib.sha256(root).hexdigest())
-            await self._speak(identity, database)
+            outbox = None
+            if self._settings.fleet_telemetry == "on":
+                limits = Limits(bytes=self._settings.fleet_outbox_bytes)
+                outbox = await asyncio.to_thread(Outbox, self._settings.telemetry_path, self._clock, limits)
+                stack.push_async_callback(outbox.close)
+            await self._speak(identity, database, outbox)
 
-    async def _speak(self, identity: Identity, database: Database) -> None:
-        connection = self._connection(identity)
-        device, hub = identity.device, HubWatch(self._clock)
+    async def _speak(self, identity: Identity, database: Database, outbox: Outbox | None) -> None:
+        connection, device, hub = self._connection(identity), identity.device, HubWatch(self._clock)
         asking = Questions(device, connection)
-        twin = self._twin(identity, connection, database, Trust(device, TrustRecord(database), asking))
+        telemetry = None if outbox is None else self._telemetry(identity, connection, outbox, hub)
+        alarm = _log_alarm if telemetry is None else telemetry.collector.note
+        set_rates = _no_rates if telemetry is None else telemetry.collector.set_rates
+        twin = self._twin(device, connection, database, Trust(device, TrustRecord(database), asking), set_rates)
+        actions, metrics = self._actions(twin).by_name(), self._means.metrics.fleet
         parts: list[FleetPart] = [
             asking,
             twin,
-            Commands(
-                device,
+            Commands(device, connection, CommandLedger(database), actions, hub=hub, metrics=metrics),
+            Renewal(
+                self._folder,
                 connection,
-                CommandLedger(database),
-                self._actions(twin).by_name(),
-                hub=hub,
-                metrics=self._means.metrics,
+                asking,
+                self._clock,
+                now=hub.unix,
+                reconnect=connection.reconnect,
+                alarm=alarm,
             ),
         ]
+        if telemetry is not None:
+            parts += [telemetry.sending, telemetry.collector]
         self._agent = agent = FleetAgent(
             device,
             identity.instance,
@@ -167,12 +196,28 @@ class Fleet:
             asking=asking,
             parts=parts,
             clock=self._clock,
-            metrics=self._means.metrics,
-            alarm=_alarm,
+            metrics=metrics,
+            alarm=alarm,
         )
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(agent.run(), name="fleet parts")
             tasks.create_task(connection.run(), name="fleet connection")
+            if outbox is not None:
+                tasks.create_task(outbox.run(), name="fleet outbox")
+
+    def _telemetry(self, identity: Identity, connection: Connection, outbox: Outbox, hub: HubWatch) -> _Telemetry:
+        sources = Sources(
+            health=self._means.health,
+            stalled=self._means.stalled,
+            metrics=self._means.metrics,
+            models=self._means.models,
+            folder=self._settings.data_dir,
+            queue_size=self._settings.queue_size,
+            certificate_ends=lambda: certificate_end(identity.credentials),
+            hub_unix=hub.heard_unix,
+        )
+        sending = Telemetry(outbox, connection, identity.device, self._clock, welcome=hub.welcome)
+        return _Telemetry(sending, Collector(outbox, sources, self._clock))
 
     def _connection(self, identity: Identity) -> Connection:
         """Return the connection whose session the agent owns; it is there before any of them is called."""
@@ -212,18 +257,18 @@ class Fleet:
         assert self._agent is not None, "a connection runs only beside its agent"
         return self._agent
 
-    def _twin(self, identity: Identity, connection: Connection, database: Database, trust: Trust) -> Twin:
+    def _twin(self, device: str, connection: Connection, database: Database, trust: Trust, set_rates: SetRates) -> Twin:
         async def facts() -> dict[str, Any]:
             return await asyncio.to_thread(box_facts, self._settings)
 
         return Twin(
-            identity.device,
+            device,
             connection,
             TwinStore(database),
             local_settings(self._effective),
             opened=trust.open_desired,
-            effects=TwinEffects(set_log_level, lambda _rates: {}, self._means.versions, self._means.models, facts),
-            metrics=self._means.metrics,
+            effects=TwinEffects(set_log_level, set_rates, self._means.versions, self._means.models, facts),
+            metrics=self._means.metrics.fleet,
         )
 
     def _actions(self, twin: Twin) -> Actions:
@@ -248,8 +293,21 @@ async def open_fleet(
         yield Fleet(settings, effective, clock, means, log)
 
 
-async def _alarm(kind: str, body: dict[str, Any]) -> None:
-    LOGGER.error("alarm %s: %s", kind, body)
+def certificate_end(credentials: Path) -> float | None:
+    """Return the Unix seconds at which the certificate ends, or None if it cannot be told."""
+    try:
+        return certificate_facts(credentials.read_bytes()).not_after
+    except (OSError, ApplianceError):
+        return None  # the connection says what is wrong with it
+
+
+async def _log_alarm(name: str, figures: Mapping[str, Any]) -> None:
+    """Raise an alarm where there is no telemetry."""
+    LOGGER.error("alarm %s: %s", name, figures)
+
+
+def _no_rates(rates: Mapping[str, float]) -> Mapping[str, str]:
+    return dict.fromkeys(rates, "telemetry is off on this box")
 
 
 def _in_use(owner: str) -> UnavailableError:

@@ -24,6 +24,8 @@ from appliance.core.fleet import (
     HubState,
     Question,
     Reported,
+    TelemetryAck,
+    TelemetryBatch,
     down,
 )
 from appliance.core.messaging import Message
@@ -31,6 +33,7 @@ from appliance.core.releases import DESIRED_TYPE
 from appliance.fleet.identity import HubAddress
 from appliance.hub.authority import Authority
 from appliance.hub.director import Director
+from appliance.messaging.compression import decompress
 from appliance.security.certificates import HUB_NAME
 from appliance.security.repository_files import read_slice
 from tests.fleet.broker import Broker, Peer
@@ -45,6 +48,7 @@ class SmallHub:
         states: Of the device, as they came.
         reports: Its reported twins.
         results: Its answers to commands, with their correlation.
+        batches: Of its telemetry by stream; each is acknowledged.
         questions: Kinds of what it asked.
         answering: Whether questions are answered.
     """
@@ -55,6 +59,7 @@ class SmallHub:
         self.states: list[DeviceState] = []
         self.reports: list[Reported] = []
         self.results: list[tuple[bytes, CommandResult]] = []
+        self.batches: dict[str, list[TelemetryBatch]] = {}
         self.questions: list[str] = []
         self.answering = True
         self._folder = folder
@@ -65,7 +70,7 @@ class SmallHub:
         self.peer = Peer(broker.options(HUB_NAME), f"ea/1/up/{device}/#")
         self._news = asyncio.Event()
 
-    def enrol(self, data: Path, *, instance: str = "0123456789abcdef") -> None:
+    def enrol(self, data: Path, *, instance: str = "0123456789abcdef", port: int = 0) -> None:
         """Write what an enrolment leaves in a data folder, with a certificate made by hand."""
         folder = data / "fleet"
         folder.mkdir(parents=True)
@@ -73,7 +78,7 @@ class SmallHub:
         (folder / "instance").write_text(instance)
         (folder / "authority.pem").write_bytes(files.authority.read_bytes())
         (folder / "root.json").write_bytes(self.authority.root())
-        address = HubAddress(self.device, "localhost", self.broker.port)
+        address = HubAddress(self.device, "localhost", port or self.broker.port)
         (folder / "hub.json").write_bytes(msgspec.json.encode(address))
         (folder / "credentials.pem").write_bytes(files.key.read_bytes() + files.certificate.read_bytes())
 
@@ -133,9 +138,18 @@ class SmallHub:
             elif kind == "res":
                 result = msgspec.json.decode(message.payload, type=CommandResult)
                 self.results.append((message.correlation or b"", result))
+            elif kind == "tm":
+                await self._take(message)
             elif kind == "req":
                 await self._answer(message)
             self._news.set()
+
+    async def _take(self, message: Message) -> None:
+        batch = msgspec.json.decode(decompress(message.payload), type=TelemetryBatch)
+        self.batches.setdefault(batch.stream, []).append(batch)
+        ack = TelemetryAck(batch.stream, batch.boot, batch.last, batch.first)
+        with contextlib.suppress(UnavailableError):
+            await self.send(Message(down(self.device, "ack"), msgspec.json.encode(ack), qos=0))
 
     async def _answer(self, message: Message) -> None:
         question = msgspec.json.decode(message.payload, type=Question)

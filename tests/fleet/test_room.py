@@ -84,7 +84,8 @@ class Box:
             self.memory,
             None,
             self,
-            self.metrics.fleet,
+            list,
+            self.metrics,
             self.restart,
         )
         async with open_fleet(self.settings, self.effective, SystemClock(), means) as fleet:
@@ -302,3 +303,20 @@ async def test_a_broker_that_is_killed_leaves_the_agent_running(hub: SmallHub, d
         await until(lambda: b"appliance_fleet_connected 0.0" in box.metrics.render())
         async with asyncio.timeout(5):
             await fleet.say_goodbye()
+
+
+async def test_telemetry_goes_to_the_hub_at_the_rate_that_it_wants(hub: SmallHub, data: Path) -> None:
+    async with Box(data).running():
+        await hub.until(lambda: hub.batches.get("health"))
+        await hub.desire(Desired("box", 1, telemetry={"metric": 1, "gossip": 1}))
+        await hub.until(lambda: len(hub.batches.get("metric", [])) > 1 and hub.reports[-1].desired_version == 1)
+        assert hub.reports[-1].refused.keys() == {"telemetry.gossip"}
+
+
+async def test_a_box_that_tells_nothing_has_no_telemetry(hub: SmallHub, data: Path) -> None:
+    async with Box(data, fleet_telemetry="off").running():
+        await hub.desire(Desired("box", 1, {"fleet_telemetry": "on"}, telemetry={"metric": 1}))
+        await hub.until(lambda: hub.reports and hub.reports[-1].desired_version == 1)
+        assert hub.reports[-1].refused.keys() == {"fleet_telemetry", "telemetry.metric"}
+    assert hub.batches == {}
+    assert not (data / "telemetry.db").exists()

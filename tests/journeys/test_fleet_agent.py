@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
+import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -149,3 +151,30 @@ async def test_a_restart_by_the_hub_ends_the_process_in_order_for_systemd_to_sta
         assert (await hub.command("restart", id="r")).result == {"restarting": True}, "from memory"
         assert (await hub.command("ping")).ok, "and it did not restart again"
         assert again.process.poll() is None
+
+
+@pytest.mark.slow
+async def test_a_hub_that_takes_the_connection_and_says_nothing_delays_neither_start_nor_end(
+    broker: Broker, tiny_data: Path, tmp_path: Path
+) -> None:
+    hub = SmallHub(broker, tmp_path / "hub", "box")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hub.enrol(tiny_data, port=silent.getsockname()[1])
+        seconds: dict[str, float] = {}
+        taken: list[socket.socket] = []
+        for fleet in ("off", "auto"):
+            began = time.monotonic()
+            with server_process(
+                tiny_data, tmp_path, "--model", "tiny", environment={"APPLIANCE_FLEET": fleet}
+            ) as server:
+                await asyncio.to_thread(server.wait_until_ready)
+                seconds[fleet] = time.monotonic() - began
+                if fleet == "auto":  # the agent is in the middle of its attempt
+                    silent.settimeout(30)
+                    taken.append((await asyncio.to_thread(silent.accept))[0])
+                began = time.monotonic()
+                assert await asyncio.to_thread(server.end) == 0
+                assert time.monotonic() - began < 5
+        for each in taken:
+            each.close()
+    assert seconds["auto"] < 2 * seconds["off"] + 1
