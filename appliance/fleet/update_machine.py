@@ -236,6 +236,11 @@ def _calm(update: Update) -> Update:
     return replace(update, failures=0, retry_at=0.0)
 
 
+def canceling(update: Update) -> Update:
+    """Return the job that asks for the end of others: it is over as soon as that is written down."""
+    return after(after(update, Canceled("canceled", "It asked for the end of another job.")), Done())
+
+
 def supersedes(newest: int, version: int) -> bool:
     """Tell whether a job of this version counts, the newest seen being `newest`."""
     return version > newest
