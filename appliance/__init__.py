@@ -15,6 +15,7 @@ The map, from the top floor down; imports point down only (see the contracts in 
 - `sessions`  conversations and responses that outlive the process
 - `agents`    the loop between a model and its tools, and the tools of the box
 - `batches`   files of requests, worked off when nobody else needs the box
+- `web`       what the HTTP doors of the box and of the hub have in common
 - `security`  API keys and the audit trail
 - `messaging` the MQTT connection of the fleet's two ends
 - `store`     SQLite databases and their migrations

@@ -63,7 +63,7 @@ HOMES = {
     "sqlite3": ("store/",),
     "sqlite_utils": ("store/",),
     "sseclient": ("cli/chat_client.py",),
-    "starlette": ("api/",),
+    "starlette": ("api/", "hub/http/", "web/"),
     # model.py and lexical.py start no thread: they guard what any thread may use with a lock.
     # model.py and indexes.py start no thread: they guard with locks what any thread may use.
     "threading": (
@@ -79,7 +79,9 @@ HOMES = {
     "tokenizers": ("engine/onnx/",),
     "truststore": ("cli/chat_client.py", "registry/sources/https.py"),
     "urllib3": ("cli/chat_client.py", "registry/"),
-    "uvicorn": ("api/",),
+    "tuf": ("security/metadata.py", "hub/metadata.py"),
+    "uvicorn": ("web/",),
+    "zstandard": ("messaging/compression.py",),
 }
 """Where a library may be imported, relative to the package: a file, or a folder that ends with a slash."""
 

@@ -15,12 +15,13 @@ from starlette.routing import Route
 
 import appliance
 from appliance.api.app import create_app
-from appliance.api.errors import KINDS, STATUS_OF_CODE
-from appliance.api.routes import Operation, Resource
 from appliance.cli import VERBS
+from appliance.core import fleet, wishes
 from appliance.core.errors import ApplianceError
 from appliance.core.settings import Settings, setting_fields
 from appliance.observe.metrics import PREFIX, Metrics
+from appliance.web.errors import KINDS, STATUS_OF_CODE
+from appliance.web.routes import Operation, Resource
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
@@ -136,6 +137,14 @@ def texts(node: ast.expr) -> Iterator[str]:
         yield from texts(node.orelse)
 
 
+STRUCTS_WITH_CODES = {
+    name
+    for name, each in [*vars(fleet).items(), *vars(wishes).items()]
+    if "code" in getattr(each, "__annotations__", ())
+}
+"""Messages and reports of the fleet, whose codes devices and hub tell each other; they are no HTTP errors."""
+
+
 def raised_codes() -> set[tuple[str, int]]:
     """Return each error code in the sources with the status that it comes with."""
     modules()
@@ -144,6 +153,8 @@ def raised_codes() -> set[tuple[str, int]]:
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call):
+                continue
+            if getattr(node.func, "id", "") in STRUCTS_WITH_CODES:
                 continue
             for code in (text for word in node.keywords if word.arg == "code" for text in texts(word.value)):
                 name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")

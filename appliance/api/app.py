@@ -16,11 +16,8 @@ from starlette.responses import Response
 from starlette.routing import Router
 from starlette.types import Receive, Scope, Send
 
-from appliance.api.auth import Authenticator
-from appliance.api.boundary import RequestBoundary
-from appliance.api.browsers import BrowserGuard
+from appliance.api.body_limits import limit_of
 from appliance.api.health import HealthResponse, Observation
-from appliance.api.limits import BodyLimits
 from appliance.api.mcp.door import mcp_operations
 from appliance.api.oip.operations import inference_operations
 from appliance.api.openai.batches import batch_operations
@@ -35,13 +32,16 @@ from appliance.api.openai.response_operations import response_operations
 from appliance.api.openai.retrieval_operations import retrieval_operations
 from appliance.api.openai.tokenize import Tokenize, TokenizeChatRequest, TokenizeResponse, TokenizeTextRequest
 from appliance.api.openapi import openapi_document
-from appliance.api.routes import Operation, starlette_routes
 from appliance.api.runtime import Runtime, RuntimeChangeRequest, RuntimeResponse
 from appliance.core.errors import NotFoundError
 from appliance.observe.metrics import Metrics
+from appliance.web.auth import Authenticator
+from appliance.web.boundary import RequestBoundary
+from appliance.web.browsers import BrowserGuard
+from appliance.web.limits import BodyLimits
+from appliance.web.routes import Operation, starlette_routes
 
 if TYPE_CHECKING:
-    from appliance.api.auth import Keys
     from appliance.core.agents import Agents
     from appliance.core.batches import Batches
     from appliance.core.encoders import TextClassifiers
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from appliance.core.settings import Settings
     from appliance.core.tensors import TensorModels
     from appliance.core.types import EmbeddingModels, HealthSource, TextModels, TunableModels
+    from appliance.web.auth import Keys
 
 GENERATION_ERRORS = (404, 429)
 
@@ -111,7 +112,7 @@ def create_app(
         redirect_slashes=False,  # a redirected POST loses its body in many clients
         default=_no_such_path,
         middleware=[
-            Middleware(BodyLimits, settings),
+            Middleware(BodyLimits, settings, lambda path: limit_of(path, settings)),
             Middleware(RequestBoundary, metrics),
             Middleware(BrowserGuard, settings, authenticator),
         ],

@@ -13,8 +13,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from appliance.api.disconnect import ClientGoneError
 from appliance.core.errors import InvalidRequestError
+from appliance.web.disconnect import ClientGoneError
 
 MOST_FIELDS = 16
 MOST_FIELD_BYTES = 8 * 1024

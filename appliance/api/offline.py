@@ -16,11 +16,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from appliance.api.app import encoder_operations, openai_operations
-from appliance.api.auth import Authenticator
-from appliance.api.errors import error_body, internal_error, kind_of
 from appliance.api.openai.response_operations import response_operations
-from appliance.api.routes import Handler, Operation
-from appliance.api.wire import decode_json
 from appliance.core.agents import Agents
 from appliance.core.batches import BatchEndpoint, Caller, LineAnswer
 from appliance.core.encoders import TextClassifiers
@@ -29,6 +25,10 @@ from appliance.core.settings import Settings
 from appliance.core.types import EmbeddingModels, Priority, TextModels
 from appliance.observe.logs import request_id as logged_request_id
 from appliance.security.keys import ApiKey
+from appliance.web.auth import Authenticator
+from appliance.web.errors import error_body, internal_error, kind_of
+from appliance.web.routes import Handler, Operation
+from appliance.web.wire import decode_json
 
 logger = logging.getLogger("appliance.api")
 

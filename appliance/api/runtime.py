@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from appliance.api.body import read_json
-from appliance.api.wire import convert, meaning
 from appliance.core.types import ModelRuntime, RuntimeChange, TunableModels
+from appliance.web.body import read_json
+from appliance.web.wire import convert, meaning
 
 
 class RuntimeChangeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

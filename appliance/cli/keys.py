@@ -51,11 +51,11 @@ def create(context: Context, *, name: str, scopes: tuple[str, ...], weight: floa
     with _open_keys(context) as keys:
         key, secret = keys.create(name, scopes, weight=weight, highest_tier=TIERS[tier])
     if context.json:
-        context.print_json(_document(key) | {"secret": secret})
+        context.print_json(key_document(key) | {"secret": secret})
         return
     click.echo(secret)
     click.secho(
-        f"{key.id} ({key.name}) is for: {_scopes(key)}. Keep the line above: it is stored nowhere, never shown again.",
+        f"{key.id} ({key.name}) is for: {key_scopes(key)}. The line above is stored nowhere, never shown again.",
         err=True,
     )
     click.secho("Clients send it as: Authorization: Bearer ea-…", err=True, dim=True)
@@ -70,7 +70,7 @@ def list_keys(context: Context) -> None:
         with _open_keys(context) as store:
             keys = store.list()
     if context.json:
-        context.print_json([_document(each) for each in keys])
+        context.print_json([key_document(each) for each in keys])
     elif not keys:
         click.echo("There is no API key yet. Create one with: appliance keys create NAME")
     else:
@@ -80,12 +80,12 @@ def list_keys(context: Context) -> None:
                 [
                     each.id,
                     each.name,
-                    _scopes(each),
+                    key_scopes(each),
                     f"{each.weight:g}",
                     each.tier_name,
-                    _time(each.created),
-                    _time(each.last_used),
-                    _state(each),
+                    key_time(each.created),
+                    key_time(each.last_used),
+                    key_state(each),
                 ]
                 for each in keys
             ],
@@ -101,9 +101,9 @@ def revoke(context: Context, *, key_id: str) -> None:
     with _open_keys(context) as keys:
         key = keys.revoke(key_id)
     if context.json:
-        context.print_json(_document(key))
+        context.print_json(key_document(key))
     else:
-        click.echo(f"{key.id} ({key.name}) is {_state(key)}.")
+        click.echo(f"{key.id} ({key.name}) is {key_state(key)}.")
 
 
 @contextmanager
@@ -112,7 +112,8 @@ def _open_keys(context: Context) -> Iterator[KeyStore]:
         yield KeyStore(database, SystemClock())
 
 
-def _document(key: ApiKey) -> dict[str, Any]:
+def key_document(key: ApiKey) -> dict[str, Any]:
+    """Return a key as JSON prints it, without its secret."""
     return {
         "id": key.id,
         "name": key.name,
@@ -125,13 +126,16 @@ def _document(key: ApiKey) -> dict[str, Any]:
     }
 
 
-def _scopes(key: ApiKey) -> str:
+def key_scopes(key: ApiKey) -> str:
+    """Return a key's scopes for a table."""
     return ", ".join(sorted(key.scopes))
 
 
-def _state(key: ApiKey) -> str:
-    return "valid" if key.revoked is None else f"revoked {_time(key.revoked)}"
+def key_state(key: ApiKey) -> str:
+    """Return whether a key is valid, or since when it is not."""
+    return "valid" if key.revoked is None else f"revoked {key_time(key.revoked)}"
 
 
-def _time(unix_seconds: float | None) -> str:
+def key_time(unix_seconds: float | None) -> str:
+    """Return a time for a table."""
     return "never" if unix_seconds is None else iso_timestamp(unix_seconds)

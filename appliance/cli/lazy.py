@@ -10,7 +10,7 @@ import click
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are the attribute `command` of `<package>.<verb>`."""
+    """A group whose commands are the attribute `command` of `<package>.<verb>`, a dash being an underscore there."""
 
     def __init__(self, *arguments: Any, package: str, verbs: Mapping[str, str], **options: Any) -> None:
         """Make a group of verbs, each with the line that says what it is for, in the order a newcomer needs them."""
@@ -26,7 +26,7 @@ class LazyGroup(click.Group):
         """Import the verb's module and return its command, or None if there is no such verb."""
         if cmd_name not in self._verbs:
             return None
-        command: click.Command = import_module(f"{self._package}.{cmd_name}").command
+        command: click.Command = import_module(f"{self._package}.{cmd_name.replace('-', '_')}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002

@@ -1,7 +1,7 @@
 """The one tree of errors.
 
 Every error says what happened, with the figures, and what to do about it. A room turns the exceptions
-of the libraries it hides into one of these before they cross its wall. `api/errors.py` maps each class to an
+of the libraries it hides into one of these before they cross its wall. `web/errors.py` maps each class to an
 HTTP status, `cli/` to an exit code.
 """
 

@@ -3,6 +3,8 @@
 `up` is what a device writes, `dn` what it reads. The broker lets a device write and read its own branch only. Every
 document is JSON unless it says otherwise, and is checked against its structure here before anything looks into it;
 fields that a reader does not know are left alone, so that either end may be the newer one.
+
+Over 400 lines because the whole contract stands in one place.
 """
 
 from __future__ import annotations
@@ -75,6 +77,7 @@ class Reported(Struct, frozen=True):
         refused: Names of desired settings that were not applied, each with the reason.
         settings: What is in force of what can be desired.
         models: What runs and what is there.
+        pending: Names of settings whose desired value takes effect at the next start.
         facts: Hardware class, memory, disk, operating system, agent version.
     """
 
@@ -82,6 +85,7 @@ class Reported(Struct, frozen=True):
     desired_version: Count
     settings: dict[str, Any] = {}
     refused: dict[str, str] = {}
+    pending: list[str] = []
     models: list[ReportedModel] = []
     facts: dict[str, Any] = {}
 
@@ -320,7 +324,7 @@ class TelemetryBatch(Struct, frozen=True):
 
     Attributes:
         stream: As in the topic.
-        boot: Counts the starts of the device's program; sequences begin anew with each.
+        boot: Rises with each start of the device's program; sequences begin anew with each.
         first: Sequence of the first row.
         last: Sequence of the last row.
         rows: In order, without holes.
@@ -364,12 +368,14 @@ class Claim(Struct, frozen=True):
     """`claim/req/<id>`: a new box asks for an identity with its claim certificate.
 
     Attributes:
+        token: Which claim it has: all claim certificates have one name, so the broker cannot tell.
         device: The id that it wants.
         request: PEM of the certificate request, whose common name is that id.
         instance: As in `DeviceState`.
         facts: For the operator who approves.
     """
 
+    token: Annotated[str, Meta(max_length=128)]
     device: DeviceId
     request: Annotated[str, Meta(max_length=16_384)]
     instance: Annotated[str, Meta(max_length=64)]
@@ -382,3 +388,25 @@ class ClaimAnswer(Struct, frozen=True):
     status: Literal["issued", "waiting", "refused"]
     certificate: str = ""
     detail: str = ""
+
+
+class ClaimBundle(Struct, frozen=True):
+    """The file that an operator carries to a new box; whoever has it may ask for an identity.
+
+    Attributes:
+        token: Which claim it is, and the proof: a secret as much as the key.
+        credentials: PEM of the key and the certificate of claims.
+        authority: PEM of the hub's certificate authority.
+        host: Where the broker listens.
+        port: Its port.
+        root: The first root metadata (TUF) of the signed repository, as text.
+        expires: Unix seconds after which the claim is worth nothing.
+    """
+
+    token: Annotated[str, Meta(min_length=1, max_length=128)]
+    credentials: Annotated[str, Meta(min_length=1, max_length=32_768)]
+    authority: Annotated[str, Meta(min_length=1, max_length=32_768)]
+    host: Annotated[str, Meta(min_length=1, max_length=255)]
+    port: Annotated[int, Meta(ge=1, le=65_535)]
+    root: Annotated[str, Meta(max_length=524_288)] = ""
+    expires: float = 0.0

@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from appliance.core.errors import SettingsError
 from appliance.core.setting_sources import EffectiveSetting, Sources, check_tls, fields_of, load, setting
-from appliance.core.settings import HUB_ENVIRONMENT_PREFIX, Bytes, BytesOrZero, Count, CountOrZero, Port, Seconds
+from appliance.core.settings import HUB_ENVIRONMENT_PREFIX, Bytes, Count, Port, Seconds
 
 _OTHER_VARIABLES = frozenset({"APPLIANCE_HUB_CONFIG"})
 
@@ -51,10 +51,8 @@ class HubSettings:
     questions_per_minute: Count = setting(600, "Most questions of one device in a minute; more are put off")
 
     # Telemetry
-    telemetry_days: CountOrZero = setting(30, "Days that telemetry is kept; 0 is for ever")
-    telemetry_bytes: BytesOrZero = setting(
-        16 * 1024 * 1024 * 1024, "Most bytes of telemetry that are kept, the oldest goes first; 0 is no limit"
-    )
+    telemetry_days: Count = setting(90, "Days that telemetry is kept")
+    telemetry_rows: Count = setting(200_000, "Most rows of one stream of one device; the oldest goes first")
 
     # Limits of a request
     max_body_bytes: Bytes = setting(1024 * 1024, "Largest request body")

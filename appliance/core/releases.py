@@ -34,6 +34,18 @@ def pieces_target(model: str, counter: int, digest: str) -> str:
     return f"releases/{model}/{counter}/{digest}.pieces"
 
 
+class DirectorKeys(Struct, frozen=True):
+    """`keys/director.json`: whose signature on jobs and desired twins counts.
+
+    Attributes:
+        keys: Public Ed25519 keys, 32 bytes in hex each.
+        threshold: How many of them have to sign.
+    """
+
+    keys: Annotated[tuple[Digest, ...], Meta(min_length=1, max_length=16)]
+    threshold: Annotated[int, Meta(ge=1, le=16)] = 1
+
+
 class ReleaseFile(Struct, frozen=True):
     """One file of a release; `role` and the rest as in the registry's `ModelFile`."""
 

@@ -92,7 +92,7 @@ def load(
         SettingsError: An unknown name, a value of the wrong type or out of range, or an unreadable file.
     """
     kind = type(defaults)
-    known, annotations = fields_of(kind), _types(kind)
+    known, annotations = fields_of(kind), types_of(kind)
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for each in _given(sources, prefix, other_variables):
@@ -190,5 +190,6 @@ def _bad(given: _Given, what_fits: str) -> SettingsError:
 
 
 @cache
-def _types(kind: type[Any]) -> dict[str, Any]:
+def types_of(kind: type[Any]) -> dict[str, Any]:
+    """Return every setting's annotation by name, bounds included."""
     return get_type_hints(kind, include_extras=True)

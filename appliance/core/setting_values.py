@@ -14,7 +14,7 @@ class BadValueError(ValueError):
     """The value does not fit; the text says what would."""
 
 
-def convert(value: Any, wanted: Any, *, from_text: bool, folder: Path) -> Any:
+def convert(value: Any, wanted: Any, *, from_text: bool, folder: Path = Path()) -> Any:
     """Return the value as the wanted type.
 
     Args:

@@ -16,11 +16,19 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from appliance.core.errors import SettingsError
-from appliance.core.setting_sources import EffectiveSetting, Sources, check_tls, fields_of, load
+from appliance.core.setting_sources import EffectiveSetting, Sources, check_tls, fields_of, load, types_of
 from appliance.core.setting_sources import setting as _setting
 from appliance.core.types import KvCacheType
 
-__all__ = ["EffectiveSetting", "Settings", "load_settings", "setting_fields"]
+__all__ = [
+    "EffectiveSetting",
+    "Settings",
+    "check_together",
+    "effective_of",
+    "load_settings",
+    "setting_fields",
+    "setting_types",
+]
 
 ENVIRONMENT_PREFIX = "APPLIANCE_"
 
@@ -272,6 +280,11 @@ class Settings:
         return self.data_dir / "batches.lock"
 
     @property
+    def fleet_dir(self) -> Path:
+        """Return the folder of this box's identity at its hub."""
+        return self.data_dir / "fleet"
+
+    @property
     def fleet_path(self) -> Path:
         """Return the path of `fleet.db`: sessions, the twin, replies to commands and the journal of updates."""
         return self.data_dir / "fleet.db"
@@ -302,6 +315,25 @@ def setting_fields() -> dict[str, Field[Any]]:
     return fields_of(Settings)
 
 
+def effective_of(settings: Settings) -> list[EffectiveSetting]:
+    """Return settings that a program made, as if it had set each that is not as by default."""
+    default = Settings()
+    return [
+        EffectiveSetting(
+            name,
+            value := getattr(settings, name),
+            "default" if value == getattr(default, name) else "the program that started it",
+            each.metadata["meaning"],
+        )
+        for name, each in setting_fields().items()
+    ]
+
+
+def setting_types() -> dict[str, Any]:
+    """Return every setting's annotation by name, bounds included."""
+    return types_of(Settings)
+
+
 def load_settings(
     *,
     flags: Mapping[str, Any] | None = None,
@@ -323,7 +355,7 @@ def load_settings(
     """
     sources = Sources(flags or {}, environment or {}, config_file)
     settings, effective = load(Settings(), sources, ENVIRONMENT_PREFIX, other_variables=_is_no_setting)
-    _check_together(settings)
+    check_together(settings)
     return settings, effective
 
 
@@ -331,7 +363,12 @@ def _is_no_setting(variable: str) -> bool:
     return variable in _OTHER_VARIABLES or variable.startswith(HUB_ENVIRONMENT_PREFIX)
 
 
-def _check_together(settings: Settings) -> None:
+def check_together(settings: Settings) -> None:
+    """Check what one setting's own bounds cannot say.
+
+    Raises:
+        SettingsError: Two settings do not go together; `param` is the one to change.
+    """
     check_tls(settings.tls_certificate, settings.tls_key)
     if settings.max_sequences > settings.context_cells // 8:
         raise SettingsError(

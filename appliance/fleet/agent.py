@@ -6,8 +6,8 @@
     an orderly end      `stopping`, then a clean goodbye, so that the broker keeps the Will to itself
 
 Nothing here reaches serving: a broker, hub or network that is away costs reconnecting with jitter, and a part that
-raises is started anew after a while. That the broker gives our session to somebody else again and again means that
-another box has our identity: we slow down and raise an alarm.
+raises is started anew after a while. A session that is ended again and again may mean that another box has our
+identity: we slow down and raise an alarm.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import msgspec
 
@@ -35,9 +35,23 @@ LOGGER = logging.getLogger("appliance.fleet")
 LONGEST_RESTART_S = 300.0
 GOODBYE_S = 2.0
 ASK_TIME_AGAIN_S = 60.0
+ALARM_AGAIN_S = 3600.0
 
 Alarm = Callable[[str, dict[str, Any]], Awaitable[None]]
 """Raises an alarm of a kind, with figures; it reaches the hub when it can."""
+
+
+def subscriptions(device: str) -> Sequence[Subscription]:
+    """Return what a device reads: its own branch, and what is for all."""
+    return [Subscription(HUB_TOPIC), Subscription(f"{ROOT}/dn/{device}/+")]
+
+
+class Leaving(Link, Protocol):
+    """A link that can be left so that nobody is told that it was lost."""
+
+    async def say_farewell(self, message: Message) -> None:
+        """Publish the last message of a session. Raises as `publish`."""
+        ...
 
 
 class FleetAgent:
@@ -46,7 +60,8 @@ class FleetAgent:
     def __init__(
         self,
         device: str,
-        link: Link,
+        instance: str,
+        link: Leaving,
         ledger: DeviceLedger,
         *,
         hub: HubWatch,
@@ -64,7 +79,7 @@ class FleetAgent:
         self._device = device
         self._link = link
         self._ledger = ledger
-        self._instance = ledger.instance
+        self._instance = instance
         self._hub = hub
         self._asking = asking
         self._parts = parts
@@ -77,17 +92,12 @@ class FleetAgent:
         self._metrics = metrics
         self._alarm = alarm
         self._clones = CloneWatch()
-        self._state = DeviceState(0, "lost", 0.0, __version__, self._instance)
-        self._greeted = asyncio.Event()
+        self._since = clock.monotonic()
+        self._alarm_again = self._since
+        self._state = DeviceState(0, "lost", 0.0, __version__, instance)
         self._connected = asyncio.Event()
 
     # The session, as the connection tells of it
-
-    @property
-    def subscriptions(self) -> Sequence[Subscription]:
-        """Return what this device reads: its own branch, and what is for all."""
-        kinds = [Subscription(f"{ROOT}/dn/{self._device}/{kind}", _quality(kind)) for kind in sorted(self._readers)]
-        return [Subscription(HUB_TOPIC), *kinds]
 
     async def opening(self) -> Message:
         """Begin a new session and return its Will.
@@ -96,18 +106,22 @@ class FleetAgent:
             StorageError: The epoch cannot be written; a session without one of its own must not be.
         """
         epoch = await self._ledger.next_epoch()
+        self._since = self._clock.monotonic()
         self._state = DeviceState(epoch, "lost", self._clock.unix(), __version__, self._instance)
-        return self._state_message(self._state)
+        return self._message("lost")
 
     async def opened(self) -> None:
-        """Say that this box is there, and let each part say what it has to say anew."""
-        self._greeted.clear()
-        await self._say("online")
+        """Say that this box is there, and let each part say what it has to say anew.
+
+        Raises:
+            UnavailableError: The connection is gone already.
+        """
+        self._hub.connected()
+        await self._link.publish(self._message("online"))
         self._metrics.connected()
         LOGGER.info("connected to the fleet's broker, session %d", self._state.epoch)
         for part in self._parts:
             await self._guarded(part, part.connected())
-        self._greeted.set()
         self._connected.set()
 
     async def closed(self, *, taken_over: bool) -> float:
@@ -115,19 +129,21 @@ class FleetAgent:
         self._connected.clear()
         self._hub.lost()
         self._metrics.disconnected()
-        if not taken_over:
-            return 0.0
-        LOGGER.warning("the broker gave the session of %s to another connection", self._device)
-        if not self._clones.taken_over(self._clock.monotonic()):
+        now = self._clock.monotonic()
+        if not self._clones.ended(now, now - self._since, taken_over=taken_over):
             return 0.0
         LOGGER.error(
-            "another box uses the identity of %s: the hub's operator must enrol one of them anew", self._device
+            "another box uses the identity of %s, or its connection never stands: connecting again in %g s",
+            self._device,
+            HOLD_OFF_S,
         )
-        await self._raise_alarm("cloned_identity", {"epoch": self._state.epoch, "instance": self._instance})
+        if now >= self._alarm_again:
+            self._alarm_again = now + ALARM_AGAIN_S
+            await self._raise_alarm("cloned_identity", {"epoch": self._state.epoch, "instance": self._instance})
         return HOLD_OFF_S
 
     async def receive(self, message: Message) -> None:
-        """Hand a message to the part that reads it; returns when the part is done with it."""
+        """Hand a message to the part that reads it, which has greeted the hub by then; return when it is done."""
         if message.topic == HUB_TOPIC:
             self._hub.hear(message)
             return
@@ -136,17 +152,15 @@ class FleetAgent:
         if part is None:
             LOGGER.warning("a message on %r is not for this box", message.topic[:200])
             return
-        if kind != "res":  # an answer to what a part asks while it greets the hub
-            await self._greeted.wait()
         await self._guarded(part, part.handle(cast("DownKind", kind), message))
 
     async def say_goodbye(self) -> None:
         """Tell the hub that this end is meant, if it can be told at once."""
         try:
             async with asyncio.timeout(GOODBYE_S):
-                await self._say("stopping")
-        except TimeoutError:
-            LOGGER.info("the broker did not take the goodbye within %g s", GOODBYE_S)
+                await self._link.say_farewell(self._message("stopping"))
+        except (TimeoutError, ApplianceError) as error:
+            LOGGER.info("the hub was not told that this end is meant, and will hear that this box is lost: %s", error)
 
     # Work in between
 
@@ -189,14 +203,8 @@ class FleetAgent:
                 LOGGER.info("the hub's time is not known: %s", error)
                 await asyncio.sleep(ASK_TIME_AGAIN_S)
 
-    async def _say(self, status: Literal["online", "stopping"]) -> None:
+    def _message(self, status: Literal["online", "lost", "stopping"]) -> Message:
         state = msgspec.structs.replace(self._state, status=status)
-        try:
-            await self._link.publish(self._state_message(state))
-        except ApplianceError as error:
-            LOGGER.info("the hub was not told that this box is %s: %s", status, error)
-
-    def _state_message(self, state: DeviceState) -> Message:
         return Message(up(self._device, "state"), msgspec.json.encode(state), retain=True)
 
     async def _raise_alarm(self, kind: str, body: dict[str, Any]) -> None:
@@ -204,8 +212,3 @@ class FleetAgent:
             await self._alarm(kind, body)
         except ApplianceError as error:
             LOGGER.warning("the alarm %s was not kept: %s", kind, error)
-
-
-def _quality(kind: str) -> Literal[0, 1]:
-    """Return the quality of service of what is read: blocks and acknowledgements are asked for again by themselves."""
-    return 0 if kind in {"blk", "ack"} else 1

@@ -1,4 +1,4 @@
-"""What a box knows of itself towards its hub: which installation it is, and how many sessions it has had."""
+"""How many sessions this box has had at its broker."""
 
 from __future__ import annotations
 
@@ -10,11 +10,6 @@ class DeviceLedger:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-
-    @property
-    def instance(self) -> str:
-        """Return the name that this installation made up for itself, once."""
-        return str(self._database.read(lambda each: each.execute("SELECT instance FROM device").fetchone()[0]))
 
     @property
     def epoch(self) -> int:

@@ -17,11 +17,15 @@ class FleetPart(Protocol):
         ...
 
     async def handle(self, kind: DownKind, message: Message) -> None:
-        """Take one message. Whatever it contains raises nothing: it is refused in a log line or in an answer."""
+        """Take one message. Whatever it contains raises nothing: it is refused in a log line or in an answer.
+
+        It asks the hub nothing and takes no long time, for the answer may wait behind this very message: what needs
+        either is kept, and done by `run`.
+        """
         ...
 
     async def connected(self) -> None:
-        """Say what has to be said anew after each connecting, before anything else is handled."""
+        """Say what has to be said anew after each connecting, before anything else is handled; ask nothing here."""
         ...
 
     async def run(self) -> None:

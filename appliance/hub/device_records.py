@@ -86,6 +86,21 @@ class Which:
     seen_before: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Kinds:
+    """How many devices there are of each kind.
+
+    Attributes:
+        quiet: Those that said nothing since a time, or never.
+        agents: By version of the program.
+        hardware: By hardware class.
+    """
+
+    quiet: int
+    agents: Mapping[str, int]
+    hardware: Mapping[str, int]
+
+
 class DeviceStore(Protocol):
     """What is kept of devices. What changes is on the disk when a method returns."""
 
@@ -109,6 +124,10 @@ class DeviceStore(Protocol):
         """Return how many devices there are by status, those in quarantine only as `quarantined`."""
         ...
 
+    def kinds(self, quiet_since: float) -> Kinds:
+        """Return how many devices there are of each kind."""
+        ...
+
     def reported(self, device: str) -> Reported | None:
         """Return the reported twin, or None before the first.
 
@@ -129,7 +148,7 @@ class DeviceStore(Protocol):
         """Take in a state message and return what it was worth."""
         ...
 
-    async def note_report(self, device: str, reported: Reported, document: bytes) -> bool:
+    async def note_report(self, device: str, reported: Reported, document: bytes, *, retained: bool) -> bool:
         """Take in a reported twin; return False if a newer one is known."""
         ...
 
@@ -139,6 +158,14 @@ class DeviceStore(Protocol):
 
     async def lose_unconfirmed(self, since: float) -> int:
         """Count those as lost that are said to be online and gave no sign since; return how many."""
+        ...
+
+    def forgotten(self) -> Sequence[str]:
+        """Return devices whose messages the broker may still keep."""
+        ...
+
+    async def note_cleared(self, device: str) -> None:
+        """Note that the broker keeps nothing of a forgotten device any more."""
         ...
 
     async def release(self, device: str, *, actor: str) -> Device:

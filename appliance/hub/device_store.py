@@ -8,12 +8,14 @@ from typing import Any
 import msgspec
 
 from appliance.core.clock import Clock
-from appliance.core.errors import ConflictError, NotFoundError
+from appliance.core.errors import ConflictError
 from appliance.core.fleet import DeviceState, Reported
 from appliance.core.printable import printable
 from appliance.hub.device_names import check_groups, check_labels
-from appliance.hub.device_records import Device, DeviceEvent, Which
+from appliance.hub.device_records import Device, DeviceEvent, Kinds, Which
+from appliance.hub.device_rows import device_of, expect_device, find_device, get_device, is_forgotten
 from appliance.hub.presence import KnownSession, Verdict, judge
+from appliance.hub.twin_store import refresh
 from appliance.security.audit import record
 from appliance.store.database import Connection, Database, Row
 from appliance.store.grouped import GroupedWrites
@@ -37,7 +39,7 @@ class SqliteDevices:
 
     def find(self, device: str) -> Device | None:
         """Return a device, or None."""
-        return self._database.read(lambda connection: _find(connection, device))
+        return self._database.read(lambda connection: find_device(connection, device))
 
     def get(self, device: str) -> Device:
         """Return a device. Raises NotFoundError."""
@@ -52,7 +54,7 @@ class SqliteDevices:
                 f"SELECT * FROM devices WHERE {' AND '.join(conditions)} ORDER BY id LIMIT :limit",  # noqa: S608
                 {**values, "after": after, "limit": limit},
             )
-            return [_device(connection, row) for row in rows.fetchall()]
+            return [device_of(connection, row) for row in rows.fetchall()]
 
         return self._database.read(read)
 
@@ -66,6 +68,19 @@ class SqliteDevices:
         )
         nobody = dict.fromkeys(("online", "lost", "stopping", "unreached", "quarantined"), 0)
         return nobody | {row["status"]: row["n"] for row in rows}
+
+    def kinds(self, quiet_since: float) -> Kinds:
+        """Return how many devices there are of each kind."""
+
+        def read(connection: Connection) -> Kinds:
+            quiet = connection.execute(
+                "SELECT count(*) FROM devices WHERE seen IS NULL OR seen < ?", (quiet_since,)
+            ).fetchone()[0]
+            agents = connection.execute("SELECT agent, count(*) FROM devices GROUP BY 1 ORDER BY 2 DESC LIMIT 50")
+            hardware = connection.execute("SELECT hardware, count(*) FROM devices GROUP BY 1 ORDER BY 2 DESC LIMIT 50")
+            return Kinds(quiet, dict(map(tuple, agents.fetchall())), dict(map(tuple, hardware.fetchall())))
+
+        return self._database.read(read)
 
     def reported(self, device: str) -> Reported | None:
         """Return the reported twin, or None. Raises NotFoundError."""
@@ -98,12 +113,14 @@ class SqliteDevices:
         now = self._clock.unix()
         return await self._writes.write(lambda connection: _note_state(connection, device, state, retained, now))
 
-    async def note_report(self, device: str, reported: Reported, document: bytes) -> bool:
+    async def note_report(self, device: str, reported: Reported, document: bytes, *, retained: bool) -> bool:
         """Take in a reported twin; return False if a newer one is known."""
         now = self._clock.unix()
         hardware = printable(str(reported.facts.get("hardware", "")))[:_LONGEST_HARDWARE]
 
         def write(connection: Connection) -> bool:
+            if retained and is_forgotten(connection, device):
+                return False
             expect_device(connection, device, now)
             changed = connection.execute(
                 "UPDATE devices SET reported = ?, reported_version = ?, desired_version = ?, hardware = ?, "
@@ -142,6 +159,18 @@ class SqliteDevices:
             ).rowcount
 
         return await self._writes.write(write)
+
+    def forgotten(self) -> Sequence[str]:
+        """Return devices whose messages the broker may still keep."""
+        rows = self._database.read(
+            lambda connection: connection.execute("SELECT id FROM forgotten_devices ORDER BY id LIMIT 100").fetchall()
+        )
+        return [row["id"] for row in rows]
+
+    async def note_cleared(self, device: str) -> None:
+        """Note that the broker keeps nothing of a forgotten device any more."""
+        sql = "DELETE FROM forgotten_devices WHERE id = ?"
+        await self._writes.write(lambda connection: connection.execute(sql, (device,)).rowcount)
 
     async def release(self, device: str, *, actor: str) -> Device:
         """End a quarantine. Raises NotFoundError, ConflictError."""
@@ -183,6 +212,7 @@ class SqliteDevices:
                     connection.execute(
                         "INSERT INTO device_labels (device, name, value) VALUES (?, ?, ?)", (device, name, value)
                     )
+            refresh(connection, device)
             after = get_device(connection, device)
             check_labels(after.labels)
             if (before.groups, before.labels) != (after.groups, after.labels):
@@ -200,60 +230,10 @@ class SqliteDevices:
             get_device(connection, device)
             connection.execute("DELETE FROM twins WHERE scope = 'device' AND name = ?", (device,))
             connection.execute("DELETE FROM devices WHERE id = ?", (device,))
+            connection.execute("INSERT OR REPLACE INTO forgotten_devices (id, at) VALUES (?, ?)", (device, now))
             record(connection, actor, "device.forget", device, at=now)
 
         await self._database.write(write)
-
-
-def expect_device(connection: Connection, device: str, now: float) -> None:
-    """Note a device inside the caller's transaction; one that is known stays as it is."""
-    connection.execute(
-        "INSERT OR IGNORE INTO devices (id, created, status, instance, epoch, began, confirmed, agent) "
-        "VALUES (?, ?, 'unreached', '', 0, 0, ?, '')",
-        (device, now, now),
-    )
-
-
-def get_device(connection: Connection, device: str) -> Device:
-    """Return a device inside the caller's transaction.
-
-    Raises:
-        NotFoundError: There is none of that id.
-    """
-    found = _find(connection, device)
-    if found is None:
-        raise NotFoundError(
-            f"There is no device {device!r}.", advice="`appliance hub devices list` shows them all.", param="device"
-        )
-    return found
-
-
-def _find(connection: Connection, device: str) -> Device | None:
-    row = connection.execute("SELECT * FROM devices WHERE id = ?", (device,)).fetchone()
-    return None if row is None else _device(connection, row)
-
-
-def _device(connection: Connection, row: Row) -> Device:
-    values = (row["id"],)
-    groups = connection.execute("SELECT name FROM device_groups WHERE device = ? ORDER BY name", values)
-    labels = connection.execute("SELECT name, value FROM device_labels WHERE device = ? ORDER BY name", values)
-    return Device(
-        id=row["id"],
-        created=row["created"],
-        status=row["status"],
-        instance=row["instance"],
-        epoch=row["epoch"],
-        began=row["began"],
-        seen=row["seen"],
-        agent=row["agent"],
-        quarantined=row["quarantined"],
-        hardware=row["hardware"],
-        reported_version=row["reported_version"],
-        desired_version=row["desired_version"],
-        reported_at=row["reported_at"],
-        groups=tuple(each["name"] for each in groups.fetchall()),
-        labels={each["name"]: each["value"] for each in labels.fetchall()},
-    )
 
 
 def _conditions(which: Which) -> tuple[list[str], dict[str, Any]]:
@@ -272,6 +252,8 @@ def _conditions(which: Which) -> tuple[list[str], dict[str, Any]]:
 
 
 def _note_state(connection: Connection, device: str, state: DeviceState, retained: bool, now: float) -> Verdict:
+    if retained and is_forgotten(connection, device):
+        return "old"
     expect_device(connection, device, now)
     row = connection.execute(
         "SELECT status, instance, epoch, began, quarantined FROM devices WHERE id = ?", (device,)

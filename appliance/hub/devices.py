@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 
 from appliance.core.clock import Clock
-from appliance.core.fleet import DeviceState, Reported, UpKind
-from appliance.core.messaging import Message
+from appliance.core.errors import ApplianceError
+from appliance.core.fleet import DeviceState, Reported, UpKind, down, up
+from appliance.core.messaging import Link, Message
 from appliance.hub.device_records import DeviceStore
 from appliance.hub.dispatch import Complaints, Dispatcher
 
@@ -35,8 +36,9 @@ class Devices:
 
     kinds: frozenset[UpKind] = frozenset({"state", "rep"})
 
-    def __init__(self, store: DeviceStore, complaints: Complaints, clock: Clock) -> None:
+    def __init__(self, store: DeviceStore, link: Link, complaints: Complaints, clock: Clock) -> None:
         self.store = store
+        self._link = link
         self._complaints = complaints
         self._clock = clock
         self._reporting: list[Reporting] = []
@@ -57,8 +59,8 @@ class Devices:
 
     async def handle(self, device: str, kind: UpKind, rest: str, message: Message) -> None:  # noqa: ARG002
         """Take in a state or a reported twin."""
-        if not message.payload and message.retain:
-            return  # somebody cleared the topic
+        if not message.payload:
+            return  # the hub itself cleared the topic
         decoder: msgspec.json.Decoder[Any] = _STATES if kind == "state" else _REPORTS
         try:
             document = decoder.decode(message.payload)
@@ -67,7 +69,7 @@ class Devices:
             return
         if isinstance(document, DeviceState):
             await self._note_state(device, document, message)
-        elif await self.store.note_report(device, document, message.payload):
+        elif await self.store.note_report(device, document, message.payload, retained=message.retain):
             for each in self._reporting:
                 each(device, document)
 
@@ -76,6 +78,7 @@ class Devices:
         while True:
             await asyncio.sleep(SEEN_EVERY_S)
             await self.write_seen()
+            await self._clear_forgotten()
             since = self._connected_at
             if since is not None and self._clock.unix() - since > RECONNECT_S:
                 self._connected_at = None
@@ -88,6 +91,17 @@ class Devices:
         seen = {} if self._dispatcher is None else self._dispatcher.take_seen()
         if seen:
             await self.store.note_seen(seen)
+
+    async def _clear_forgotten(self) -> None:
+        for device in self.store.forgotten() if self._link.connected else ():
+            topics = (up(device, "state"), up(device, "rep"), down(device, "des"), down(device, "job"))
+            try:
+                for topic in topics:
+                    await self._link.publish(Message(topic, b"", retain=True))
+            except ApplianceError as error:
+                logger.info("The broker still keeps messages of %s: %s", device, error)
+                return
+            await self.store.note_cleared(device)
 
     async def _note_state(self, device: str, state: DeviceState, message: Message) -> None:
         if len(state.instance) > 64 or not state.instance:

@@ -5,6 +5,7 @@ devices.confirmed     when the broker last had this status, by the hub's clock
 devices.seen          when the device last said anything, by the hub's clock
 devices.quarantined   since when two boxes use this identity, or NULL
 device_instances      installations that had this identity, with the highest epoch of each
+forgotten_devices     whose messages the broker still keeps, until the running hub has cleared them there
 device_events         what an operator should know of, the newest of each device
 twins                 the desired twins as operators write them: of a device or of a group
 twin_versions         what each device is sent, of its own twin and its groups'; without `published` it has to be
@@ -34,6 +35,7 @@ STATEMENTS = (
     ) STRICT
     """,
     "CREATE INDEX devices_status ON devices (status, confirmed)",
+    "CREATE TABLE forgotten_devices (id TEXT PRIMARY KEY, at REAL NOT NULL) STRICT, WITHOUT ROWID",
     """
     CREATE TABLE device_instances (
         device TEXT NOT NULL REFERENCES devices (id) ON DELETE CASCADE,

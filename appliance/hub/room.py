@@ -25,19 +25,37 @@ from appliance.core.clock import Clock, SystemClock
 from appliance.core.errors import ApplianceError, UnavailableError, errors_in
 from appliance.core.hub_settings import HubSettings
 from appliance.core.messaging import Link, Receive
+from appliance.hub.authority import Authority
+from appliance.hub.command_store import SqliteCommands
+from appliance.hub.commands import Commands
 from appliance.hub.device_records import DeviceStore
 from appliance.hub.device_store import SqliteDevices
 from appliance.hub.devices import Devices
+from appliance.hub.director import Director
 from appliance.hub.dispatch import Complaints, Counting, Dispatcher
+from appliance.hub.enrolment_plug import plug_enrolment
+from appliance.hub.http.app import create_hub_app
+from appliance.hub.http.devices import DeviceResource, device_operations
+from appliance.hub.http.telemetry import TelemetryResource, telemetry_operations
+from appliance.hub.ingest import Retention, TelemetryIngest
 from appliance.hub.mqtt import HubLink
+from appliance.hub.operators import MAKE_KEY, SCOPES
+from appliance.hub.overview import Overview
 from appliance.hub.part import HubPart
 from appliance.hub.questions import Questions
 from appliance.hub.schema import MIGRATIONS
+from appliance.hub.telemetry_store import SqliteTelemetry, TelemetryStore
+from appliance.hub.twin_store import SqliteTwins
+from appliance.hub.twins import Sign, Twins
 from appliance.observe.hub_metrics import HubMetrics
 from appliance.observe.logs import configure_logging
+from appliance.security.keys import KeyStore
 from appliance.store.database import Database
 from appliance.store.grouped import GroupedWrites
 from appliance.store.ownership import own
+from appliance.web.exposure import check_exposure
+from appliance.web.routes import Operation
+from appliance.web.server import HttpServer
 
 LOGGER = logging.getLogger("appliance.hub")
 
@@ -59,7 +77,12 @@ class Means:
         questions: Where answerers register.
         counting: Of messages.
         closing: What a part opens, it has closed here.
+        sign: Puts a payload of a type into an envelope of the director's.
+        commands: What devices are told to do.
+        twins: What devices should be.
+        telemetry: What devices told.
         listening: Topics outside of the devices' own branch, by prefix.
+        operations: What operators are offered over HTTP; those of one path stand together.
     """
 
     settings: HubSettings
@@ -74,22 +97,56 @@ class Means:
     counting: Counting
     metrics: HubMetrics
     closing: AsyncExitStack
+    sign: Sign
+    commands: SqliteCommands
+    twins: SqliteTwins
+    telemetry: TelemetryStore
     listening: dict[str, Receive] = field(default_factory=dict)
+    operations: list[Operation] = field(default_factory=list)
 
 
-PLUGS: tuple[Callable[[Means], HubPart], ...] = ()
+def plug_telemetry(means: Means) -> TelemetryIngest:
+    """Make the part that takes in telemetry, and offer it to operators."""
+    means.operations += telemetry_operations(TelemetryResource(means.devices, means.telemetry))
+    settings = means.settings
+    retention = Retention(settings.telemetry_days * 86_400.0, settings.telemetry_rows)
+    return TelemetryIngest(means.telemetry, means.link, means.clock, retention=retention)
+
+
+def plug_twins(means: Means) -> Twins:
+    """Make the part that tells devices what they should be."""
+    twins = Twins(means.twins, means.link, means.sign, means.clock)
+    means.presence.on_report(twins.note_report)
+    means.questions.answer_with("desired", twins.answer)
+    return twins
+
+
+def plug_commands(means: Means) -> Commands:
+    """Make the part that sends commands, and offer operators the devices."""
+    means.operations += device_operations(DeviceResource(means.devices, means.twins, means.commands))
+    return Commands(means.commands, means.link, means.complaints, means.clock)
+
+
+PLUGS: tuple[Callable[[Means], HubPart], ...] = (plug_enrolment, plug_twins, plug_commands, plug_telemetry)
 """Each makes one part, in this order."""
 
 
 @dataclass(slots=True)
 class Hub:
-    """A running hub: its parts and how to stop it."""
+    """A running hub: its parts and how to stop it.
+
+    Attributes:
+        port: The port that operators reach, 0 before `listening` is set.
+    """
 
     means: Means
     link: HubLink
     parts: list[HubPart]
     dispatcher: Dispatcher
-    systemd: sdnotify.SystemdNotifier
+    server: HttpServer
+    systemd: sdnotify.SystemdNotifier | None
+    port: int = 0
+    listening: asyncio.Event = field(default_factory=asyncio.Event)
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
     _hurry: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -107,13 +164,39 @@ class Hub:
             running = [tasks.create_task(each.run(), name=type(each).__name__) for each in self.parts]
             running.append(tasks.create_task(self._stay_connected(), name="mqtt"))
             running.append(tasks.create_task(self._tell_systemd(), name="systemd"))
+            http = tasks.create_task(self.server.serve(self._on_listening), name="http")
             await self._stop.wait()
             LOGGER.info("stopping")
-            self.systemd.notify("STOPPING=1\nSTATUS=Stopping.")
+            self._notify("STOPPING=1\nSTATUS=Stopping.")
+            self.server.stop()
+            await self._end_requests(http)
             await self.link.say_farewell()
             for each in running:
                 each.cancel()
         await self.means.presence.write_seen()
+
+    def _on_listening(self, port: int) -> None:
+        self.port = port
+        settings = self.means.settings
+        scheme = "https" if settings.tls_certificate else "http"
+        LOGGER.info("operators reach the hub at %s://%s:%d", scheme, settings.host, port)
+        self.listening.set()
+
+    async def _end_requests(self, http: asyncio.Task[None]) -> None:
+        """Wait for the open requests; after the limit, or when hurried, cut them off."""
+        async with asyncio.TaskGroup() as waiting:
+            hurry = waiting.create_task(self._hurry.wait(), name="hurry")
+            limit_s = self.means.settings.shutdown_grace_s
+            await asyncio.wait({http, hurry}, timeout=limit_s, return_when="FIRST_COMPLETED")
+            hurry.cancel()
+        if not http.done():
+            LOGGER.warning("open requests are cut off")
+            self.server.abort()
+            await http
+
+    def _notify(self, state: str) -> None:
+        if self.systemd is not None:
+            self.systemd.notify(state)
 
     async def _stay_connected(self) -> None:
         subscriptions = self.dispatcher.subscriptions(self.means.settings.shared_group)
@@ -123,14 +206,15 @@ class Hub:
         """Say that we are ready, and feed the watchdog for as long as the loop turns."""
         watchdog_s = int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6
         every_s = min(BEAT_S, watchdog_s / 2) if watchdog_s else BEAT_S
-        self.systemd.notify("READY=1")
+        await self.listening.wait()
+        self._notify("READY=1")
         status = ""
         while True:
-            self.systemd.notify("WATCHDOG=1")
+            self._notify("WATCHDOG=1")
             now = "Connected to the broker." if self.link.connected else "Waiting for the broker."
             if now != status:
                 status = now
-                self.systemd.notify(f"STATUS={status}")
+                self._notify(f"STATUS={status}")
                 LOGGER.info("status: %s", status)
             await asyncio.sleep(every_s)
 
@@ -149,18 +233,21 @@ async def open_hub(settings: HubSettings, plugs: tuple[Callable[[Means], HubPart
             stack.enter_context(own(settings.lock_path, _in_use))
         database = Database(settings.database_path, migrations=MIGRATIONS)
         stack.callback(database.close)
+        keys = KeyStore(database, SystemClock(), scopes=SCOPES)
+        check_exposure(settings, keys.has_keys(), MAKE_KEY)
         means = _means(settings, database, stack)
         parts: list[HubPart] = [means.presence, means.questions, *(plug(means) for plug in plugs)]
         dispatcher = Dispatcher(parts, means.complaints, means.counting, means.clock)
         for prefix, receive in means.listening.items():
             dispatcher.listen(prefix, receive)
         means.presence.watch(dispatcher)
-        systemd = sdnotify.SystemdNotifier()
-        if systemd.socket is not None:
+        systemd = sdnotify.SystemdNotifier() if "NOTIFY_SOCKET" in os.environ else None
+        if systemd is not None and systemd.socket is not None:
             stack.callback(systemd.socket.close)
         link = means.link
         assert isinstance(link, HubLink)
-        yield Hub(means, link, parts, dispatcher, systemd)
+        app = create_hub_app(settings, _overview(means, link), means.operations, keys=keys, metrics=means.metrics)
+        yield Hub(means, link, parts, dispatcher, HttpServer(app, settings), systemd)
 
 
 def serve_hub(settings: HubSettings) -> int:
@@ -201,12 +288,25 @@ def _means(settings: HubSettings, database: Database, stack: AsyncExitStack) -> 
         writes=writes,
         link=link,
         devices=devices,
-        presence=Devices(devices, complaints, clock),
+        presence=Devices(devices, link, complaints, clock),
         complaints=complaints,
         questions=Questions(link, devices, complaints, clock, most_a_minute=settings.questions_per_minute),
         counting=metrics,
         metrics=metrics,
         closing=stack,
+        sign=Director(Authority(settings.data_dir, clock)).sign,
+        commands=SqliteCommands(database, writes, clock),
+        twins=SqliteTwins(database, clock),
+        telemetry=SqliteTelemetry(database),
+    )
+
+
+def _overview(means: Means, link: HubLink) -> Overview:
+    return Overview(
+        means.devices,
+        means.clock,
+        unreached_days=means.settings.unreached_days,
+        connected=lambda: link.connected,
     )
 
 

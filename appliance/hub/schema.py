@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from appliance.hub import devices_schema
+from appliance.hub import devices_schema, enrolment_schema, telemetry_schema
 from appliance.store.migrations import KEYS_AND_AUDIT, Migration
 
 PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("api_keys_and_audit", KEYS_AND_AUDIT),
     ("devices", devices_schema.STATEMENTS),
+    ("enrolment", enrolment_schema.STATEMENTS),
+    ("telemetry", telemetry_schema.TELEMETRY),
 )
 """Name and statements of each step, oldest first."""
 

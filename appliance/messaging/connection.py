@@ -62,8 +62,9 @@ class Connection:
         receive: Receive,
         *,
         subscriptions: Sequence[Subscription] = (),
-        will: Callable[[], Will] | None = None,
+        will: Callable[[], Will | Awaitable[Will]] | None = None,
         on_connected: Callable[[], Awaitable[None]] | None = None,
+        on_disconnected: Callable[[str], Awaitable[None]] | None = None,
         lanes: int = 1,
         clock: Clock | None = None,
         uniform: Callable[[], float] = random.random,
@@ -74,9 +75,11 @@ class Connection:
             options: Where and how.
             receive: Takes each message; what it raises is logged, and the message counts as handled.
             subscriptions: Made at each connecting.
-            will: Called before each connecting, so that it can carry what is new about the session.
+            will: Called before each connecting, so that it can carry what is new about the session; may write it down
+                first.
             on_connected: Awaited after each connecting, before a message is handled: it may publish, but an answer
                 would not reach it.
+            on_disconnected: Awaited after each session's end with the reason, such as `Session taken over`.
             lanes: Messages handled at the same time; those of one topic one after the other.
             clock: Tells how long a connection stood.
             uniform: Returns a random number from 0 to 1.
@@ -87,6 +90,7 @@ class Connection:
         self._subscriptions = tuple(subscriptions)
         self._will = will
         self._on_connected = on_connected
+        self._on_disconnected = on_disconnected
         self._clock = clock or SystemClock()
         self._uniform = uniform
         self._session: Session | None = None
@@ -158,7 +162,7 @@ class Connection:
         self.figures.attempts += 1
         self._early = []
         try:
-            session = await Session.open(self._options, self._will() if self._will else None, self._arrived)
+            session = await Session.open(self._options, await self._next_will(), self._arrived)
             await session.subscribe(self._subscriptions)
             since = self._clock.monotonic()
             await self._stay(session)
@@ -170,7 +174,13 @@ class Connection:
             self._release_early()
             if session is not None:
                 session.close(with_will=not self._leaving)
+        if session is not None and self._on_disconnected is not None:
+            await self._on_disconnected(session.reason)
         return None if since is None else self._clock.monotonic() - since
+
+    async def _next_will(self) -> Will | None:
+        made = self._will() if self._will else None
+        return made if made is None or isinstance(made, Will) else await made
 
     async def _stay(self, session: Session) -> None:
         async with asyncio.TaskGroup() as group:

@@ -72,6 +72,11 @@ def configure_logging(
     logging.captureWarnings(True)
 
 
+def set_log_level(level: str) -> None:
+    """Change the least severity that is logged: `debug`, `info`, `warning` or `error`."""
+    logging.getLogger().setLevel(level.upper())
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object a line.
 

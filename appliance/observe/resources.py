@@ -62,6 +62,22 @@ class Gpu:
     memory: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy the machine is: share of its CPUs since the last look, 0 to 1; runnable tasks, mean of a minute; the
+    bytes of main memory that this process holds.
+    """
+
+    cpu: float
+    runnable: float
+    resident: int
+
+
+def load() -> Load:
+    """Return how busy the machine is."""
+    return Load(psutil.cpu_percent(None) / 100, os.getloadavg()[0], psutil.Process().memory_info().rss)
+
+
 def physical_cores(root: Path = Path("/")) -> int:
     """Return the physical cores that this process may keep busy: by affinity and by cgroup quota, at least 1.
 

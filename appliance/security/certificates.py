@@ -6,6 +6,7 @@ and whether he is a server or a client; what a certificate request wishes beyond
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -331,3 +332,22 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 def _time(unix_s: float) -> datetime:
     return datetime.fromtimestamp(0, tz=UTC) + timedelta(seconds=int(unix_s))
+
+
+def requested_key_digest(device: str, request: bytes) -> str:
+    """Return the SHA-256 of the public key in a device's certificate request, lower-case hex.
+
+    Raises:
+        InvalidRequestError: As for `Authority.device`.
+    """
+    key = _requested_key(device, request)
+    form = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(form).hexdigest()
+
+
+def revoked_serials(revocations: bytes) -> set[int]:
+    """Return the serials in a list of revoked certificates, PEM; none if it cannot be read, so that it is made anew."""
+    try:
+        return {each.serial_number for each in x509.load_pem_x509_crl(revocations)}
+    except ValueError:
+        return set()

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import secrets
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ from appliance.store.database import Connection, Database, Row
 
 logger = logging.getLogger(__name__)
 
-SCOPES = ("inference", "metrics", "admin")
+SCOPES: Sequence[str] = ("inference", "metrics", "admin")
 """`inference` may use models, `metrics` may read `/metrics`, `admin` may do everything."""
 
 TIERS = {tier.name.lower(): tier for tier in Priority}
@@ -82,7 +82,9 @@ class KeyStore:
     Every question goes to the database, so a key that the command line revoked stops working with the next request.
     """
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock, *, scopes: Sequence[str] = SCOPES) -> None:
+        """Use the keys of a database; `scopes` are those that a key of its program may have."""
+        self._scopes = scopes
         self._database = database
         self._clock = clock
         self._noted: dict[str, float] = {}
@@ -110,7 +112,7 @@ class KeyStore:
             ConflictError: A valid key has the name.
         """
         name = _checked_name(name)
-        granted = _checked_scopes(scopes)
+        granted = _checked_scopes(scopes, self._scopes)
         _check_weight(weight)
         secret = KEY_PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
         key = ApiKey(
@@ -246,13 +248,13 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def _checked_scopes(scopes: Iterable[str]) -> frozenset[str]:
+def _checked_scopes(scopes: Iterable[str], there_are: Sequence[str]) -> frozenset[str]:
     granted = frozenset(scopes)
-    unknown = sorted(granted.difference(SCOPES))
+    unknown = sorted(granted.difference(there_are))
     if unknown or not granted:
         raise InvalidRequestError(
             f"There is no scope {unknown[0]!r}." if unknown else "An API key without a scope could do nothing.",
-            advice=f"The scopes are {', '.join(SCOPES)}.",
+            advice=f"The scopes are {', '.join(there_are)}.",
             param="scopes",
         )
     return granted

@@ -94,6 +94,11 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         sync_folder(path.parent)
 
 
+def write_file(path: Path, data: bytes, *, private: bool = False) -> None:
+    """Write a whole small file as `write_durably` does, for everybody to read or, if private, for this user only."""
+    write_durably(path, data, mode=0o600 if private else 0o644)
+
+
 def free_bytes(folder: Path) -> int:
     """Return how many bytes this user may still write to the folder's disk."""
     return shutil.disk_usage(folder).free

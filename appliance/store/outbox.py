@@ -9,14 +9,14 @@ gap row, so that the loss is told too.
     sample           written once a second: the last second may go with the process
 
 The number of the boot is kept in a small file as well, synced before the first row: sequences begin anew with each
-boot, so a number that came twice would make the hub take new rows for old ones.
+boot, so a number that came twice would make the hub take new rows for old ones. Where nothing is left of it, on a box
+that was set up anew, it begins with the minutes since 2024: more than there were starts.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +30,7 @@ from appliance.core.errors import StorageError, TooLargeError, UnreadableDatabas
 from appliance.core.fleet import STREAMS, Stream
 from appliance.store import outbox_schema
 from appliance.store.database import Connection, Database
+from appliance.store.files import write_file
 from appliance.store.outbox_rows import GAP, ROW_BYTES, Row, squeeze, without
 from appliance.store.outbox_schema import MIGRATIONS, Held, Position
 
@@ -46,7 +47,9 @@ FLUSH_S = 1.0
 
 _DURABLE: frozenset[Stream] = frozenset({"alarm", "job"})
 _WRITTEN: frozenset[Stream] = frozenset({"health", "metric"})
+_MOST_PENDING = 200
 _FULL, _NORMAL = 2, 1
+_NEW_YEAR_2024 = 1_704_067_200
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +71,11 @@ class Outbox:
     """Owns `telemetry.db`. Used from one event loop; opening it blocks for milliseconds.
 
     Attributes:
-        boot: This start of the program, counted from 1.
+        boot: The number of this start of the program, higher than those of before.
         lost: Facts that were lost since then.
         moved_aside: Why the file of before was moved aside at this start or since, or "".
         failing: Why rows wait in memory, or "".
+        changed: Set when a row was appended; whoever waits for that clears it.
     """
 
     def __init__(self, path: Path, clock: Clock, limits: Limits = Limits()) -> None:
@@ -96,6 +100,7 @@ class Outbox:
         self.lost = 0
         self.moved_aside = ""
         self.failing = ""
+        self.changed = asyncio.Event()
         self.boot = self._begin_boot()
 
     async def append(self, stream: Stream, kind: str, body: Mapping[str, Any]) -> None:
@@ -110,7 +115,7 @@ class Outbox:
                 f"A row {kind!r} of telemetry has {len(encoded)} bytes; at most {LARGEST_BODY_BYTES} are kept."
             )
         self._pend(stream, kind, encoded)
-        if stream in _DURABLE or stream in _WRITTEN:
+        if stream in _DURABLE or stream in _WRITTEN or self.failing or len(self._pending) >= _MOST_PENDING:
             await self.flush(durable=stream in _DURABLE)
 
     async def flush(self, *, durable: bool = False) -> None:
@@ -226,6 +231,7 @@ class Outbox:
         self._next[stream] += 1
         at = self._clock.unix()
         self._pending.append(Row(stream, self.boot, number, number, at, at, self.lived(), lost, kind, body))
+        self.changed.set()
 
     def _bound_memory(self) -> None:
         """Let go of the oldest of the lowest class, as in the file."""
@@ -287,8 +293,8 @@ class Outbox:
     # Opening
 
     def _begin_boot(self) -> int:
-        known = _read_boot(self._boot_path)
-        boot = known + 1
+        known = _read_boot(self._boot_path) or max(0, int((self._clock.unix() - _NEW_YEAR_2024) // 60))
+        boot = self.boot = known + 1
         try:
             boot = self._open(known)
         except UnreadableDatabaseError as error:
@@ -296,11 +302,10 @@ class Outbox:
         except StorageError as error:
             self._fail(error)
         try:
-            _write_boot(self._boot_path, boot)
-        except OSError as error:
-            LOGGER.warning("the boot's number cannot be written to %s: %s", self._boot_path, error.strerror)
+            write_file(self._boot_path, f"{boot}\n".encode(), private=True)
+        except (StorageError, OSError) as error:
+            LOGGER.warning("the number of this start is not kept: %s", error)
         if self.moved_aside:
-            self.boot = boot
             self._reopen_quietly()
         return boot
 
@@ -312,8 +317,8 @@ class Outbox:
         database = Database(self._path, migrations=MIGRATIONS, durable=False)
         self._synchronous = _NORMAL
         try:
-            boot, self._lived = database.write_blocking(lambda connection: outbox_schema.begin_boot(connection, known))
             self._held = database.read(outbox_schema.held)
+            boot, self._lived = database.write_blocking(lambda connection: outbox_schema.begin_boot(connection, known))
         except BaseException:
             database.close()
             raise
@@ -362,17 +367,3 @@ def _read_boot(path: Path) -> int:
     except (OSError, ValueError):
         return 0
     return int(text) if text.isdecimal() and len(text) < 16 else 0
-
-
-def _write_boot(path: Path, boot: int) -> None:
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("w", encoding="ascii") as file:
-        file.write(f"{boot}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -31,7 +31,7 @@ MIGRATIONS: tuple[Migration, ...] = (
                 body BLOB NOT NULL,
                 size INTEGER NOT NULL,
                 PRIMARY KEY (class, boot, last)
-            ) STRICT, WITHOUT ROWID
+            ) STRICT
             """,
             "CREATE TABLE totals (class INTEGER PRIMARY KEY, rows INTEGER NOT NULL, bytes INTEGER NOT NULL) STRICT",
             "INSERT INTO totals VALUES (0, 0, 0), (1, 0, 0), (2, 0, 0), (3, 0, 0), (4, 0, 0)",
@@ -57,10 +57,12 @@ Position = tuple[int, int]
 
 def begin_boot(connection: Connection, known: int) -> tuple[int, float]:
     """Count a start of the program. Returns its number, and the seconds that the program ran before."""
-    boot, lived = connection.execute("SELECT max(boot), max(lived) FROM life").fetchone()
-    newest = connection.execute("SELECT max(boot), max(lived) FROM outbox").fetchone()
-    boot = max(int(boot), int(newest[0] or 0), known) + 1
-    lived = max(float(lived), float(newest[1] or 0.0))
+    boot, lived = connection.execute("SELECT boot, lived FROM life").fetchone()
+    select = "SELECT boot, lived FROM outbox WHERE class = ? ORDER BY boot DESC, last DESC LIMIT 1"
+    for number in range(len(STREAMS)):
+        newest = connection.execute(select, (number,)).fetchone()
+        boot, lived = (max(old, new) for old, new in zip((boot, lived), newest or (0, 0.0), strict=True))
+    boot = max(boot, known) + 1
     connection.execute("UPDATE life SET boot = ?, lived = ?", (boot, lived))
     return boot, lived
 

@@ -14,7 +14,7 @@ from mcp.server.mcpserver import MCPServer
 from mcp_types import ToolAnnotations
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from appliance.api.disconnect import task_group
+from appliance.web.disconnect import task_group
 
 
 @dataclass(slots=True)

@@ -17,9 +17,7 @@ import urllib3
 from appliance.agents.registry import ToolRegistry
 from appliance.agents.responder import Responder, loop_limits
 from appliance.api.app import create_app
-from appliance.api.disconnect import task_group
 from appliance.api.offline import KeyHolders, offline_door
-from appliance.api.server import HttpServer
 from appliance.batches.room import open_batches
 from appliance.batches.runner import BatchRunner
 from appliance.core.batches import Callers, OfflineDoor
@@ -35,6 +33,8 @@ from appliance.serving.floor import ServingFloor
 from appliance.sessions.context import Budget
 from appliance.sessions.room import Sessions, open_sessions
 from appliance.store.database import Database
+from appliance.web.disconnect import task_group
+from appliance.web.server import HttpServer
 from tests.api.scripted import ScriptedClassifiers, ScriptedEmbedding, ScriptedHealth, ScriptedModels, ScriptedTuning
 from tests.api.scripted_retrieval import ScriptedFiles, ScriptedStores
 from tests.api.scripted_tensors import ScriptedTensors

@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from appliance.api.answer_writer import AnswerWriter
+from appliance.web.answer_writer import AnswerWriter
 from tests.api.boxes import scripted_box, wire
 
 pytestmark = pytest.mark.anyio

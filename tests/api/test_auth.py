@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from starlette.datastructures import Headers
 
-from appliance.api.auth import bearer_token
+from appliance.web.auth import bearer_token
 from tests.api.boxes import Reply, ScriptedBox, scripted_box
 
 PRIVATE = [

@@ -8,8 +8,8 @@ import logging
 import pytest
 from starlette.datastructures import Headers
 
-from appliance.api.boundary import request_id_of
 from appliance.core.errors import StorageError
+from appliance.web.boundary import request_id_of
 from tests.api.boxes import ScriptedBox, post, until, wire
 from tests.api.scripted import say
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from starlette.datastructures import Headers
 
-from appliance.api.browsers import refuse_foreign_page
 from appliance.core.errors import InvalidRequestError, PermissionDeniedError
+from appliance.web.browsers import refuse_foreign_page
 from tests.api.boxes import scripted_box, wire
 
 

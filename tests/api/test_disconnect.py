@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.api.disconnect import ClientGoneError, task_group, until_disconnected
+from appliance.web.disconnect import ClientGoneError, task_group, until_disconnected
 from tests.api.boxes import DEADLINE_S, Box, ScriptedBox, Wire, post, scripted_box, until, wire
 from tests.api.scripted import ScriptedGeneration, say
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from appliance.api.errors import (
+from appliance.core import errors
+from appliance.core.errors import ApplianceError
+from appliance.web.errors import (
     MethodNotAllowedError,
     error_headers,
     error_response,
     internal_error,
     kind_of,
 )
-from appliance.core import errors
-from appliance.core.errors import ApplianceError
 
 STATUS = {
     errors.ApplianceError: 500,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.api.exposure import check_exposure, is_loopback, keys_required
 from appliance.core.errors import SettingsError
+from appliance.web.exposure import check_exposure, is_loopback, keys_required
 from tests.api.boxes import settings_with
 
 TLS = {"tls_certificate": Path("server.pem"), "tls_key": Path("server.key")}

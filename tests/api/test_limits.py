@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.api import limits
+from appliance.web import limits
 from tests.api.boxes import post, scripted_box, wire
 
 pytestmark = pytest.mark.anyio

@@ -14,11 +14,11 @@ from appliance.api.app import create_app
 from appliance.api.openai.chat import ChatCompletionRequest
 from appliance.api.openai.completions import CompletionRequest
 from appliance.api.openai.tokenize import tokenize_request
-from appliance.api.wire import convert
 from appliance.core.clock import SystemClock
 from appliance.observe.metrics import Metrics
 from appliance.security.keys import KeyStore
 from appliance.store.database import Database
+from appliance.web.wire import convert
 from tests.api.boxes import Box, ScriptedBox, real_box, scripted_box, settings_with
 from tests.api.scripted import ScriptedClassifiers, ScriptedEmbedding, ScriptedHealth, ScriptedModels, ScriptedTuning
 from tests.api.scripted_retrieval import ScriptedFiles, ScriptedStores

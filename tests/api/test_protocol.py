@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.api import protocol
+from appliance.web import protocol
 from tests.api.boxes import DEADLINE_S, Box, ScriptedBox, post, scripted_box, until, wire
 from tests.api.scripted import say
 

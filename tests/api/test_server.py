@@ -18,8 +18,8 @@ import pytest
 import urllib3
 from starlette.types import Receive, Scope, Send
 
-from appliance.api.server import HttpServer
 from appliance.core.errors import SettingsError
+from appliance.web.server import HttpServer
 from tests.api.boxes import (
     DEADLINE_S,
     Box,

@@ -18,8 +18,8 @@ from appliance.api.openai.chat import ChatCompletionRequest
 from appliance.api.openai.completions import CompletionRequest
 from appliance.api.openai.messages import AssistantMessage
 from appliance.api.openai.tokenize import TokenizeTextRequest
-from appliance.api.wire import convert, decode_json, ignored_fields, refused_fields
 from appliance.core.errors import InvalidRequestError
+from appliance.web.wire import convert, decode_json, ignored_fields, refused_fields
 
 FUNCTION = {"type": "function", "function": {"name": "f"}}
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}

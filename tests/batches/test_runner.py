@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from appliance.api.disconnect import task_group
 from appliance.batches.room import open_batches
 from appliance.batches.runner import BatchRunner
 from appliance.core.batches import Batch, BatchEndpoint, Caller, LineAnswer, NewBatch
 from appliance.core.errors import StorageError
 from appliance.core.settings import Settings
 from appliance.observe.metrics import Metrics
+from appliance.web.disconnect import task_group
 from tests.api.scripted_retrieval import ScriptedFiles
 
 pytestmark = pytest.mark.anyio

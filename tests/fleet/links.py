@@ -31,9 +31,19 @@ class KeptLink:
         if self._answer is not None:
             await self._answer(message)
 
+    async def say_farewell(self, message: Message) -> None:
+        await self.publish(message)
+
     async def wait_for(self, n: int, *, timeout_s: float = 10.0) -> None:
         """Wait until so many messages were published."""
         async with asyncio.timeout(timeout_s):
             while len(self.sent) < n:
                 self._news.clear()
                 await self._news.wait()
+
+
+async def until(true: Callable[[], object], *, timeout_s: float = 20.0) -> None:
+    """Wait until something is so; for states that nothing announces."""
+    async with asyncio.timeout(timeout_s):
+        while not true():  # noqa: ASYNC110  (there is nothing to be woken by)
+            await asyncio.sleep(0.001)

@@ -21,7 +21,7 @@ from appliance.security.certificates import (
     new_request,
     request_for,
 )
-from appliance.store.files import write_file
+from appliance.store.files import write_durably
 
 NOW = 1_800_000_000.0
 DAY_S = 86_400.0
@@ -191,8 +191,8 @@ def test_a_private_key_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     key, public = tmp_path / "a.key", tmp_path / "a.crt"
     key.write_bytes(b"old")
     key.chmod(0o644)
-    write_file(key, b"secret", private=True)
-    write_file(public, b"known")
+    write_durably(key, b"secret", mode=0o600)
+    write_durably(public, b"known")
     assert (key.read_bytes(), stat.S_IMODE(key.stat().st_mode)) == (b"secret", 0o600)
     assert stat.S_IMODE(public.stat().st_mode) == 0o644
     assert sorted(each.name for each in tmp_path.iterdir()) == ["a.crt", "a.key"]
@@ -201,7 +201,7 @@ def test_a_private_key_is_readable_by_its_owner_only(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     with pytest.raises(StorageError, match="taken"):
-        write_file(tmp_path / "taken", b"x")
+        write_durably(tmp_path / "taken", b"x")
     assert [each.name for each in tmp_path.iterdir()] == ["taken"]
     with pytest.raises(StorageError, match="missing"):
-        write_file(tmp_path / "missing" / "file", b"x")
+        write_durably(tmp_path / "missing" / "file", b"x")

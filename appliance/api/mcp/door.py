@@ -12,15 +12,15 @@ from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from appliance.api.body import check_media_type, read_bytes
-from appliance.api.disconnect import until_disconnected
 from appliance.api.mcp.tools import BoxTools, Caller
-from appliance.api.routes import Operation
-from appliance.api.wire import convert, decode_json
 from appliance.core.errors import TooLargeError
 from appliance.core.retrieval import VectorStores
 from appliance.core.settings import Settings
 from appliance.core.types import TextModels
+from appliance.web.body import check_media_type, read_bytes
+from appliance.web.disconnect import until_disconnected
+from appliance.web.routes import Operation
+from appliance.web.wire import convert, decode_json
 
 MOST_BYTES = 4 * 1024 * 1024
 """Of a message, as the SDK reads it on the loop."""

@@ -12,11 +12,11 @@ from msgspec import Meta
 from appliance.agents.citations import written
 from appliance.api.choices import Choices
 from appliance.api.openai.sampling import check_prompt_length
-from appliance.api.wire import convert
 from appliance.core.errors import InvalidRequestError, NotFoundError
 from appliance.core.retrieval import Hit, SearchRequest, VectorStores
 from appliance.core.settings import Settings
 from appliance.core.types import ChatMessage, GenerationRequest, ModelCard, SamplingParams, TextModels
+from appliance.web.wire import convert
 
 MOST_STORES = 8
 

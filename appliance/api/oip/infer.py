@@ -11,9 +11,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from appliance.api.body import check_media_type, read_bytes, read_into
 from appliance.api.compression import ENCODINGS, decompressed
-from appliance.api.disconnect import until_disconnected
 from appliance.api.oip.request import (
     InferBody,
     deadline_of,
@@ -28,6 +26,8 @@ from appliance.core.errors import OverloadedError
 from appliance.core.settings import Settings
 from appliance.core.tensors import Tensor, TensorModels, TensorRequest
 from appliance.core.types import Priority
+from appliance.web.body import check_media_type, read_bytes, read_into
+from appliance.web.disconnect import until_disconnected
 
 IN_THREAD_BYTES = 100_000
 """JSON, strings and booleans of more bytes are converted in a thread: so many take about a millisecond."""

@@ -25,10 +25,10 @@ from appliance.api.oip.wire import (
     StatisticsResponse,
     UnloadRequest,
 )
-from appliance.api.routes import Operation
 from appliance.core.settings import Settings
 from appliance.core.tensors import TensorModels
 from appliance.core.types import HealthSource
+from appliance.web.routes import Operation
 
 _MODEL = {"model": "The name of a registered ONNX model"}
 _VERSION = {**_MODEL, "version": "One of its versions"}

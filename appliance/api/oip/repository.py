@@ -10,8 +10,6 @@ from functools import partial
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from appliance.api.body import read_json
-from appliance.api.disconnect import until_disconnected
 from appliance.api.oip.answers import json_answer
 from appliance.api.oip.wire import (
     LoadRequest,
@@ -20,9 +18,11 @@ from appliance.api.oip.wire import (
     RepositoryModel,
     UnloadRequest,
 )
-from appliance.api.wire import convert
 from appliance.core.settings import Settings
 from appliance.core.tensors import TensorModels
+from appliance.web.body import read_json
+from appliance.web.disconnect import until_disconnected
+from appliance.web.wire import convert
 
 NO_BODY = b"{}"
 """What an empty body stands for: clients send none where there is nothing to say."""

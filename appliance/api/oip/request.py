@@ -16,9 +16,9 @@ from appliance.api.oip.datatypes import BINARY_ONLY, invalid
 from appliance.api.oip.json_tensors import array_from_json, no_json
 from appliance.api.oip.long_lists import LEAST_BYTES, cut_lists
 from appliance.api.oip.wire import InferRequest, InputTensor, OutputParameters
-from appliance.api.wire import decode_as
 from appliance.core.tensors import Datatype, Tensor, TensorModelCard, TensorSpec
 from appliance.core.types import Priority
+from appliance.web.wire import decode_as
 
 _DECODER = msgspec.json.Decoder(InferRequest)
 _NO_PARAMETERS = OutputParameters()

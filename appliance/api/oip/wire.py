@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
-from appliance.api.wire import ignored, meaning, refused
 from appliance.core.tensors import Datatype
+from appliance.web.wire import ignored, meaning, refused
 
 Dimension = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Name = Annotated[str, Meta(min_length=1, max_length=1024)]

@@ -14,7 +14,6 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from appliance.api.choices import Choices
-from appliance.api.disconnect import until_disconnected
 from appliance.api.openai.sampling import (
     SamplingFields,
     service_tier,
@@ -24,6 +23,7 @@ from appliance.api.openai.sampling import (
 )
 from appliance.api.openai.stream import ChunkStream
 from appliance.core.types import Delta, GenerationRequest
+from appliance.web.disconnect import until_disconnected
 
 
 class Heading(msgspec.Struct, frozen=True, kw_only=True):

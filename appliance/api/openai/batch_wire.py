@@ -9,8 +9,8 @@ from msgspec import Meta
 
 from appliance.api.openai.paging import Id
 from appliance.api.openai.vector_store_wire import FileId, Pairs
-from appliance.api.wire import meaning
 from appliance.core.batches import Batch, BatchEndpoint, BatchStatus
+from appliance.web.wire import meaning
 
 WINDOW_S = 86_400
 """Of the one completion window that there is, `24h`."""

@@ -9,7 +9,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from appliance.api.body import read_json
 from appliance.api.openai.batch_wire import (
     WINDOW_S,
     BatchesQuery,
@@ -20,9 +19,10 @@ from appliance.api.openai.batch_wire import (
 )
 from appliance.api.openai.files import tenant_of
 from appliance.api.openai.paging import ends, query_of
-from appliance.api.routes import Operation
-from appliance.api.wire import convert
 from appliance.core.batches import Batches, NewBatch
+from appliance.web.body import read_json
+from appliance.web.routes import Operation
+from appliance.web.wire import convert
 
 BATCHES = "/v1/batches"
 BATCH = f"{BATCHES}/{{batch_id}}"

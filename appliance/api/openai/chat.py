@@ -11,9 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from appliance.api.body import read_json
 from appliance.api.choices import Choices
-from appliance.api.disconnect import until_disconnected
 from appliance.api.openai.answers import Heading, ending, heading, includes_usage, send_stream, send_whole
 from appliance.api.openai.formats import AnswerFormat, format_grammar
 from appliance.api.openai.logprobs import ChatLogprobs, chat_logprobs
@@ -39,10 +37,12 @@ from appliance.api.openai.tools import (
     offered_tools,
     tool_choice,
 )
-from appliance.api.wire import Text, convert, ignored, meaning, refused, requires
 from appliance.core.errors import InvalidRequestError
 from appliance.core.settings import Settings
 from appliance.core.types import Delta, FinishReason, GenerationRequest, SamplingParams, TextModels
+from appliance.web.body import read_json
+from appliance.web.disconnect import until_disconnected
+from appliance.web.wire import Text, convert, ignored, meaning, refused, requires
 
 NO_FUNCTIONS = "it is the older form of `tools`; send those."
 

@@ -14,15 +14,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from appliance.api.body import read_json
-from appliance.api.disconnect import until_disconnected
 from appliance.api.openai.completions import TextPrompt, Texts
 from appliance.api.openai.embeddings import ENCODE_IN_THREAD_NUMBERS, InputUsage
 from appliance.api.openai.sampling import ModelName, check_prompt_length
-from appliance.api.wire import Text, convert, ignored, meaning
 from appliance.core.encoders import ClassificationRequest, Classifications, TextClassifiers
 from appliance.core.errors import InvalidRequestError
 from appliance.core.settings import Settings
+from appliance.web.body import read_json
+from appliance.web.disconnect import until_disconnected
+from appliance.web.wire import Text, convert, ignored, meaning
 
 
 class ClassifyRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -10,9 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from appliance.api.body import read_json
 from appliance.api.choices import Choices
-from appliance.api.disconnect import until_disconnected
 from appliance.api.openai.answers import Heading, ending, heading, includes_usage, send_stream, send_whole
 from appliance.api.openai.logprobs import TextLogprobs, TextOffsets, text_logprobs
 from appliance.api.openai.sampling import (
@@ -28,10 +26,12 @@ from appliance.api.openai.sampling import (
     sampling_params,
 )
 from appliance.api.openai.stream import ChunkPattern
-from appliance.api.wire import Text, convert, meaning, refused
 from appliance.core.errors import InvalidRequestError
 from appliance.core.settings import Settings
 from appliance.core.types import Delta, FinishReason, TextModels
+from appliance.web.body import read_json
+from appliance.web.disconnect import until_disconnected
+from appliance.web.wire import Text, convert, meaning, refused
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's default for this resource."""

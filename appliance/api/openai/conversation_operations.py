@@ -23,8 +23,8 @@ from appliance.api.openai.conversation_wire import (
     NewItemsRequest,
 )
 from appliance.api.openai.conversations import ConversationResource, ItemResource
-from appliance.api.routes import Operation
 from appliance.core.sessions import Conversations
+from appliance.web.routes import Operation
 
 CONVERSATIONS = "/v1/conversations"
 CONVERSATION = f"{CONVERSATIONS}/{{conversation_id}}"

@@ -10,8 +10,8 @@ from msgspec import Meta
 from appliance.api.openai.items import AnyItem
 from appliance.api.openai.paging import Id, PageQuery
 from appliance.api.openai.vector_store_wire import Pairs
-from appliance.api.wire import Text, ignored, meaning
 from appliance.core.sessions import Conversation, Found
+from appliance.web.wire import Text, ignored, meaning
 
 MOST_ITEMS = 1000
 """Of one request; an import may have more."""

@@ -11,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from appliance.api.body import read_json
 from appliance.api.openai.conversation_wire import (
     ConversationChangeRequest,
     ConversationList,
@@ -32,8 +31,9 @@ from appliance.api.openai.conversation_wire import (
 from appliance.api.openai.files import tenant_of
 from appliance.api.openai.items import stored_items, with_types
 from appliance.api.openai.paging import ends, query_of
-from appliance.api.wire import convert
 from appliance.core.sessions import Conversation, Conversations, Item
+from appliance.web.body import read_json
+from appliance.web.wire import convert
 
 _REPEATABLE = frozenset({"include[]"})
 

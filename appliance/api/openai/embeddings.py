@@ -14,14 +14,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from appliance.api.body import read_json
-from appliance.api.disconnect import until_disconnected
 from appliance.api.openai.completions import TextPrompt, Texts, TokenLists, TokenPrompt, one_by_one
 from appliance.api.openai.sampling import ModelName, TokenId, check_prompt_length
-from appliance.api.wire import Text, convert, ignored, meaning
 from appliance.core.errors import InvalidRequestError
 from appliance.core.settings import Settings
 from appliance.core.types import EmbeddingInput, EmbeddingModels, EmbeddingRequest, Embeddings, Priority, Vector
+from appliance.web.body import read_json
+from appliance.web.disconnect import until_disconnected
+from appliance.web.wire import Text, convert, ignored, meaning
 
 ENCODE_IN_THREAD_NUMBERS = 20_000
 """Answers with more numbers are written in a thread: so many take some milliseconds."""

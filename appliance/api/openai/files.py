@@ -14,9 +14,9 @@ from starlette.types import ASGIApp
 
 from appliance.api.multipart import UploadForm
 from appliance.api.openai.paging import PageQuery, ends, query_of
-from appliance.api.wire import convert_query, meaning
 from appliance.core.errors import InvalidRequestError
 from appliance.core.retrieval import Files, StoredFile, UploadTerms
+from appliance.web.wire import convert_query, meaning
 
 Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
 Age = Annotated[int, Meta(ge=3600, le=30 * 86_400)]

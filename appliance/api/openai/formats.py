@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from appliance.api.wire import Text, ignored, meaning
 from appliance.core.errors import InvalidRequestError
 from appliance.core.structured import Grammar
+from appliance.web.wire import Text, ignored, meaning
 
 Expression = Annotated[Text, Meta(min_length=1)]
 FormatName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_\-]+$")]

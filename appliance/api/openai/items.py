@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from appliance.api.wire import Text
 from appliance.core.errors import InvalidRequestError
+from appliance.web.wire import Text
 
 MOST_DEPTH = 64
 """Levels of JSON in an item: tools' schemas need some."""

@@ -10,11 +10,11 @@ from msgspec import Meta
 
 from appliance.api.openai.sampling import check_prompt_length
 from appliance.api.openai.tools import MAX_TOOLS, CallId, FunctionCall
-from appliance.api.wire import Text, ignored, meaning, refused
 from appliance.core.errors import InvalidRequestError
 from appliance.core.settings import Settings
 from appliance.core.tools import Tool
 from appliance.core.types import ChatMessage
+from appliance.web.wire import Text, ignored, meaning, refused
 
 Name = Annotated[Text, Meta(max_length=256)]
 Nothing = Annotated[list[Any], Meta(max_length=0)]

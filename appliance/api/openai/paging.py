@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Annotated, Literal, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Literal, Protocol
 
 import msgspec
 from msgspec import Meta
-from starlette.requests import Request
 
-from appliance.api.wire import Text, convert_query, meaning, refused
-from appliance.core.errors import InvalidRequestError
+from appliance.web.query import query_of
+from appliance.web.wire import Text, meaning, refused
 
-QueryT = TypeVar("QueryT", bound=msgspec.Struct)
+__all__ = ["HasId", "Id", "PageQuery", "ends", "query_of"]
 
 Id = Annotated[Text, Meta(max_length=64)]
 
@@ -33,21 +32,6 @@ class HasId(Protocol):
     def id(self) -> str:
         """Return what `after` takes."""
         ...
-
-
-def query_of(request: Request, query_type: type[QueryT], *, repeatable: Collection[str] = ()) -> QueryT:
-    """Return the parameters of a request's query string; of those that may be given twice, the last.
-
-    Raises:
-        InvalidRequestError: One is unknown, given twice, or will not do.
-    """
-    pairs = request.query_params.multi_items()
-    values = dict(pairs)
-    pairs = [each for each in pairs if each[0] not in repeatable]
-    if len({name for name, _ in pairs}) < len(pairs):
-        twice = next(name for index, (name, _) in enumerate(pairs) if name in dict(pairs[:index]))[:200]
-        raise InvalidRequestError(f"{twice!r} is given twice.", param=twice, code="invalid_value")
-    return convert_query(values, query_type)
 
 
 def ends(entries: Sequence[HasId]) -> tuple[str | None, str | None]:

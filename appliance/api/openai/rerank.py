@@ -13,15 +13,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from appliance.api.body import DECODE_IN_THREAD_BYTES, read_json
-from appliance.api.disconnect import until_disconnected
 from appliance.api.openai.completions import TextPrompt
 from appliance.api.openai.embeddings import InputUsage
 from appliance.api.openai.sampling import ModelName, TokenCount, check_prompt_length
-from appliance.api.wire import Text, convert, ignored, meaning, refused
 from appliance.core.encoders import Ranking, RerankRequest, TextClassifiers
 from appliance.core.errors import InvalidRequestError
 from appliance.core.settings import Settings
+from appliance.web.body import DECODE_IN_THREAD_BYTES, read_json
+from appliance.web.disconnect import until_disconnected
+from appliance.web.wire import Text, convert, ignored, meaning, refused
 
 WHOLE_DOCUMENTS = "documents are read whole, or cut to what the model reads if `truncate` asks for it."
 

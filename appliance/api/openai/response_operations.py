@@ -12,9 +12,9 @@ from appliance.api.openai.responses_wire import (
     ResponseItemList,
     ResponseObject,
 )
-from appliance.api.routes import Operation
 from appliance.core.agents import Agents
 from appliance.core.settings import Settings
+from appliance.web.routes import Operation
 
 RESPONSES = "/v1/responses"
 RESPONSE = f"{RESPONSES}/{{response_id}}"

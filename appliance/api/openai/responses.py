@@ -11,18 +11,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from appliance.api.body import read_json
-from appliance.api.disconnect import ClientGoneError, until_disconnected
 from appliance.api.openai.files import tenant_of
 from appliance.api.openai.paging import PageQuery, query_of
 from appliance.api.openai.responses_stream import EventStream
 from appliance.api.openai.responses_turn import read_request, turn_of
 from appliance.api.openai.responses_wire import DeletedResponse, ResponseItemList
-from appliance.api.wire import Text, ignored, meaning
 from appliance.core.agents import Agents, Answer
 from appliance.core.errors import InvalidRequestError, NotFoundError
 from appliance.core.sessions import Item
 from appliance.core.settings import Settings
+from appliance.web.body import read_json
+from appliance.web.disconnect import ClientGoneError, until_disconnected
+from appliance.web.wire import Text, ignored, meaning
 
 
 class RetrieveQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

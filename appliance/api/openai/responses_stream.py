@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from appliance.api.disconnect import until_disconnected
 from appliance.api.openai.stream import HEADERS, KEEP_ALIVE
 from appliance.core.agents import Answer, Event
+from appliance.web.disconnect import until_disconnected
 
 
 class EventStream:

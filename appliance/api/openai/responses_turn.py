@@ -20,13 +20,13 @@ from appliance.api.openai.responses_wire import (
     JsonSchema,
 )
 from appliance.api.openai.sampling import SMALLEST_TOP_P, check_prompt_length, priority_of, service_tier
-from appliance.api.wire import convert
 from appliance.core.agents import Turn
 from appliance.core.errors import InvalidRequestError
 from appliance.core.settings import Settings
 from appliance.core.structured import Grammar
 from appliance.core.tools import Tool, ToolChoice
 from appliance.core.types import SamplingParams
+from appliance.web.wire import convert
 
 MAX_TOOLS = 128
 

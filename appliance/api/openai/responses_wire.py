@@ -24,7 +24,7 @@ from appliance.api.openai.sampling import (
     TopLogprobs,
 )
 from appliance.api.openai.vector_store_wire import Pairs
-from appliance.api.wire import Text, ignored, meaning, refused
+from appliance.web.wire import Text, ignored, meaning, refused
 
 Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
 Id = Annotated[Text, Meta(min_length=1, max_length=64)]

@@ -34,9 +34,9 @@ from appliance.api.openai.vector_stores import (
     VectorStoreResource,
     VerifiedVectorStore,
 )
-from appliance.api.routes import Handler, Operation
 from appliance.core.retrieval import Files, VectorStores
 from appliance.core.settings import Settings
+from appliance.web.routes import Handler, Operation
 
 STORES = "/v1/vector_stores"
 STORE = f"{STORES}/{{vector_store_id}}"

@@ -12,10 +12,10 @@ from starlette.requests import Request
 
 from appliance import __version__
 from appliance.api.openai.formats import StructuredOutputs, extension_grammar
-from appliance.api.wire import Text, ignored, meaning, requires
 from appliance.core.errors import InvalidRequestError
 from appliance.core.settings import Settings
 from appliance.core.types import GenerationRequest, Priority, Prompt, SamplingParams, Timings, Usage
+from appliance.web.wire import Text, ignored, meaning, requires
 
 ModelName = Annotated[Text, Meta(min_length=1, max_length=256)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]

@@ -14,10 +14,10 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from appliance.api.choices import Choices
-from appliance.api.disconnect import until_disconnected
-from appliance.api.errors import error_response, internal_error
 from appliance.core.errors import ApplianceError
 from appliance.core.types import Delta
+from appliance.web.disconnect import until_disconnected
+from appliance.web.errors import error_response, internal_error
 
 MEDIA_TYPE = "text/event-stream"
 DONE = b"data: [DONE]\n\n"

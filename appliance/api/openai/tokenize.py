@@ -9,14 +9,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from appliance.api.body import read_json
-from appliance.api.disconnect import until_disconnected
 from appliance.api.openai.messages import Messages, chat_messages
 from appliance.api.openai.sampling import ModelName, check_prompt_length
-from appliance.api.wire import Text, convert, meaning
 from appliance.core.errors import InvalidRequestError
 from appliance.core.settings import Settings
 from appliance.core.types import Prompt, TextModels
+from appliance.web.body import read_json
+from appliance.web.disconnect import until_disconnected
+from appliance.web.wire import Text, convert, meaning
 
 
 class TokenizeFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

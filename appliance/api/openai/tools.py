@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from appliance.api.wire import Text, ignored, meaning
 from appliance.core.errors import InvalidRequestError
 from appliance.core.tools import Tool, ToolCallDelta, ToolChoice
+from appliance.web.wire import Text, ignored, meaning
 
 MAX_TOOLS = 128
 """As OpenAI has it."""

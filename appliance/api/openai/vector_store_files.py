@@ -11,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from appliance.api.body import read_json
 from appliance.api.openai.files import tenant_of
 from appliance.api.openai.paging import ends, query_of
 from appliance.api.openai.vector_store_wire import (
@@ -28,9 +27,10 @@ from appliance.api.openai.vector_store_wire import (
     chunking_of,
     store_file_object,
 )
-from appliance.api.wire import convert, meaning
 from appliance.core.errors import InvalidRequestError
 from appliance.core.retrieval import FileBatch, NewStoreFile, VectorStores
+from appliance.web.body import read_json
+from appliance.web.wire import convert, meaning
 
 PAIRS = "Up to 16 values by which searches can be filtered"
 CUT = "How the text is cut; `auto` unless given"

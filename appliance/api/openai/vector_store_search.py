@@ -12,12 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from appliance.api.body import read_json
-from appliance.api.disconnect import until_disconnected
 from appliance.api.openai.files import tenant_of
 from appliance.api.openai.sampling import Share, TimeLimit, TokenCount
 from appliance.api.openai.vector_store_wire import Integer, Key, TextPart
-from appliance.api.wire import Text, convert, meaning, refused
 from appliance.core.errors import InvalidRequestError
 from appliance.core.retrieval import (
     AttributeValue,
@@ -31,6 +28,9 @@ from appliance.core.retrieval import (
     VectorStores,
 )
 from appliance.core.settings import Settings
+from appliance.web.body import read_json
+from appliance.web.disconnect import until_disconnected
+from appliance.web.wire import Text, convert, meaning, refused
 
 MOST_DEPTH = 8
 MOST_FILTERS = 64

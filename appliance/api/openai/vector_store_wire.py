@@ -9,9 +9,9 @@ import msgspec
 from msgspec import Meta
 
 from appliance.api.openai.paging import Id, PageQuery
-from appliance.api.wire import Text, meaning
 from appliance.core.errors import InvalidRequestError
 from appliance.core.retrieval import AttributeValue, Chunking, FileBatch, FileCounts, StoreFile, VectorStore
+from appliance.web.wire import Text, meaning
 
 MOST_FILES = 2000
 """Of one request."""

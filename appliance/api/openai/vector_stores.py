@@ -11,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from appliance.api.body import read_json
 from appliance.api.openai.files import tenant_of
 from appliance.api.openai.paging import PageQuery, ends, query_of
 from appliance.api.openai.vector_store_wire import (
@@ -25,9 +24,10 @@ from appliance.api.openai.vector_store_wire import (
     chunking_of,
     vector_store_object,
 )
-from appliance.api.wire import convert, meaning
 from appliance.core.errors import ApplianceError
 from appliance.core.retrieval import Files, NewStoreFile, StoreChange, VectorStore, VectorStores
+from appliance.web.body import read_json
+from appliance.web.wire import convert, meaning
 
 AGE = "Erase the store so many days after its last use; null is never"
 

@@ -10,7 +10,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 
-from appliance.api.exposure import check_exposure, is_loopback
 from appliance.cli.doctor import judge_machine, judge_setup, probes
 from appliance.cli.doctor.findings import Finding, Status, size
 from appliance.core.clock import SystemClock
@@ -24,6 +23,7 @@ from appliance.registry.versions import RegisteredModel, open_registry
 from appliance.security.keys import KeyStore
 from appliance.store.database import Database
 from appliance.store.inspection import OLDEST_SQLITE, inspect, sqlite_version
+from appliance.web.exposure import check_exposure, is_loopback
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ VERBS = {
     "keys": "Signing keys: list, add, rotate, sign again.",
     "releases": "Add, list, verify and withdraw signed model releases.",
     "rollouts": "Bring a release to the fleet in waves, watch, pause, resume, abort.",
+    "api-keys": "Create, list and revoke operators' keys for the HTTP API.",
     "devices": "List, approve, command and remove devices, set what they should be.",
     "status": "Show the fleet at a glance.",
     "simulate": "Let thousands of simulated devices talk to a hub.",

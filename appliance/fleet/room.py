@@ -1,0 +1,258 @@
+"""The room as a whole: waits until this box is enrolled, builds the agent from its parts, and runs it.
+
+Nothing of it is needed to serve. It is built after the doors are open, and whatever is wrong with it is a log line and
+another try: no error of it ends the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.core.clock import Clock
+from appliance.core.errors import ApplianceError, UnavailableError
+from appliance.core.fleet import ReportedModel
+from appliance.core.messaging import Message
+from appliance.core.settings import EffectiveSetting, Settings
+from appliance.core.types import HealthSource
+from appliance.core.wishes import ModelVersions
+from appliance.fleet.actions import Actions, ModelMemory
+from appliance.fleet.agent import FleetAgent, subscriptions
+from appliance.fleet.asking import Questions
+from appliance.fleet.command_ledger import CommandLedger
+from appliance.fleet.commands import Commands
+from appliance.fleet.device_ledger import DeviceLedger
+from appliance.fleet.diagnostics import DiagnosticsSources
+from appliance.fleet.hub_watch import HubWatch
+from appliance.fleet.identity import Identity, IdentityFolder
+from appliance.fleet.part import FleetPart
+from appliance.fleet.reported import box_facts, reported_models
+from appliance.fleet.schema import open_fleet_database
+from appliance.fleet.trust import Trust
+from appliance.fleet.trust_record import TrustRecord
+from appliance.fleet.twin import Twin, TwinEffects, local_settings
+from appliance.fleet.twin_store import TwinStore
+from appliance.messaging.connection import Connection
+from appliance.messaging.options import ConnectionOptions, TlsFiles, Will
+from appliance.observe.fleet_metrics import FleetMetrics
+from appliance.observe.log_ring import LogRing, last_lines
+from appliance.observe.logs import set_log_level
+from appliance.registry.versions import Registry
+from appliance.store.database import Database
+from appliance.store.ownership import ADVICE, own
+
+LOGGER = logging.getLogger("appliance.fleet")
+LOOK_S = 5.0
+"""How often a box that is not enrolled looks whether it is: the verb that enrols it runs beside the server."""
+AGAIN_S = 60.0
+"""After an error of the agent itself."""
+SESSION_EXPIRY_S = 3600
+LANES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class FleetMeans:
+    """What the agent gets from the rooms that it does not know.
+
+    Attributes:
+        registry: The models that there are.
+        loaded: Returns the full names of the models in memory.
+        memory: Loads and unloads models.
+        versions: The model wishes, or None where there are none.
+        health: Whether the box can serve.
+        metrics: Where it counts.
+        restart: Begins an orderly end of the process after which it is started again.
+    """
+
+    registry: Registry
+    loaded: Callable[[], Collection[str]]
+    memory: ModelMemory
+    versions: ModelVersions | None
+    health: HealthSource
+    metrics: FleetMetrics
+    restart: Callable[[], None]
+
+    def models(self) -> list[ReportedModel]:
+        """Return every registered model as it is reported."""
+        return reported_models(self.registry, self.loaded())
+
+
+class Fleet:
+    """The agent of this box, once it is enrolled."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        effective: Sequence[EffectiveSetting],
+        clock: Clock,
+        means: FleetMeans,
+        log: LogRing,
+    ) -> None:
+        """Touch nothing before `run`."""
+        self._settings = settings
+        self._effective = effective
+        self._clock = clock
+        self._means = means
+        self._log = log
+        self._folder = IdentityFolder(settings.fleet_dir)
+        self._agent: FleetAgent | None = None
+
+    async def run(self) -> None:
+        """Speak to the hub until cancelled; ends only where the settings want no hub."""
+        if self._settings.fleet == "off":
+            return
+        while True:
+            try:
+                await self._work(await self._identity())
+            except ApplianceError as error:
+                LOGGER.error("the fleet's agent begins anew in %g s: %s", AGAIN_S, error)  # noqa: TRY400
+            except Exception:
+                LOGGER.exception("the fleet's agent failed and begins anew in %g s", AGAIN_S)
+            self._agent = None
+            await asyncio.sleep(AGAIN_S)
+
+    async def say_goodbye(self) -> None:
+        """Tell the hub that this end is meant, if it can be told at once."""
+        if self._agent is not None:
+            await self._agent.say_goodbye()
+
+    async def _identity(self) -> Identity:
+        """Wait until this box is enrolled."""
+        told = False
+        while (identity := await asyncio.to_thread(self._folder.identity)) is None:
+            if not told and self._settings.fleet == "on":
+                LOGGER.warning("this box is not enrolled at a hub: `appliance fleet enrol` does that")
+            told = True
+            await asyncio.sleep(LOOK_S)
+        return identity
+
+    async def _work(self, identity: Identity) -> None:
+        async with AsyncExitStack() as stack:
+            stack.enter_context(await asyncio.to_thread(own, self._settings.fleet_lock_path, _in_use))
+            database = await asyncio.to_thread(open_fleet_database, self._settings.fleet_path)
+            stack.callback(database.close)
+            root = await asyncio.to_thread(identity.root.read_bytes)
+            await TrustRecord(database).anchor(root)
+            await asyncio.to_thread(TwinStore(database).begin, hashlib.sha256(root).hexdigest())
+            await self._speak(identity, database)
+
+    async def _speak(self, identity: Identity, database: Database) -> None:
+        connection = self._connection(identity)
+        device, hub = identity.device, HubWatch(self._clock)
+        asking = Questions(device, connection)
+        twin = self._twin(identity, connection, database, Trust(device, TrustRecord(database), asking))
+        parts: list[FleetPart] = [
+            asking,
+            twin,
+            Commands(
+                device,
+                connection,
+                CommandLedger(database),
+                self._actions(twin).by_name(),
+                hub=hub,
+                metrics=self._means.metrics,
+            ),
+        ]
+        self._agent = agent = FleetAgent(
+            device,
+            identity.instance,
+            connection,
+            DeviceLedger(database),
+            hub=hub,
+            asking=asking,
+            parts=parts,
+            clock=self._clock,
+            metrics=self._means.metrics,
+            alarm=_alarm,
+        )
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(agent.run(), name="fleet parts")
+            tasks.create_task(connection.run(), name="fleet connection")
+
+    def _connection(self, identity: Identity) -> Connection:
+        """Return the connection whose session the agent owns; it is there before any of them is called."""
+
+        async def will() -> Will:
+            return Will(await self._owner().opening(), self._settings.fleet_will_delay_s)
+
+        async def receive(message: Message) -> None:
+            await self._owner().receive(message)
+
+        async def connected() -> None:
+            await self._owner().opened()
+
+        async def disconnected(reason: str) -> None:
+            connection.hold_off(await self._owner().closed(taken_over="taken over" in reason.lower()))
+
+        connection = Connection(
+            ConnectionOptions(
+                host=identity.host,
+                port=identity.port,
+                client_id=identity.device,
+                tls=TlsFiles(identity.authority, identity.credentials, identity.credentials),
+                clean_start=False,  # or the broker would end our last session, and say at once that we are lost
+                session_expiry_s=max(SESSION_EXPIRY_S, self._settings.fleet_will_delay_s),
+            ),
+            receive,
+            subscriptions=subscriptions(identity.device),
+            will=will,
+            on_connected=connected,
+            on_disconnected=disconnected,
+            lanes=LANES,
+            clock=self._clock,
+        )
+        return connection
+
+    def _owner(self) -> FleetAgent:
+        assert self._agent is not None, "a connection runs only beside its agent"
+        return self._agent
+
+    def _twin(self, identity: Identity, connection: Connection, database: Database, trust: Trust) -> Twin:
+        async def facts() -> dict[str, Any]:
+            return await asyncio.to_thread(box_facts, self._settings)
+
+        return Twin(
+            identity.device,
+            connection,
+            TwinStore(database),
+            local_settings(self._effective),
+            opened=trust.open_desired,
+            effects=TwinEffects(set_log_level, lambda _rates: {}, self._means.versions, self._means.models, facts),
+            metrics=self._means.metrics,
+        )
+
+    def _actions(self, twin: Twin) -> Actions:
+        sources = DiagnosticsSources(
+            self._settings, self._effective, self._means.health, self._means.models, self._log, self._clock
+        )
+        return Actions(
+            sources,
+            self._means.memory,
+            clock=self._clock,
+            report_again=twin.report_again,
+            restart=self._means.restart,
+        )
+
+
+@asynccontextmanager
+async def open_fleet(
+    settings: Settings, effective: Sequence[EffectiveSetting], clock: Clock, means: FleetMeans
+) -> AsyncIterator[Fleet]:
+    """Prepare the agent; `Fleet.run` does the work. Takes no time: nothing is opened, and nobody is called, before."""
+    with last_lines() as log:
+        yield Fleet(settings, effective, clock, means, log)
+
+
+async def _alarm(kind: str, body: dict[str, Any]) -> None:
+    LOGGER.error("alarm %s: %s", kind, body)
+
+
+def _in_use(owner: str) -> UnavailableError:
+    return UnavailableError(
+        f"The identity of this data folder at its hub is in use by {owner}.", advice=ADVICE, code="fleet_in_use"
+    )

@@ -1,0 +1,273 @@
+"""Telemetry over a wire that loses, doubles and reorders; the real broker is in `test_telemetry_broker.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from appliance.core.clock import SystemClock
+from appliance.core.fleet import LARGEST_BATCH_BYTES, STREAMS, Stream, TelemetryAck, TelemetryBatch, down
+from appliance.core.messaging import Message
+from appliance.fleet.telemetry import MOST_ROWS, Telemetry
+from appliance.hub.telemetry_store import SqliteTelemetry
+from appliance.messaging.compression import decompress
+from appliance.store.outbox import SMALLEST_CAP_BYTES, Limits, Outbox
+from tests.fleet.telemetry_ends import DEADLINE_S, QUICK, Wire, always, device, hub, is_empty, until
+from tests.store.clocks import SetClock
+
+pytestmark = pytest.mark.anyio
+
+
+@dataclass
+class Ends:
+    wire: Wire
+    telemetry: Telemetry
+    outbox: Outbox
+    store: SqliteTelemetry
+
+    def kept(self) -> dict[tuple[str, int, int], dict[str, Any]]:
+        rows, _ = self.store.rows(limit=10**9)
+        places = [(each.stream, each.boot, each.sequence) for each in rows]
+        assert len(set(places)) == len(places)
+        return {(each.stream, each.boot, each.sequence): each.body for each in rows}
+
+    def batches(self) -> list[TelemetryBatch]:
+        return [msgspec.json.decode(decompress(each.payload), type=TelemetryBatch) for each in self.wire.seen]
+
+
+@asynccontextmanager
+async def ends(folder: Path, **options: Any) -> AsyncIterator[Ends]:
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks, AsyncExitStack() as stack:
+        wire = Wire(tasks)
+        wire.ingest, store = await stack.enter_async_context(hub(folder / "hub.db", wire))
+        wire.telemetry = await stack.enter_async_context(device(folder / "telemetry.db", wire, **options))
+        yield Ends(wire, wire.telemetry, wire.telemetry._outbox, store)
+
+
+async def fill(outbox: Outbox, count: int, streams: tuple[Stream, ...] = STREAMS) -> None:
+    for number in range(count):
+        for stream in streams:
+            await outbox.append(stream, "x", {"number": number})
+
+
+async def test_what_is_appended_reaches_the_hub_and_leaves_the_outbox(tmp_path: Path) -> None:
+    async with ends(tmp_path) as each:
+        await each.telemetry.connected()
+        await fill(each.outbox, 20)
+        await until(lambda: is_empty(each.outbox))
+        assert each.kept() == {(s, 1, n + 1): {"number": n} for s in STREAMS for n in range(20)}
+        assert all(m.qos == 1 and not m.retain and m.expiry_s == 600 for m in each.wire.seen)
+        assert all(m.topic == f"ea/1/up/box/tm/{b.stream}" for m, b in zip(each.wire.seen, each.batches(), strict=True))
+
+
+async def test_nothing_is_sent_before_the_connection_nor_while_the_hub_is_down(tmp_path: Path) -> None:
+    welcome = asyncio.Event()
+
+    async def hub_is_up() -> None:
+        await welcome.wait()
+
+    async with ends(tmp_path, welcome=hub_is_up) as each:
+        await fill(each.outbox, 3)
+        await asyncio.sleep(0.05)
+        assert each.wire.seen == []
+        await each.telemetry.connected()
+        await asyncio.sleep(0.05)
+        assert each.wire.seen == []
+        welcome.set()
+        await until(lambda: is_empty(each.outbox))
+
+
+async def test_the_newest_health_goes_first_then_alarms_and_jobs_then_the_history(tmp_path: Path) -> None:
+    async with ends(tmp_path) as each:
+        await fill(each.outbox, 30)
+        await each.telemetry.connected()
+        await until(lambda: is_empty(each.outbox))
+        order = [(batch.stream, batch.first, batch.last) for batch in each.batches()]
+        assert order[0] == ("health", 30, 30)
+        assert [stream for stream, *_ in order] == ["health", "alarm", "job", "health", "metric", "sample"]
+        assert order[3] == ("health", 1, 29)
+
+
+async def test_a_batch_is_lost_after_the_broker_confirmed_it(tmp_path: Path) -> None:
+    async with ends(tmp_path) as each:
+        chance = random.Random(1)
+        each.wire.up = lambda _: int(chance.random() > 0.4)
+        each.wire.down = lambda _: int(chance.random() > 0.4)
+        await each.telemetry.connected()
+        for _ in range(8):
+            await fill(each.outbox, 3)
+        await until(lambda: is_empty(each.outbox))
+        assert len(each.kept()) == 24 * len(STREAMS)
+        assert each.telemetry.published > 10
+
+
+async def test_batches_and_acknowledgements_come_twice(tmp_path: Path) -> None:
+    async with ends(tmp_path) as each:
+        each.wire.up = each.wire.down = lambda _: 2
+        await each.telemetry.connected()
+        await fill(each.outbox, 30)
+        await until(lambda: is_empty(each.outbox))
+        assert len(each.kept()) == 30 * len(STREAMS)
+
+
+async def test_batches_arrive_in_the_wrong_order(tmp_path: Path) -> None:
+    async with ends(tmp_path, limits=replace(QUICK, shortest_wait_s=60.0)) as each:
+        each.wire.held = []
+        await fill(each.outbox, 1200, ("metric",))
+        await fill(each.outbox, 10, ("health",))
+        await each.telemetry.connected()
+        await until(lambda: len(each.wire.held or []) == 5)
+        each.wire.release()
+        await until(lambda: is_empty(each.outbox))
+        assert [n for s, _, n in sorted(each.kept()) if s == "metric"] == list(range(1, 1201))
+        assert each.store.latest_health()["box"].sequence == 10
+
+
+async def test_rows_that_are_evicted_while_their_batch_is_under_way_are_told_once(tmp_path: Path) -> None:
+    limits = Limits(bytes=SMALLEST_CAP_BYTES)
+    async with ends(tmp_path, outbox_limits=limits) as each:
+        each.wire.held = []
+        pad = {"pad": "x" * 1000}
+        for _ in range(200):
+            await each.outbox.append("metric", "x", pad)
+        await each.telemetry.connected()
+        await until(lambda: bool(each.wire.held))
+        for _ in range(300):
+            await each.outbox.append("metric", "x", pad)
+        assert each.outbox.lost > 200
+        each.wire.release()
+        await until(lambda: is_empty(each.outbox))
+        present = {n for _, _, n in each.kept()}
+        assert set(range(1, 101)) <= present
+        (tally,) = each.store.tallies()
+        assert tally.lost == 500 - len(present)
+
+
+async def test_what_the_hub_refuses_goes_as_a_gap_and_does_not_come_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with ends(tmp_path) as each:
+
+        def spoil(message: Message) -> int:
+            spoiled.append(message)
+            if len(spoiled) > 1:
+                return 1
+            assert each.wire.ingest is not None
+            each.wire._arrive(replace(message, payload=b"spoiled"))
+            return 0
+
+        spoiled: list[Message] = []
+        each.wire.up = spoil
+        await fill(each.outbox, 5, ("metric",))
+        await each.telemetry.connected()
+        await until(lambda: is_empty(each.outbox))
+        assert each.telemetry.refused == 1
+        assert each.kept() == {}
+        (tally,) = each.store.tallies()
+        assert (tally.lost, tally.refused) == (5, 1)
+        await fill(each.outbox, 5, ("metric",))
+        await until(lambda: is_empty(each.outbox))
+        assert len(each.kept()) == 5
+        assert "refuses rows 1 to 5 of metric" in caplog.text
+
+
+async def test_a_new_connection_sends_what_was_not_acknowledged_the_newest_health_first(tmp_path: Path) -> None:
+    async with ends(tmp_path, limits=replace(QUICK, shortest_wait_s=60.0)) as each:
+        each.wire.up = lambda _: 0
+        await fill(each.outbox, 20)
+        await each.telemetry.connected()
+        await until(lambda: len(each.wire.seen) == 6)
+        each.wire.connected = False
+        await fill(each.outbox, 1)
+        await asyncio.sleep(0.02)
+        each.wire.connected = True
+        each.wire.up = lambda _: 1
+        each.wire.seen.clear()
+        await each.telemetry.connected()
+        await until(lambda: is_empty(each.outbox))
+        assert (each.batches()[0].stream, each.batches()[0].first) == ("health", 21)
+        assert len(each.kept()) == 21 * len(STREAMS)
+
+
+async def test_live_rows_pass_a_history_that_trickles(tmp_path: Path) -> None:
+    limits = replace(QUICK, history_rate=2000.0, shortest_wait_s=60.0)
+    async with ends(tmp_path, limits=limits) as each:
+        for number in range(4000):
+            await each.outbox.append("sample", "x", {"number": number, "noise": random.random()})
+        await each.telemetry.connected()
+        await until(lambda: bool(each.kept()))
+        for number in range(5):
+            await each.outbox.append("health", "x", {"number": number})
+            await until(lambda number=number: ("health", 1, number + 1) in each.kept(), 2.0)  # type: ignore[misc]
+        left = each.outbox.held()["sample"].rows
+        assert left > 2000
+
+
+async def test_a_batch_is_as_large_as_may_be_and_no_larger(tmp_path: Path) -> None:
+    async with ends(tmp_path) as each:
+        for _ in range(60):
+            await each.outbox.append("metric", "x", {"noise": random.randbytes(3500).hex()})
+        for _ in range(2 * MOST_ROWS):
+            await each.outbox.append("health", "x", {})
+        for _ in range(100):
+            await each.outbox.append("job", "x", {"pad": "x" * 16_000})
+        await each.telemetry.connected()
+        await until(lambda: is_empty(each.outbox))
+        assert max(len(message.payload) for message in each.wire.seen) <= LARGEST_BATCH_BYTES
+        assert max(len(batch.rows) for batch in each.batches()) == MOST_ROWS
+        assert each.store.tallies()[0].refused == 0
+        assert len(each.kept()) == 60 + 2 * MOST_ROWS + 100
+
+
+async def test_a_restarted_device_sends_what_the_boot_before_left_in_its_order(tmp_path: Path) -> None:
+    for wall in (1_800_000_000.0, 0.0, 2_200_000_000.0, 1_700_000_000.0):
+        outbox = Outbox(tmp_path / "telemetry.db", SetClock(wall))
+        await outbox.append("health", "x", {"wall": wall})
+        await outbox.append("health", "x", {"wall": wall})
+        await outbox.close()
+    async with ends(tmp_path) as each:
+        await each.telemetry.connected()
+        await until(lambda: is_empty(each.outbox))
+        latest = each.store.latest_health()["box"]
+        assert latest.body == {"wall": 1_700_000_000.0}
+        boots = sorted({boot for _, boot, _ in each.kept()})
+        assert len(boots) == 4
+        assert [batch.boot for batch in each.batches()[1:]] == boots
+
+
+async def test_acknowledgements_that_make_no_sense_change_nothing(tmp_path: Path) -> None:
+    told: list[int] = []
+    outbox = Outbox(tmp_path / "telemetry.db", SystemClock())
+    link: Any = None
+    telemetry = Telemetry(outbox, link, "box", SystemClock(), welcome=always, job_acknowledged=told.append)
+    assert telemetry.kinds == {"ack"}
+    await outbox.append("job", "x", {})
+
+    async def say(payload: bytes) -> None:
+        await telemetry.handle("ack", Message(down("box", "ack"), payload, qos=0))
+
+    for wrong in (b"", b"\xff", b"[]", b"{}", b'{"stream":"x","boot":1,"up_to":1}', b"[" * 100_000):
+        await say(wrong)
+    for ack in (
+        TelemetryAck("job", outbox.boot, 1, 0),
+        TelemetryAck("job", outbox.boot, 1, 5),
+        TelemetryAck("job", outbox.boot + 1, 1, 1),
+        TelemetryAck("job", 0, 7),
+    ):
+        await say(msgspec.json.encode(ack))
+    assert told == [7]
+    assert not is_empty(outbox)
+    await say(msgspec.json.encode(TelemetryAck("job", outbox.boot, 1, 1)))
+    assert is_empty(outbox)
+    await outbox.close()
+    await Telemetry(outbox, link, "box", SystemClock(), welcome=always).handle(
+        "ack", Message("x", msgspec.json.encode(TelemetryAck("job", 0, 7)))
+    )
