@@ -48,6 +48,9 @@ class HubSettings:
     unreached_days: Annotated[int, Meta(ge=1, le=3650)] = setting(
         7, "Days without a word until a box counts as unreached"
     )
+    blocks_bytes_per_s: BytesOrZero = setting(
+        0, "Most bytes of updates a second to all devices together over MQTT; 0 is no limit"
+    )
     questions_per_minute: Count = setting(600, "Most questions of one device in a minute; more are put off")
 
     # Telemetry

@@ -30,6 +30,7 @@ from appliance.fleet.device_ledger import DeviceLedger
 from appliance.fleet.diagnostics import DiagnosticsSources
 from appliance.fleet.hub_watch import HubWatch
 from appliance.fleet.identity import Identity, IdentityFolder
+from appliance.fleet.journal import Journal
 from appliance.fleet.part import FleetPart
 from appliance.fleet.reported import box_facts, reported_models
 from appliance.fleet.schema import open_fleet_database
@@ -37,6 +38,7 @@ from appliance.fleet.trust import Trust
 from appliance.fleet.trust_record import TrustRecord
 from appliance.fleet.twin import Twin, TwinEffects, local_settings
 from appliance.fleet.twin_store import TwinStore
+from appliance.fleet.update_parts import build_updates
 from appliance.messaging.connection import Connection
 from appliance.messaging.options import ConnectionOptions, TlsFiles, Will
 from appliance.observe.fleet_metrics import FleetMetrics
@@ -145,7 +147,9 @@ class Fleet:
         connection = self._connection(identity)
         device, hub = identity.device, HubWatch(self._clock)
         asking = Questions(device, connection)
-        twin = self._twin(identity, connection, database, Trust(device, TrustRecord(database), asking))
+        journal = Journal(database, self._clock)
+        trust = Trust(device, TrustRecord(database), asking, release_floor=journal.floor)
+        twin = self._twin(identity, connection, database, trust)
         parts: list[FleetPart] = [
             asking,
             twin,
@@ -158,6 +162,20 @@ class Fleet:
                 metrics=self._means.metrics,
             ),
         ]
+        if self._means.versions is not None:
+            parts.append(
+                build_updates(
+                    device,
+                    connection,
+                    journal,
+                    releases=trust,
+                    asking=asking,
+                    registry=self._means.registry,
+                    versions=self._means.versions,
+                    settings=self._settings,
+                    clock=self._clock,
+                )
+            )
         self._agent = agent = FleetAgent(
             device,
             identity.instance,
