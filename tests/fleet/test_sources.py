@@ -37,6 +37,21 @@ def put(folder: Path, content: bytes = CONTENT) -> Path:
     return folder
 
 
+def whole_ranges(handler: Handler) -> bool:
+    """Answer `bytes=first-last` with just that."""
+    matched = re.fullmatch(r"bytes=(\d+)-(\d+)", handler.headers["Range"])
+    assert matched
+    first, last = int(matched[1]), int(matched[2])
+    body = handler.serves.content[first : last + 1]
+    handler.serves.sent += len(body)
+    handler.send_response(206)
+    handler.send_header("Content-Range", f"bytes {first}-{last}/{len(handler.serves.content)}")
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body)
+    return True
+
+
 def mirror(server: FileServer, stall_timeout_s: float = 5.0) -> MirrorSource:
     return MirrorSource(server.url.rsplit("/", 1)[0] + "/", stall_timeout_s=stall_timeout_s)
 
@@ -54,7 +69,7 @@ async def test_pieces_of_another_file_on_the_box_are_taken_wherever_they_are(tar
         await run(target, BlobSource(lambda: [gone, old]))
     with target.open() as download:
         assert download.missing == [0, 1]  # what is at no border of pieces is not found
-    with FileServer(CONTENT) as server:
+    with FileServer(CONTENT, whole_ranges) as server:
         await run(target, mirror(server))
         assert server.sent == 2 * PIECE_BYTES
     assert target.is_right()
@@ -62,7 +77,7 @@ async def test_pieces_of_another_file_on_the_box_are_taken_wherever_they_are(tar
 
 async def test_a_folder_gives_what_it_has_and_a_mirror_the_rest(target: Target, tmp_path: Path) -> None:
     folder = put(tmp_path / "stick", CONTENT[: 3 * PIECE_BYTES])
-    with FileServer(CONTENT) as server:
+    with FileServer(CONTENT, whole_ranges) as server:
         await run(target, FolderSource(tmp_path / "empty"), FolderSource(folder), mirror(server))
         assert server.ranges() == [f"bytes={3 * PIECE_BYTES}-{len(CONTENT) - 1}"]
     assert target.is_right()
@@ -82,9 +97,10 @@ async def test_a_folder_with_flipped_bits_is_left_after_two_lies_and_changes_not
 
 
 async def test_a_mirror_that_lies_is_left_for_one_that_does_not(target: Target) -> None:
-    with FileServer(bytes(len(CONTENT))) as liar, FileServer(CONTENT) as honest:
+    with FileServer(bytes(len(CONTENT)), whole_ranges) as liar, FileServer(CONTENT, whole_ranges) as honest:
         await run(target, mirror(liar), mirror(honest))
         assert len(liar.requests) == 1
+        assert len(honest.requests) == 1
     assert target.is_right()
 
 
