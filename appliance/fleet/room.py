@@ -32,6 +32,7 @@ from appliance.fleet.device_ledger import DeviceLedger
 from appliance.fleet.diagnostics import DiagnosticsSources
 from appliance.fleet.hub_watch import HubWatch
 from appliance.fleet.identity import Identity, IdentityFolder
+from appliance.fleet.journal import Journal
 from appliance.fleet.part import FleetPart
 from appliance.fleet.renewal import Renewal
 from appliance.fleet.reported import box_facts, reported_models
@@ -41,6 +42,7 @@ from appliance.fleet.trust import Trust
 from appliance.fleet.trust_record import TrustRecord
 from appliance.fleet.twin import Twin, TwinEffects, local_settings
 from appliance.fleet.twin_store import TwinStore
+from appliance.fleet.update_parts import build_updates
 from appliance.messaging.connection import Connection
 from appliance.messaging.options import ConnectionOptions, TlsFiles, Will
 from appliance.observe.log_ring import LogRing, last_lines
@@ -169,7 +171,9 @@ class Fleet:
         telemetry = None if outbox is None else self._telemetry(identity, connection, outbox, hub)
         alarm = _log_alarm if telemetry is None else telemetry.collector.note
         set_rates = _no_rates if telemetry is None else telemetry.collector.set_rates
-        twin = self._twin(device, connection, database, Trust(device, TrustRecord(database), asking), set_rates)
+        journal = Journal(database, self._clock)
+        trust = Trust(device, TrustRecord(database), asking, release_floor=journal.floor)
+        twin = self._twin(device, connection, database, trust, set_rates)
         actions, metrics = self._actions(twin).by_name(), self._means.metrics.fleet
         parts: list[FleetPart] = [
             asking,
@@ -187,6 +191,20 @@ class Fleet:
         ]
         if telemetry is not None:
             parts += [telemetry.sending, telemetry.collector]
+        if self._means.versions is not None:
+            parts.append(
+                build_updates(
+                    device,
+                    connection,
+                    journal,
+                    releases=trust,
+                    asking=asking,
+                    registry=self._means.registry,
+                    versions=self._means.versions,
+                    settings=self._settings,
+                    clock=self._clock,
+                )
+            )
         self._agent = agent = FleetAgent(
             device,
             identity.instance,

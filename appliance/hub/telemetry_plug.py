@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from appliance.hub.ingest import USUAL, Retention, TelemetryIngest
-from appliance.hub.telemetry_store import SqliteTelemetry
+from appliance.hub.http.telemetry import TelemetryResource, telemetry_operations
+from appliance.hub.ingest import Retention, TelemetryIngest
 
 if TYPE_CHECKING:
     from appliance.hub.room import Means
@@ -14,7 +14,8 @@ _DAY_S = 86_400.0
 
 
 def plug_telemetry(means: Means) -> TelemetryIngest:
-    """Make the part that keeps telemetry, and acknowledges it."""
-    days = means.settings.telemetry_days
-    retention = Retention(days * _DAY_S if days else float("inf"), USUAL.rows)
-    return TelemetryIngest(SqliteTelemetry(means.database), means.link, means.clock, retention=retention)
+    """Make the part that keeps and acknowledges telemetry, and offer it to operators."""
+    means.operations += telemetry_operations(TelemetryResource(means.devices, means.telemetry))
+    settings = means.settings
+    retention = Retention(settings.telemetry_days * _DAY_S, settings.telemetry_rows)
+    return TelemetryIngest(means.telemetry, means.link, means.clock, retention=retention)
