@@ -36,7 +36,14 @@ from appliance.serving.floor import ServingFloor
 from appliance.sessions.context import Budget
 from appliance.sessions.room import Sessions, open_sessions
 from appliance.store.database import Database
-from tests.api.scripted import ScriptedClassifiers, ScriptedEmbedding, ScriptedHealth, ScriptedModels, ScriptedTuning
+from tests.api.scripted import (
+    ScriptedClassifiers,
+    ScriptedEmbedding,
+    ScriptedHealth,
+    ScriptedModels,
+    ScriptedTuning,
+    ScriptedVersions,
+)
 from tests.api.scripted_retrieval import ScriptedFiles, ScriptedStores
 from tests.api.scripted_tensors import ScriptedTensors
 
