@@ -16,6 +16,7 @@ from appliance.core.wishes import Soak, Wish
 from appliance.registry.install import import_model
 from appliance.registry.versions import open_registry
 from appliance.registry.wishes import Wishes
+from appliance.serving.soak import LEAST_PACES
 from appliance.store.database import Database
 from tests.journeys.processes import ServerProcess, appliance, server_process, wait_until
 from tests.tiny_gguf import write_tiny_llama
@@ -167,6 +168,20 @@ def test_orderly_restarts_and_a_second_server_are_held_against_nobody(two: Data,
     assert two.wish.state == "trial"
 
 
+def test_a_version_that_passes_its_test_and_fails_the_soak_goes_back_by_itself(two: Data, tmp_path: Path) -> None:
+    assert two.add(write_tiny_llama(tmp_path / "slow.gguf", layers=48, embedding=256, heads=4)) == "3"
+    with server_process(two.folder, tmp_path, "--model", "tiny") as server:
+        server.wait_until_ready()
+        assert [ask(server, tokens=16) for _ in range(LEAST_PACES)] == ["tiny:1"] * LEAST_PACES
+        two.activate("tiny:3")
+        wait_until(lambda: ask(server, tokens=16) == "tiny:3", lambda: server.log)
+        wait_until(lambda: ask(server, tokens=16) == "tiny:1", lambda: server.log)
+        found = two.wish
+        assert (found.state, found.code, found.meant) == ("rolled_back", "soak_latency", "1")
+        assert "95th percentile" in found.reason
+        assert server.end() == 0
+
+
 def test_a_crashing_version_fails_its_test_and_is_not_wished_for(two: Data, tmp_path: Path) -> None:
     two.add(write_tiny_llama(tmp_path / "aborts.gguf", experts=4))
     error = verb(two, "activate", "tiny:3", code=4)["error"]
@@ -181,7 +196,7 @@ def test_a_crashing_version_fails_its_test_and_is_not_wished_for(two: Data, tmp_
 def test_what_cannot_be_is_refused_with_advice(two: Data) -> None:
     assert verb(two, "activate", "tiny:9", code=3)["error"]["code"] == "model_not_found"
     assert verb(two, "rollback", "nobody", code=3)["error"]["code"] == "no_wish"
-    assert verb(two, "activate", "tiny:2", "--soak=-1", code=5)["error"]["param"] == "soak"
+    assert verb(two, "activate", "tiny:2", "--soak=-1", code=5)["error"]["code"] == "invalid_value"
     assert verb(two, "remove", "tiny:1", "--yes", code=4)["error"]["code"] == "model_in_use"
     verb(two, "activate", "tiny:2", "--no-test")
     assert verb(two, "activate", "tiny:1", "--no-test", code=4)["error"]["code"] == "trial_in_progress"
