@@ -38,8 +38,6 @@ from appliance.hub.enrolment_plug import plug_enrolment
 from appliance.hub.http.app import Router, create_hub_app
 from appliance.hub.http.devices import DeviceResource, device_operations
 from appliance.hub.http.rollouts import RolloutResource, rollout_operations
-from appliance.hub.http.telemetry import TelemetryResource, telemetry_operations
-from appliance.hub.ingest import Retention, TelemetryIngest
 from appliance.hub.mqtt import HubLink
 from appliance.hub.operators import MAKE_KEY, SCOPES
 from appliance.hub.overview import Overview
