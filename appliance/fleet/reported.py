@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -39,6 +40,7 @@ def box_facts(settings: Settings) -> dict[str, Any]:
         "python": platform.python_version(),
         "agent": __version__,
         "supervised": is_supervised(os.environ),
+        "utc_offset_s": time.localtime().tm_gmtoff,  # a rollout may be for the night where the box is
     }
 
 

@@ -274,7 +274,9 @@ def _waiting(connection: Connection, device: str) -> list[Row]:
         "SELECT * FROM enrolments WHERE device = ? AND state IN ('waiting', 'quarantined') ORDER BY id", (device,)
     ).fetchall()
     if not rows:
-        raise NotFoundError(f"No box waits to become {device!r}.", advice="appliance hub ca list shows who waits.")
+        raise NotFoundError(
+            f"No box waits to become {device!r}.", advice="appliance hub devices waiting shows who waits."
+        )
     return rows
 
 

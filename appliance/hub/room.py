@@ -26,6 +26,7 @@ from appliance.core.errors import ApplianceError, NotFoundError, UnavailableErro
 from appliance.core.hub_settings import HubSettings
 from appliance.core.messaging import Link, Receive
 from appliance.hub.authority import Authority
+from appliance.hub.blocks import plug_blocks
 from appliance.hub.command_store import SqliteCommands
 from appliance.hub.commands import Commands
 from appliance.hub.device_records import DeviceStore
@@ -37,8 +38,6 @@ from appliance.hub.enrolment_plug import plug_enrolment
 from appliance.hub.http.app import Router, create_hub_app
 from appliance.hub.http.devices import DeviceResource, device_operations
 from appliance.hub.http.rollouts import RolloutResource, rollout_operations
-from appliance.hub.http.telemetry import TelemetryResource, telemetry_operations
-from appliance.hub.ingest import Retention, TelemetryIngest
 from appliance.hub.mqtt import HubLink
 from appliance.hub.operators import MAKE_KEY, SCOPES
 from appliance.hub.overview import Overview
@@ -49,6 +48,7 @@ from appliance.hub.release_store import SqliteReleases
 from appliance.hub.rollout_store import SqliteRollouts
 from appliance.hub.rollouts import job_maker, plug_rollouts
 from appliance.hub.schema import MIGRATIONS
+from appliance.hub.telemetry_plug import plug_telemetry
 from appliance.hub.telemetry_store import SqliteTelemetry, TelemetryStore
 from appliance.hub.twin_store import SqliteTwins
 from appliance.hub.twins import Sign, Twins
@@ -110,14 +110,6 @@ class Means:
     operations: list[Operation] = field(default_factory=list)
 
 
-def plug_telemetry(means: Means) -> TelemetryIngest:
-    """Make the part that takes in telemetry, and offer it to operators."""
-    means.operations += telemetry_operations(TelemetryResource(means.devices, means.telemetry))
-    settings = means.settings
-    retention = Retention(settings.telemetry_days * 86_400.0, settings.telemetry_rows)
-    return TelemetryIngest(means.telemetry, means.link, means.clock, retention=retention)
-
-
 def plug_twins(means: Means) -> Twins:
     """Make the part that tells devices what they should be."""
     twins = Twins(means.twins, means.link, means.sign, means.clock)
@@ -140,6 +132,7 @@ PLUGS: tuple[Callable[[Means], HubPart], ...] = (
     plug_repository,
     plug_telemetry,
     plug_rollouts,
+    plug_blocks,
 )
 """Each makes one part, in this order."""
 

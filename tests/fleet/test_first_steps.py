@@ -90,7 +90,7 @@ async def test_a_hub_is_made_a_box_enrolled_approved_and_revoked(tmp_path: Path)
         enrolling = asyncio.gather(appliance("fleet", "enrol", claim, "--id", "box-7", "--json", *box_flags))
         while '"waiting"' not in await appliance("hub", "ca", "list", "--json", *hub_flags):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
-        await appliance("hub", "ca", "approve", "box-7", *hub_flags)
+        await appliance("hub", "devices", "approve", "box-7", *hub_flags)
         [printed] = await enrolling
         assert json.loads(printed)["device"] == "box-7"
 

@@ -115,15 +115,15 @@ def test_a_claim_is_one_file_that_says_all_and_is_not_overwritten(tmp_path: Path
 
 
 def test_verbs_of_a_folder_without_a_hub_make_none(tmp_path: Path) -> None:
-    for arguments in (("list",), ("show",), ("claim", str(tmp_path / "c")), ("approve", "a"), ("revoke", "a")):
+    for arguments in (("list",), ("show",), ("claim", str(tmp_path / "c")), ("revoke", "a")):
         result = run(ca, tmp_path / "hub", *arguments)
         assert (result.exit_code, "appliance hub init" in result.stderr) == (3, True), result.output
     assert not (tmp_path / "hub").exists()
 
 
-def test_who_is_not_there_cannot_be_approved_refused_or_revoked(tmp_path: Path) -> None:
+def test_who_is_not_there_cannot_be_revoked(tmp_path: Path) -> None:
     run(init, tmp_path / "hub", "--name", "hub.test")
-    for arguments in (("approve", "box"), ("refuse", "box"), ("revoke", "box"), ("revoke", "claim_1")):
+    for arguments in (("revoke", "box"), ("revoke", "claim_1")):
         assert run(ca, tmp_path / "hub", *arguments).exit_code == 3
     assert "SHA-256" in run(ca, tmp_path / "hub", "show").stdout
     assert len(json.loads(run(ca, tmp_path / "hub", "show", "--json").stdout)["fingerprint"]) == 64

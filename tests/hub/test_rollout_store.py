@@ -188,6 +188,34 @@ async def test_a_failed_canary_pauses_and_a_person_goes_on_or_retries(fleet: Fle
     assert len(fleet.jobs()) == 2, "the next wave"
 
 
+async def test_of_ten_thousand_devices_only_a_failing_canary_wave_is_ever_touched(fleet: Fleet) -> None:
+    fleet.database.write_blocking(
+        lambda c: (
+            c.executemany(
+                "INSERT INTO devices (id, created, status, instance, epoch, began, confirmed, agent, hardware) "
+                "VALUES (?, 0, 'online', 'i', 1, 0, 0, '1', ?)",
+                [(f"d-{n}", f"class-{n % 5}") for n in range(10_000)],
+            )
+            and None
+        )
+    )
+    fleet.begin(plan=Plan())
+    await fleet.turn()
+    jobs = list(fleet.jobs().values())
+    assert len(jobs) == 100
+    for job in jobs[1:]:
+        await fleet.say(job, "confirmed")
+    await fleet.say(jobs[0], "rolled_back")
+    for _ in range(10):
+        await fleet.turn(86_400.0)
+    assert fleet.store.find("r-1").progress.state == "paused"
+    assert fleet.jobs() == {}
+    assert len(fleet.states()) == 100
+    given = fleet.database.read(lambda c: c.execute("SELECT count(*) FROM device_jobs").fetchone()[0])
+    assert given == 100
+    assert fleet.steps() == ["begin", "wave 0: 100 devices", "pause"]
+
+
 async def test_too_many_failures_cancel_those_in_flight_and_abort_recalls_the_others(fleet: Fleet) -> None:
     await fleet.add(20)
     fleet.begin(plan=Plan(canary_share=1.0, soak_s=10.0))

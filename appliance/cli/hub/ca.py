@@ -55,7 +55,7 @@ def claim(context: HubContext, *, file: Path, uses: int, days: float, auto_appro
     click.echo(f"{file}: claim {record.id} for {uses} box(es), until {iso_timestamp(record.expires)}.")
     click.echo(f"Carry it to the box, and there: appliance fleet enrol {file.name}")
     if not auto_approve:
-        click.echo("Then approve the box here: appliance hub ca approve ID")
+        click.echo("Then approve the box here: appliance hub devices approve ID")
 
 
 @command.command("list")
@@ -91,31 +91,6 @@ def list_all(context: HubContext) -> None:
         ],
         {"waiting": "yellow", "quarantined": "red", "issued": "green"},
     )
-
-
-@command.command(epilog="`appliance hub ca list` shows who waits.")
-@click.argument("device")
-@click.option("--replace", is_flag=True, help="It is set up anew: the certificate of the box before is revoked.")
-@hub_verb_options
-def approve(context: HubContext, *, device: str, replace: bool) -> None:
-    """Let the box that waits to become DEVICE have the id."""
-    from appliance.security.audit import local_actor
-
-    with _open(context) as enrolments:
-        enrolments.approve(device, actor=local_actor(), now=SystemClock().unix(), replace=replace)
-    _say(context, device, "approved", "It is enrolled when it asks next.")
-
-
-@command.command(epilog="`appliance hub ca list` shows who waits.")
-@click.argument("device")
-@hub_verb_options
-def refuse(context: HubContext, *, device: str) -> None:
-    """Refuse every box that waits to become DEVICE."""
-    from appliance.security.audit import local_actor
-
-    with _open(context) as enrolments:
-        enrolments.refuse(device, actor=local_actor(), now=SystemClock().unix())
-    _say(context, device, "refused", "It is told when it asks next.")
 
 
 @command.command(
