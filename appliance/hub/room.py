@@ -22,7 +22,7 @@ import sdnotify
 import uvloop
 
 from appliance.core.clock import Clock, SystemClock
-from appliance.core.errors import ApplianceError, UnavailableError, errors_in
+from appliance.core.errors import ApplianceError, NotFoundError, UnavailableError, errors_in
 from appliance.core.hub_settings import HubSettings
 from appliance.core.messaging import Link, Receive
 from appliance.hub.authority import Authority
@@ -231,10 +231,16 @@ async def open_hub(settings: HubSettings, plugs: tuple[Callable[[Means], HubPart
     """Build every part and connect them; on leaving, close what was opened, newest first.
 
     Raises:
+        NotFoundError: There is no hub in the folder; nothing is made there.
         SettingsError: The settings would let strangers in, or name files that cannot be used.
         StorageError: The database cannot be opened.
         UnavailableError: Another process serves this folder.
     """
+    if not settings.authority_path.exists():
+        raise NotFoundError(
+            f"There is no hub in {settings.data_dir}.",
+            advice="Make one with: appliance hub init --data FOLDER --name HOST",
+        )
     async with contextlib.AsyncExitStack() as stack:
         if not settings.shared_group:
             stack.enter_context(own(settings.lock_path, _in_use))

@@ -18,7 +18,7 @@ import pytest
 import urllib3
 
 from appliance.core.clock import SystemClock
-from appliance.core.errors import SettingsError
+from appliance.core.errors import NotFoundError, SettingsError
 from appliance.core.fleet import Command, CommandResult, Reported, down, up
 from appliance.core.hub_settings import HubSettings
 from appliance.core.messaging import Message
@@ -228,6 +228,13 @@ async def test_a_hub_listens_to_strangers_only_with_tls_and_keys(tmp_path: Path)
     with pytest.raises(SettingsError, match="hub api-keys create"):
         async with open_hub(settings):
             pass
+
+
+async def test_a_folder_without_a_hub_is_left_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="hub init"):
+        async with open_hub(HubSettings(data_dir=tmp_path / "nothing", port=0)):
+            pass
+    assert not (tmp_path / "nothing").exists()
 
 
 async def test_two_hubs_do_not_serve_one_folder(tmp_path: Path) -> None:
