@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import cast
@@ -33,8 +33,9 @@ from appliance.core.batches import Batches
 from appliance.core.clock import SystemClock
 from appliance.core.errors import ApplianceError, errors_in
 from appliance.core.sessions import Conversations
-from appliance.core.settings import Settings
+from appliance.core.settings import EffectiveSetting, Settings, effective_of
 from appliance.engine.cpu_budget import THREADS_A_CORE, CpuBudget
+from appliance.fleet.room import Fleet, FleetMeans, open_fleet
 from appliance.observe.allocator import keep_freed_memory
 from appliance.observe.logs import configure_logging
 from appliance.observe.metrics import Metrics
@@ -47,6 +48,7 @@ from appliance.retrieval.ownership import DocumentsElsewhere
 from appliance.retrieval.room import open_documents
 from appliance.security.keys import KeyStore
 from appliance.serving.floor import ServingFloor
+from appliance.serving.residency import ModelResidency
 from appliance.sessions.context import Budget
 from appliance.sessions.room import Sessions, open_sessions
 from appliance.sessions.upkeep import Upkeep
@@ -61,6 +63,9 @@ SWITCH_INTERVAL_S = 0.0002
 BEAT_S = 1.0
 """How often systemd hears of us, at most; half its watchdog's limit if that is shorter."""
 
+RESTART_CODE = 75
+"""Exit code (EX_TEMPFAIL) that asks whoever watches over the process to start it again; systemd does so after any."""
+
 LAST_WORDS_S = 3.0
 """Time for the error answers to reach their clients when an engine has died."""
 
@@ -71,6 +76,7 @@ class Appliance:
 
     Attributes:
         port: The port that it listens on, 0 before `listening` is set.
+        exit_code: Of the process, once it has ended in order.
     """
 
     settings: Settings
@@ -82,7 +88,9 @@ class Appliance:
     batches: BatchRunner | Elsewhere
     server: HttpServer
     systemd: sdnotify.SystemdNotifier
+    fleet: Fleet = field(init=False)
     port: int = 0
+    exit_code: int = 0
     listening: asyncio.Event = field(default_factory=asyncio.Event)
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
     _hurry: asyncio.Event = field(default_factory=asyncio.Event)
@@ -90,6 +98,12 @@ class Appliance:
     def stop(self) -> None:
         """Begin an orderly stop; a second call stops waiting for open requests."""
         (self._hurry if self._stop.is_set() else self._stop).set()
+
+    def restart(self) -> None:
+        """Begin an orderly stop after which systemd starts the program again."""
+        self.exit_code = RESTART_CODE
+        if not self._stop.is_set():  # a stop that is under way is not hurried
+            self.stop()
 
     async def run(self) -> None:
         """Serve until `stop`.
@@ -107,12 +121,14 @@ class Appliance:
             running.append(tasks.create_task(self.agents.run(), name="responses"))
             running.append(tasks.create_task(self.batches.run(), name="batches"))
             running.append(tasks.create_task(self._tell_systemd(), name="systemd"))
+            running.append(tasks.create_task(self.fleet.run(), name="fleet"))
             await self._stop.wait()
             LOGGER.info("stopping: open requests have %g s to end", self.settings.shutdown_grace_s)
             self.systemd.notify("STOPPING=1\nSTATUS=Stopping: open requests are finishing.")
             self._drain()
             await self._end_requests(http)
             self.guard.end_in_order()
+            await self.fleet.say_goodbye()
             for each in running:
                 each.cancel()
 
@@ -174,8 +190,12 @@ class Appliance:
 
 
 @asynccontextmanager
-async def build(settings: Settings) -> AsyncIterator[Appliance]:
+async def build(settings: Settings, effective: Sequence[EffectiveSetting] | None = None) -> AsyncIterator[Appliance]:
     """Build every room and connect them; on leaving, close what was opened, newest first.
+
+    Args:
+        settings: What to run with.
+        effective: The same with their origins; None if all of them were given by whoever calls.
 
     Raises:
         SettingsError: The settings would let strangers in, or name files that cannot be used.
@@ -262,11 +282,30 @@ async def build(settings: Settings) -> AsyncIterator[Appliance]:
         systemd = sdnotify.SystemdNotifier()
         if systemd.socket is not None:
             stack.callback(systemd.socket.close)
-        yield Appliance(settings, floor, guard, documents, upkeep, agents, batches, HttpServer(app, settings), systemd)
+        server = HttpServer(app, settings)
+        appliance = Appliance(settings, floor, guard, documents, upkeep, agents, batches, server, systemd)
+        means = FleetMeans(
+            registry=registry,
+            loaded=lambda: floor.models.names | floor.embedders.names | floor.tensor_models.names,
+            memory=ModelResidency(registry, floor.models, floor.tensors),
+            versions=floor.versions,
+            health=floor.readiness,
+            stalled=lambda: floor.readiness.stalled,
+            metrics=metrics,
+            restart=appliance.restart,
+        )
+        appliance.fleet = await stack.enter_async_context(
+            open_fleet(settings, effective or effective_of(settings), SystemClock(), means)
+        )
+        yield appliance
 
 
-def serve(settings: Settings) -> int:
+def serve(settings: Settings, effective: Sequence[EffectiveSetting] | None = None) -> int:
     """Run the appliance in this process until a signal; returns the process's exit code.
+
+    Args:
+        settings: What to run with.
+        effective: The same with their origins.
 
     Raises:
         ApplianceError: It cannot start.
@@ -276,18 +315,19 @@ def serve(settings: Settings) -> int:
     keep_freed_memory()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(settings))
+            code = runner.run(_serve(settings, effective))
     except* ApplianceError as group:
         errors = errors_in(group)
         for error in errors:
             LOGGER.critical("%s", error)
         raise errors[0] from None
-    return 0
+    return code
 
 
-async def _serve(settings: Settings) -> None:
-    async with build(settings) as appliance:
+async def _serve(settings: Settings, effective: Sequence[EffectiveSetting] | None) -> int:
+    async with build(settings, effective) as appliance:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, appliance.stop)
         await appliance.run()
+        return appliance.exit_code

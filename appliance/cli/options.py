@@ -102,7 +102,12 @@ def verb_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def prepare(flags: dict[str, Any], config_file: Path | None, as_json: bool) -> Context:
-        return Context(*load_settings(flags=flags, environment=os.environ, config_file=config_file), as_json)
+        settings, effective = load_settings(flags=flags, environment=os.environ, config_file=config_file)
+        if settings.fleet_path.exists():
+            from appliance.fleet.overlay import with_hub_settings
+
+            settings, effective = with_hub_settings(settings, effective)
+        return Context(settings, effective, as_json)
 
     decorate = click.option("--data", "data_dir", metavar="FOLDER", help="Folder of databases and models.")
     return decorate(_with_settings(function, prepare, setting_fields(), "APPLIANCE_CONFIG"))

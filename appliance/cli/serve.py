@@ -27,4 +27,4 @@ def command(context: Context, **_: Any) -> None:
     """Run the appliance until Ctrl-C or SIGTERM."""
     from appliance.compose import serve
 
-    sys.exit(serve(context.settings))
+    sys.exit(serve(context.settings, context.effective))

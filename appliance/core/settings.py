@@ -1,6 +1,7 @@
 """Every setting: its name, type, default, bounds and meaning, and where its effective value came from.
 
-Sources, strongest first: command-line flag, environment (`APPLIANCE_` + the name in capitals), TOML file, default.
+Sources, strongest first: command-line flag, environment (`APPLIANCE_` + the name in capitals), TOML file, the hub of an
+enrolled box (`fleet/overlay.py`), default.
 An unknown name or a bad value anywhere is an error that names it, never ignored, not even where a stronger source
 overrides it. A relative path is relative to the working folder, in a TOML file to the file's folder; `~` is the user's
 home. README's table is checked against this file by a test.
@@ -20,7 +21,15 @@ from appliance.core.setting_sources import EffectiveSetting, Sources, check_tls,
 from appliance.core.setting_sources import setting as _setting
 from appliance.core.types import KvCacheType
 
-__all__ = ["EffectiveSetting", "Settings", "check_together", "load_settings", "setting_fields", "setting_types"]
+__all__ = [
+    "EffectiveSetting",
+    "Settings",
+    "check_together",
+    "effective_of",
+    "load_settings",
+    "setting_fields",
+    "setting_types",
+]
 
 ENVIRONMENT_PREFIX = "APPLIANCE_"
 
@@ -209,6 +218,19 @@ class Settings:
     fleet_will_delay_s: Annotated[int, Meta(ge=0, le=3600)] = _setting(
         60, "Time without a connection after which the broker tells the hub that this box is lost"
     )
+    update_bytes_per_s: BytesOrZero = _setting(
+        0, "Most bytes of an update a second that are asked of the hub over MQTT; 0 is no limit"
+    )
+    update_dir: Path | None = _setting(
+        None, "Folder, such as a memory stick or a share, where the files of releases may lie"
+    )
+
+    fleet_telemetry: Literal["on", "off"] = _setting(
+        "on", "Tell the hub of health, figures, resources, models and alarms; never of any text of a request"
+    )
+    fleet_outbox_bytes: Annotated[int, Meta(ge=256 * 1024, le=2**40)] = _setting(
+        64 * 1024 * 1024, "Disk for telemetry that the hub does not have yet; the least important gives way first"
+    )
 
     # Observability
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "Least severity that is logged")
@@ -272,9 +294,19 @@ class Settings:
         return self.data_dir / "batches.lock"
 
     @property
+    def fleet_dir(self) -> Path:
+        """Return the folder of this box's identity at its hub."""
+        return self.data_dir / "fleet"
+
+    @property
     def fleet_path(self) -> Path:
         """Return the path of `fleet.db`: sessions, the twin, replies to commands and the journal of updates."""
         return self.data_dir / "fleet.db"
+
+    @property
+    def telemetry_path(self) -> Path:
+        """Return the path of `telemetry.db`, which holds what the hub does not have yet."""
+        return self.data_dir / "telemetry.db"
 
     @property
     def fleet_lock_path(self) -> Path:
@@ -300,6 +332,20 @@ class Settings:
 def setting_fields() -> dict[str, Field[Any]]:
     """Return every setting's dataclass field by name."""
     return fields_of(Settings)
+
+
+def effective_of(settings: Settings) -> list[EffectiveSetting]:
+    """Return settings that a program made, as if it had set each that is not as by default."""
+    default = Settings()
+    return [
+        EffectiveSetting(
+            name,
+            value := getattr(settings, name),
+            "default" if value == getattr(default, name) else "the program that started it",
+            each.metadata["meaning"],
+        )
+        for name, each in setting_fields().items()
+    ]
 
 
 def setting_types() -> dict[str, Any]:

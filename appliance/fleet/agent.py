@@ -6,8 +6,8 @@
     an orderly end      `stopping`, then a clean goodbye, so that the broker keeps the Will to itself
 
 Nothing here reaches serving: a broker, hub or network that is away costs reconnecting with jitter, and a part that
-raises is started anew after a while. That the broker gives our session to somebody else again and again means that
-another box has our identity: we slow down and raise an alarm.
+raises is started anew after a while. A session that is ended again and again may mean that another box has our
+identity: we slow down and raise an alarm.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ LOGGER = logging.getLogger("appliance.fleet")
 LONGEST_RESTART_S = 300.0
 GOODBYE_S = 2.0
 ASK_TIME_AGAIN_S = 60.0
+ALARM_AGAIN_S = 3600.0
 
 Alarm = Callable[[str, dict[str, Any]], Awaitable[None]]
 """Raises an alarm of a kind, with figures; it reaches the hub when it can."""
@@ -91,6 +92,8 @@ class FleetAgent:
         self._metrics = metrics
         self._alarm = alarm
         self._clones = CloneWatch()
+        self._since = clock.monotonic()
+        self._alarm_again = self._since
         self._state = DeviceState(0, "lost", 0.0, __version__, instance)
         self._connected = asyncio.Event()
 
@@ -103,6 +106,7 @@ class FleetAgent:
             StorageError: The epoch cannot be written; a session without one of its own must not be.
         """
         epoch = await self._ledger.next_epoch()
+        self._since = self._clock.monotonic()
         self._state = DeviceState(epoch, "lost", self._clock.unix(), __version__, self._instance)
         return self._message("lost")
 
@@ -112,6 +116,7 @@ class FleetAgent:
         Raises:
             UnavailableError: The connection is gone already.
         """
+        self._hub.connected()
         await self._link.publish(self._message("online"))
         self._metrics.connected()
         LOGGER.info("connected to the fleet's broker, session %d", self._state.epoch)
@@ -124,15 +129,17 @@ class FleetAgent:
         self._connected.clear()
         self._hub.lost()
         self._metrics.disconnected()
-        if not taken_over:
-            return 0.0
-        LOGGER.warning("the broker gave the session of %s to another connection", self._device)
-        if not self._clones.taken_over(self._clock.monotonic()):
+        now = self._clock.monotonic()
+        if not self._clones.ended(now, now - self._since, taken_over=taken_over):
             return 0.0
         LOGGER.error(
-            "another box uses the identity of %s: the hub's operator must enrol one of them anew", self._device
+            "another box uses the identity of %s, or its connection never stands: connecting again in %g s",
+            self._device,
+            HOLD_OFF_S,
         )
-        await self._raise_alarm("cloned_identity", {"epoch": self._state.epoch, "instance": self._instance})
+        if now >= self._alarm_again:
+            self._alarm_again = now + ALARM_AGAIN_S
+            await self._raise_alarm("cloned_identity", {"epoch": self._state.epoch, "instance": self._instance})
         return HOLD_OFF_S
 
     async def receive(self, message: Message) -> None:

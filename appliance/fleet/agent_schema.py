@@ -1,7 +1,8 @@
 """The agent's part of `fleet.db`.
 
 device.epoch          one row; counts the sessions at the broker, and is raised before each connecting
-twin.desired          one row; the document accepted last, as JSON, or NULL
+twin.hub              one row; SHA-256 of the root of trust of the hub whose twin it is: another hub begins anew
+twin.desired          the document accepted last, as JSON, or NULL
 twin.models_done      JSON: those of its model wishes that were handed on, which happens once; who moves a name
                       afterwards, for example an update, is not fought
 twin.reported_version rises with each report
@@ -23,12 +24,13 @@ AGENT = (
     """
     CREATE TABLE twin (
         key INTEGER PRIMARY KEY CHECK (key = 1),
+        hub TEXT NOT NULL,
         desired BLOB,
         models_done TEXT NOT NULL,
         reported_version INTEGER NOT NULL
     ) STRICT
     """,
-    "INSERT INTO twin (key, desired, models_done, reported_version) VALUES (1, NULL, '{}', 0)",
+    "INSERT INTO twin (key, hub, desired, models_done, reported_version) VALUES (1, '', NULL, '{}', 0)",
     """
     CREATE TABLE commands (
         number INTEGER PRIMARY KEY AUTOINCREMENT,

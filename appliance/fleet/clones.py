@@ -2,7 +2,9 @@
 
 Pure: the caller tells the time. A box that was pushed off comes back after a moment, which pushes the other off, which
 comes back. Neither can tell which of the two is meant to be; both notice, slow down and raise an alarm, and the hub
-sees two instances, or an epoch that jumps to and fro.
+sees two instances, or an epoch that jumps to and fro. Some brokers say that a session was taken over; mosquitto 2.0
+merely closes it, so a session that ends young counts too, though less: a link that drops all the time looks the same,
+and is better tried seldom as well.
 """
 
 from __future__ import annotations
@@ -11,25 +13,29 @@ from collections import deque
 from dataclasses import dataclass, field
 
 WITHIN_S = 600.0
-SUSPICIOUS = 3
-"""Taken over this often within that time is no reconnect of one's own that the broker mistook."""
+YOUNG_S = 60.0
+SUSPICIOUS = 6
+"""Points within that time: a session that was taken over has two, one that ended young has one."""
 HOLD_OFF_S = 300.0
 
 
 @dataclass(slots=True)
 class CloneWatch:
-    """Counts how often a session was taken over."""
+    """Counts the sessions that ended as they do beside a clone."""
 
-    _taken_over: deque[float] = field(default_factory=lambda: deque(maxlen=SUSPICIOUS))
+    _points: deque[float] = field(default_factory=lambda: deque(maxlen=SUSPICIOUS))
 
-    def taken_over(self, now: float) -> bool:
-        """Note that the broker gave this session to another connection with the same identity.
+    def ended(self, now: float, stood_s: float, *, taken_over: bool) -> bool:
+        """Note that a session ended which we did not mean to end.
 
         Args:
             now: Seconds by a clock that never goes back.
+            stood_s: How long it stood.
+            taken_over: The broker says that it gave it to another connection with the same identity.
 
         Returns:
             True if a clone is to be suspected: wait `HOLD_OFF_S` before coming back.
         """
-        self._taken_over.append(now)
-        return len(self._taken_over) == SUSPICIOUS and now - self._taken_over[0] <= WITHIN_S
+        points = 2 if taken_over else int(stood_s < YOUNG_S)
+        self._points.extend([now] * points)
+        return points > 0 and len(self._points) == SUSPICIOUS and now - self._points[0] <= WITHIN_S

@@ -359,9 +359,15 @@ def discard(blobs: Blobs, digest: str) -> None:
         ConflictError: Another process is fetching it.
     """
     file = blobs.partial(digest)
-    with storage_errors(file.path):
-        file.path.with_name(f"{file.path.name}.blocks").unlink(missing_ok=True)
+    forget_hints(blobs, digest)
     file.discard()
+
+
+def forget_hints(blobs: Blobs, digest: str) -> None:
+    """Delete what was noted of a file's blocks."""
+    path = blobs.partial_folder / f"sha256-{digest}.blocks"
+    with storage_errors(path):
+        path.unlink(missing_ok=True)
 
 
 def write_all(descriptor: int, data: bytes, offset: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 
 import msgspec
 
@@ -112,10 +113,11 @@ class HubBlocks:
         while not (self._link.connected and self._connected.is_set()):
             if not patient:
                 raise UnavailableError("There is no connection to the hub.", code="unreachable")
-            try:
-                await asyncio.wait_for(self._connected.wait(), _TICK_S)
-            except TimeoutError:
-                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_TICK_S):  # wait_for may swallow a cancellation
+                    await self._connected.wait()
+            if not self._link.connected:
+                self._connected.clear()
 
     async def _ask(self, window: Window, pace: Pace, digest: str) -> None:
         now = self._clock.monotonic()
@@ -136,10 +138,10 @@ class HubBlocks:
     async def _next(self, timeout_s: float) -> Block | None:
         if not self._arrived.empty():
             return self._arrived.get_nowait()
-        try:
-            return await asyncio.wait_for(self._arrived.get(), timeout_s)
-        except TimeoutError:
-            return None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                return await self._arrived.get()
+        return None
 
     def _check_gone(self, block: Block, count: int) -> None:
         if count >= GONE_ANSWERS or block.code != "gone":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
 
@@ -17,7 +17,7 @@ from appliance.core.clock import Clock
 from appliance.core.fleet import Job, JobReport
 from appliance.core.releases import Release
 from appliance.fleet.pieces import PieceList
-from appliance.fleet.update_machine import Canceled, Event, Update, after, expire, supersedes
+from appliance.fleet.update_machine import Canceled, Event, Update, after, canceling, expire, supersedes
 from appliance.store.database import Connection, Database
 
 LOGGER = logging.getLogger(__name__)
@@ -235,7 +235,7 @@ class Journal:
             recall=job.action == "recall",
         )
         if job.action == "cancel":
-            update = replace(update, state="canceled", code="canceled", detail="It asked for the end of another job.")
+            update = canceling(update)
         connection.execute(
             "INSERT INTO updates (version, job, document, progress, over) VALUES (?, ?, ?, ?, ?)",
             (job.version, job.id, msgspec.json.encode(job), msgspec.json.encode(update), update.over),

@@ -161,6 +161,7 @@ class Staging:
         blobs = self._registry.blobs
         if blobs.has(file.digest, file.length):
             held.enter_context(blobs.hold([file.digest]))
+            download.forget_hints(blobs, file.digest)  # a kill may have come right before it
             return
         partial = blobs.partial(file.digest)
         held.callback(partial.close)
@@ -171,8 +172,7 @@ class Staging:
         if release.kind == "gguf" and file.role == MODEL:
             read_header(partial.path)
         partial.publish(file.digest)
-        with storage_errors(partial.path):
-            partial.path.with_name(f"{partial.path.name}.blocks").unlink(missing_ok=True)
+        download.forget_hints(blobs, file.digest)
 
 
 def _manifest_file(file: ReleaseFile) -> dict[str, Any]:

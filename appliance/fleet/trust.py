@@ -11,6 +11,7 @@ changes nothing: neither the record nor the models that run.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -40,6 +41,7 @@ from appliance.security.signing import PublicKey
 T = TypeVar("T")
 
 DIGEST_BYTES = 32
+_RELEASE = re.compile(r"releases/([a-z0-9][a-z0-9._-]{0,127})/(\d{1,16})/release\.json")
 LARGEST_LIST_BYTES = 4 * 1024 * 1024
 """Piece lists of files up to 128 GiB."""
 
@@ -157,6 +159,36 @@ class Trust:
                 code="release_old",
             )
         return release
+
+    async def offered(self) -> list[Job]:
+        """Return what the repository has to install, the newest release of each model, as jobs that nobody has signed.
+
+        For an operator at the box itself who brings a folder and decides for himself; `verified_release` takes them.
+
+        Raises:
+            UnavailableError: The hub is away, and nothing was recorded.
+            UntrustedError: Something of it is not to be believed.
+        """
+        verified = await self.current()
+        newest: dict[str, tuple[int, Target]] = {}
+        for path, target in verified.targets().items():
+            match = _RELEASE.fullmatch(path)
+            if match:
+                found = (int(match[2]), target)
+                newest[match[1]] = max(newest.get(match[1], found), found, key=lambda each: each[0])
+        return [
+            Job(
+                self._device,
+                f"import-{model:.100}-{counter}",
+                0,
+                "install",
+                target=target.path,
+                length=target.length,
+                digest=target.digest,
+                counter=counter,
+            )
+            for model, (counter, target) in sorted(newest.items())
+        ]
 
     async def piece_list(self, release: Release, file: ReleaseFile) -> list[bytes]:
         """Return the SHA-256 of each piece of a file, in order.

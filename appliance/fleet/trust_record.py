@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from appliance.core.errors import NotFoundError, UntrustedError
 from appliance.security.metadata import Kept
-from appliance.security.trust_rules import Mark
+from appliance.security.trust_rules import Mark, merged
 from appliance.store.database import Connection, Database
 
 FILES_KEPT = 64
@@ -51,24 +51,26 @@ class TrustRecord:
                     "This box has no root of trust.", advice="It comes with the enrolment.", code="not_enrolled"
                 )
             documents = connection.execute("SELECT role, document FROM trust_documents")
-            marks = connection.execute("SELECT role, version, issued FROM trust_marks")
             return Kept(
                 bytes(row["document"]),
                 {each["role"]: bytes(each["document"]) for each in documents},
-                {each["role"]: Mark(each["version"], each["issued"]) for each in marks},
+                _marks(connection),
             )
 
         return self._database.read(look)
 
     async def keep(self, role: str, document: bytes, marks: Mapping[str, Mark]) -> None:
-        """Replace a document and all marks at once."""
+        """Replace a document and all marks at once, unless another look was quicker and found something newer."""
 
         def write(connection: Connection) -> None:
-            connection.execute("REPLACE INTO trust_documents (role, document) VALUES (?, ?)", (role, document))
+            stored = _marks(connection)
+            result = merged(stored, marks)
+            if result.get(role) == marks[role] or role not in stored:
+                connection.execute("REPLACE INTO trust_documents (role, document) VALUES (?, ?)", (role, document))
             connection.execute("DELETE FROM trust_marks")
             connection.executemany(
                 "INSERT INTO trust_marks (role, version, issued) VALUES (?, ?, ?)",
-                [(name, mark.version, mark.issued) for name, mark in marks.items()],
+                [(name, mark.version, mark.issued) for name, mark in result.items()],
             )
 
         await self._database.write(write)
@@ -115,3 +117,8 @@ class TrustRecord:
             connection.execute("REPLACE INTO trust_seen (kind, version) VALUES (?, ?)", (kind, version))
 
         await self._database.write(write)
+
+
+def _marks(connection: Connection) -> dict[str, Mark]:
+    rows = connection.execute("SELECT role, version, issued FROM trust_marks")
+    return {each["role"]: Mark(each["version"], each["issued"]) for each in rows}

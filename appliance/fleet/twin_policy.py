@@ -30,6 +30,7 @@ LOCAL_ONLY = frozenset(
         "catalog_dir",
         "data_dir",
         "fleet",
+        "fleet_telemetry",
         "fleet_will_delay_s",
         "host",
         "insecure",

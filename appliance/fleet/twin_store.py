@@ -34,6 +34,19 @@ class TwinStore:
                 advice="Enrol this box anew, or restore the file from a backup.",
             ) from error
 
+    def begin(self, hub: str) -> None:
+        """Forget what another hub wanted.
+
+        Args:
+            hub: Names the hub by what this box trusts it for.
+        """
+
+        def write(connection: Connection) -> None:
+            if _row(connection)["hub"] != hub:
+                connection.execute("UPDATE twin SET hub = ?, desired = NULL, models_done = '{}'", (hub,))
+
+        self._database.write_blocking(write)
+
     async def accept(self, desired: Desired) -> None:
         """Keep a document; it is on the disk when this returns. Its model wishes are all to be done."""
         values = (msgspec.json.encode(desired),)

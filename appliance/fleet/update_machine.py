@@ -35,6 +35,9 @@ Effect = Literal[
 
 FIRST_PAUSE_S = 5.0
 LONGEST_PAUSE_S = 600.0
+RECALLED = "recalled"
+DAMAGED = "damaged"
+_NONE = ""
 MOST_DAMAGES = 3
 """How often a file whose pieces were right may be wrong as a whole, before disk or release count as bad."""
 
@@ -195,11 +198,11 @@ def _carried_out(update: Update) -> Update:
     if update.ending is not None:
         return replace(_calm(update), state=update.ending, ending=None)
     if update.recall and update.state == "verified":
-        return replace(_calm(update), state="rolled_back", code="recalled")
+        return replace(_calm(update), state="rolled_back", code=RECALLED)
     if update.state == "trial":
-        calm = replace(_calm(update), code="", detail="")
+        calm = replace(_calm(update), code=_NONE, detail="")
         return replace(calm, state="confirmed") if update.soaking else replace(calm, soaking=True)
-    return replace(_calm(update), state=_DUE[update.state][1], code="", detail="")
+    return replace(_calm(update), state=_DUE[update.state][1], code=_NONE, detail="")
 
 
 def _stumbled(update: Update, event: Stumbled) -> Update:
@@ -221,9 +224,9 @@ def _refused(update: Update, event: Refused) -> Update:
 
 def _damaged(update: Update, event: Damaged) -> Update:
     if update.damages + 1 >= MOST_DAMAGES:
-        return _end(update, "failed", "damaged", event.detail)
+        return _end(update, "failed", DAMAGED, event.detail)
     damages = update.damages + 1
-    return replace(_calm(update), state="fetching", damages=damages, code="damaged", detail=event.detail)
+    return replace(_calm(update), state="fetching", damages=damages, code=DAMAGED, detail=event.detail)
 
 
 def _end(update: Update, ending: JobState, code: str, detail: str) -> Update:
@@ -234,6 +237,11 @@ def _end(update: Update, ending: JobState, code: str, detail: str) -> Update:
 
 def _calm(update: Update) -> Update:
     return replace(update, failures=0, retry_at=0.0)
+
+
+def canceling(update: Update) -> Update:
+    """Return the job that asks for the end of others: it is over as soon as that is written down."""
+    return after(after(update, Canceled("canceled", "It asked for the end of another job.")), Done())
 
 
 def supersedes(newest: int, version: int) -> bool:

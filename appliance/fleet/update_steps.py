@@ -87,7 +87,7 @@ class Steps:
         versions: ModelVersions,
         hub: HubBlocks,
         blobs: Blobs,
-        box: Callable[[], Box],
+        box: Callable[[], Awaitable[Box]],
         folders: Callable[[], Sequence[Path]],
         clock: Clock,
     ) -> None:
@@ -144,7 +144,7 @@ class Steps:
 
     async def _verify(self, entry: Entry) -> Event:
         release = await self._releases.verified_release(entry.job)
-        check_suits(release, self._box())
+        check_suits(release, await self._box())
         why = self._journal.rolled_back(release.files[0].digest)
         if why is not None and not entry.job.force:
             return Refused("rolled_back_before", f"This model was tried here already and went back: {why}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 
 import msgspec
 
@@ -185,10 +186,9 @@ class Updates:
             await self._sleep(min(LONGEST_WAIT_S, left) if left > 0 else LONGEST_WAIT_S)
 
     async def _sleep(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._news.wait(), seconds)
-        except TimeoutError:
-            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._news.wait()
 
     # Reports and jobs
 
@@ -202,10 +202,9 @@ class Updates:
             is_late = self._clock.monotonic() - self._sent_at >= REPORT_AGAIN_S
             if report is not None and self._link.connected and (report.sequence != self._sent or is_late):
                 await self._send(report)
-            try:
-                await asyncio.wait_for(self._report_news.wait(), REPORT_AGAIN_S)
-            except TimeoutError:
-                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(REPORT_AGAIN_S):  # wait_for may swallow a cancellation
+                    await self._report_news.wait()
 
     async def _send(self, report: JobReport) -> None:
         payload = msgspec.json.encode(report)

@@ -141,6 +141,9 @@ class Authority:
     def sign_again(self, role: str) -> None:
         """Sign a role again before it expires, and what hangs on it; root and targets need their offline keys.
 
+        But for the root, the versions jump to the Unix seconds: so a hub that was restored from a backup is believed
+        by devices that have seen newer versions of it.
+
         Raises:
             NotFoundError: The keys are not at hand.
             UntrustedError: Someone else changed the repository.
@@ -153,9 +156,9 @@ class Authority:
                 self._leave_root()
             elif role == "targets":
                 roles = self._checked_roles()
-                self._sign_and_publish(roles, targets=self._signers(roles, "targets"))
+                self._sign_and_publish(roles, targets=self._signers(roles, "targets"), jump=True)
             else:
-                self._sign_and_publish(self.roles())
+                self._sign_and_publish(self.roles(), jump=True)
 
     def sign_when_due(self) -> dict[str, Due]:
         """Sign snapshot and timestamp again if it is time, and return how each stood; the hub calls this every hour.
@@ -345,12 +348,14 @@ class Authority:
         targets: Sequence[SigningKey] | None = None,
         files: Mapping[str, bytes] | None = None,
         restart: Container[str] = (),
+        jump: bool = False,
     ) -> None:
         now = self._clock.unix()
+        least = int(now) if jump else 0
         if targets is not None:
-            roles.sign_targets(now, targets, restart="targets" in restart)
-        roles.sign_snapshot(now, self._signers(roles, "snapshot"), restart="snapshot" in restart)
-        roles.sign_timestamp(now, self._signers(roles, "timestamp"), restart="timestamp" in restart)
+            roles.sign_targets(now, targets, restart="targets" in restart, at_least=least)
+        roles.sign_snapshot(now, self._signers(roles, "snapshot"), restart="snapshot" in restart, at_least=least)
+        roles.sign_timestamp(now, self._signers(roles, "timestamp"), restart="timestamp" in restart, at_least=least)
         self.repository.publish(roles.written, files or {})
 
     def _forget_online(self, starts: set[str]) -> None:

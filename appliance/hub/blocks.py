@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -19,6 +20,9 @@ from appliance.core.errors import ApplianceError
 from appliance.core.fleet import BLOCK_BYTES, Block, BlockRequest, UpKind, down
 from appliance.core.messaging import Link, Message
 from appliance.hub.block_turns import LONGEST_S, BlockTurns, Wanted, asked_for
+
+if TYPE_CHECKING:
+    from appliance.hub.room import Means
 
 logger = logging.getLogger("appliance.hub")
 
@@ -114,3 +118,15 @@ class Blocks:
         self._free_at = max(self._free_at, now) + size / self._bytes_per_s
         if self._free_at > now:
             await asyncio.sleep(self._free_at - now)
+
+
+def plug_blocks(means: Means) -> Blocks:
+    """Serve the files of releases."""
+    settings = means.settings
+    return Blocks(
+        settings.data_dir / "blobs",
+        means.link,
+        means.clock,
+        bytes_per_s=settings.blocks_bytes_per_s,
+        refuse=means.complaints.refuse,
+    )

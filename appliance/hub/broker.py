@@ -10,7 +10,9 @@ checks the ACL at each message. It grants every subscription and then delivers n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import pwd
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from appliance.core.errors import InvalidRequestError
@@ -23,6 +25,13 @@ ACCESS = "mosquitto.acl"
 DATA = "data"
 
 LARGEST_PACKET_BYTES = 1024 * 1024 + 64 * 1024
+
+
+def _own_name() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a container may run under a number that has no name
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +51,21 @@ class BrokerSettings:
     Attributes:
         port: For MQTT over TLS.
         address: To listen on, "" for all.
-        user: The user that a broker started by root becomes, or "" for mosquitto's own default; it must be able to
-            read the private key.
+        user: The user that a broker started by root becomes; it must be able to read the private key, so it is by
+            default who writes the configuration.
         most_connections: Beyond which the broker takes no more.
-        most_queued: Messages for a client that is away or slow; more are dropped without a word.
+        most_queued: Messages for a client that is away or slow; more are dropped without a word. What the broker keeps
+            of all devices (two messages of each) counts for a hub that has just connected.
         most_queued_bytes: The same in bytes.
         save_every_s: Between writes of what is kept over a restart.
     """
 
     port: int = 8883
     address: str = ""
-    user: str = ""
+    user: str = field(default_factory=_own_name)
     most_connections: int = 20_000
-    most_queued: int = 10_000
-    most_queued_bytes: int = 64 * 1024 * 1024
+    most_queued: int = 100_000
+    most_queued_bytes: int = 128 * 1024 * 1024
     save_every_s: int = 60
 
 
@@ -93,7 +103,7 @@ def _configuration(folder: Path, files: BrokerFiles, settings: BrokerSettings) -
         ("autosave_interval", settings.save_every_s),
         ("persistent_client_expiration", "7d"),
         ("max_packet_size", LARGEST_PACKET_BYTES),
-        ("max_inflight_messages", 200),
+        ("max_inflight_messages", 1000),
         ("max_queued_messages", settings.most_queued),
         ("max_queued_bytes", settings.most_queued_bytes),
         ("max_keepalive", 300),

@@ -38,23 +38,27 @@ class Roles:
         version = self.root.signed.version + 1
         self.written[f"{version}.root.json"] = _sign(self.root, "root", version, now, keys)
 
-    def sign_targets(self, now: float, keys: Sequence[SigningKey], *, restart: bool = False) -> None:
+    def sign_targets(self, now: float, keys: Sequence[SigningKey], *, restart: bool = False, at_least: int = 0) -> None:
         """Sign the next targets; the snapshot names them from now on, and has to be signed too."""
-        version = next_version(self.targets.signed.version, restart=restart)
+        version = next_version(self.targets.signed.version, restart=restart, at_least=at_least)
         data = _sign(self.targets, "targets", version, now, keys)
         self.snapshot.signed.meta["targets.json"] = MetaFile.from_data(version, data, ["sha256"])
         self.written[f"{version}.targets.json"] = data
 
-    def sign_snapshot(self, now: float, keys: Sequence[SigningKey], *, restart: bool = False) -> None:
+    def sign_snapshot(
+        self, now: float, keys: Sequence[SigningKey], *, restart: bool = False, at_least: int = 0
+    ) -> None:
         """Sign the next snapshot; the timestamp names it from now on, and has to be signed too."""
-        version = next_version(self.snapshot.signed.version, restart=restart)
+        version = next_version(self.snapshot.signed.version, restart=restart, at_least=at_least)
         data = _sign(self.snapshot, "snapshot", version, now, keys)
         self.timestamp.signed.snapshot_meta = MetaFile.from_data(version, data, ["sha256"])
         self.written[f"{version}.snapshot.json"] = data
 
-    def sign_timestamp(self, now: float, keys: Sequence[SigningKey], *, restart: bool = False) -> None:
+    def sign_timestamp(
+        self, now: float, keys: Sequence[SigningKey], *, restart: bool = False, at_least: int = 0
+    ) -> None:
         """Sign the next timestamp."""
-        version = next_version(self.timestamp.signed.version, restart=restart)
+        version = next_version(self.timestamp.signed.version, restart=restart, at_least=at_least)
         self.written["timestamp.json"] = _sign(self.timestamp, "timestamp", version, now, keys)
 
     def role(self, name: str) -> Metadata[Root] | Metadata[Targets] | Metadata[Snapshot] | Metadata[Timestamp]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -13,7 +14,10 @@ from typing import BinaryIO
 from appliance.core.errors import InvalidRequestError, StorageError, UntrustedError
 from appliance.core.fleet import PIECE_BYTES
 from appliance.store.files import Progress, free_bytes, no_progress, open_regular, storage_errors, sync_folder
+from appliance.store.locks import Hold, lock
 
+_LOCK = ".lock"
+_WAIT_S = 30.0
 SPARE_BYTES = 64 * 1024 * 1024
 
 
@@ -41,6 +45,15 @@ class ReleaseBlobs:
     def path(self, digest: str) -> Path:
         """Return where a file is or would be."""
         return self.folder / f"sha256-{digest}"
+
+    @contextmanager
+    def adding(self) -> Iterator[None]:
+        """Keep files from being removed that no release has yet."""
+        with storage_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = lock(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, exclusive=False, wait_s=_WAIT_S)
+        with Hold([descriptor]):
+            yield
 
     def store(self, source: Path, expected: tuple[str, int] | None, progress: Progress = no_progress) -> StoredFile:
         """Copy a file in.
@@ -109,14 +122,25 @@ class ReleaseBlobs:
         with storage_errors(path), open_regular(path) as file:
             return _hashed(file, file.seek(0, 2), path.name, progress)
 
-    def remove_unused(self, used: frozenset[str]) -> int:
-        """Delete every file that no release has; return the bytes that this freed. Nobody may be adding one."""
+    def remove_unused(self, find_used: Callable[[], frozenset[str]]) -> int:
+        """Delete every file that no release has, unless somebody is adding one; return the bytes that this freed.
+
+        Args:
+            find_used: Returns the digests of all releases; asked while nobody can add one.
+        """
         freed = 0
         with storage_errors(self.folder):
-            for each in sorted(self.folder.glob("*")) + sorted(self.folder.glob(".coming-*")):
-                if each.name.removeprefix("sha256-") not in used:
-                    freed += each.stat().st_size
-                    each.unlink()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                descriptor = lock(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, exclusive=True)
+            except BlockingIOError:
+                return 0
+            with Hold([descriptor]):
+                used = find_used()
+                for each in sorted(self.folder.iterdir()):
+                    if each.name != _LOCK and each.name.removeprefix("sha256-") not in used:
+                        freed += each.stat().st_size
+                        each.unlink()
         return freed
 
 

@@ -46,7 +46,11 @@ class DraftFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """A release before it is signed; the fields are those of `Release`."""
+    """A release before it is signed; the fields are those of `Release`.
+
+    Attributes:
+        least_counter: The release counter is no less than this: for a hub that was restored from a backup.
+    """
 
     model: str
     version: str
@@ -61,6 +65,7 @@ class Draft:
     chat_template: str | None = None
     stop: tuple[str, ...] = ()
     criteria: Criteria = field(default_factory=Criteria)
+    least_counter: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +112,14 @@ class Releases:
         """
         self._authority.require_targets_keys()
         before = [each.release for each in self.listed()]
-        stored = [(each.role, self._blobs.store(each.path, each.expected, progress)) for each in draft.files]
-        release = self._release(draft, stored, before)
-        signed = _signed(release)
-        files = {signed.target: msgspec.json.encode(release)}
-        for _, file in stored:
-            files[pieces_target(release.model, release.counter, file.digest)] = file.pieces
-        self._authority.change_targets(files, counters={release.model: release.counter})
+        with self._blobs.adding():
+            stored = [(each.role, self._blobs.store(each.path, each.expected, progress)) for each in draft.files]
+            release = self._release(draft, stored, before)
+            signed = _signed(release)
+            files = {signed.target: msgspec.json.encode(release)}
+            for _, file in stored:
+                files[pieces_target(release.model, release.counter, file.digest)] = file.pieces
+            self._authority.change_targets(files, counters={release.model: release.counter})
         self._store.add(signed, actor)
         return signed
 
@@ -133,8 +139,12 @@ class Releases:
 
     def remove_unused_files(self) -> int:
         """Delete model files that only withdrawn releases have; return the bytes that this freed."""
-        live = [each.release for each in self.listed() if each.withdrawn is None]
-        return self._blobs.remove_unused(frozenset(file.digest for each in live for file in each.files))
+
+        def find_used() -> frozenset[str]:
+            live = [each.release for each in self.listed() if each.withdrawn is None]
+            return frozenset(file.digest for each in live for file in each.files)
+
+        return self._blobs.remove_unused(find_used)
 
     async def verify(self, *, deep: bool, progress: Progress = no_progress) -> list[Finding]:
         """Check the repository as a new device would, and that every model file is there; nothing is changed.
@@ -161,6 +171,7 @@ class Releases:
     def _release(self, draft: Draft, stored: Sequence[tuple[str, StoredFile]], before: Sequence[Release]) -> Release:
         known = [each.counter for each in before if each.model == draft.model]
         counter = max([*known, self._authority.roles().counters().get(draft.model, 0)], default=0) + 1
+        counter = max(counter, draft.least_counter)
         fields = {
             "model": draft.model,
             "version": draft.version,

@@ -22,10 +22,11 @@ import sdnotify
 import uvloop
 
 from appliance.core.clock import Clock, SystemClock
-from appliance.core.errors import ApplianceError, UnavailableError, errors_in
+from appliance.core.errors import ApplianceError, NotFoundError, UnavailableError, errors_in
 from appliance.core.hub_settings import HubSettings
 from appliance.core.messaging import Link, Receive
 from appliance.hub.authority import Authority
+from appliance.hub.blocks import plug_blocks
 from appliance.hub.command_store import SqliteCommands
 from appliance.hub.commands import Commands
 from appliance.hub.device_records import DeviceStore
@@ -36,16 +37,18 @@ from appliance.hub.dispatch import Complaints, Counting, Dispatcher
 from appliance.hub.enrolment_plug import plug_enrolment
 from appliance.hub.http.app import Router, create_hub_app
 from appliance.hub.http.devices import DeviceResource, device_operations
-from appliance.hub.http.telemetry import TelemetryResource, telemetry_operations
-from appliance.hub.ingest import Retention, TelemetryIngest
+from appliance.hub.http.rollouts import RolloutResource, rollout_operations
 from appliance.hub.mqtt import HubLink
 from appliance.hub.operators import MAKE_KEY, SCOPES
 from appliance.hub.overview import Overview
 from appliance.hub.part import HubPart
 from appliance.hub.questions import Questions
 from appliance.hub.release_plug import plug_repository
-from appliance.hub.rollouts import plug_rollouts
+from appliance.hub.release_store import SqliteReleases
+from appliance.hub.rollout_store import SqliteRollouts
+from appliance.hub.rollouts import job_maker, plug_rollouts
 from appliance.hub.schema import MIGRATIONS
+from appliance.hub.telemetry_plug import plug_telemetry
 from appliance.hub.telemetry_store import SqliteTelemetry, TelemetryStore
 from appliance.hub.twin_store import SqliteTwins
 from appliance.hub.twins import Sign, Twins
@@ -107,14 +110,6 @@ class Means:
     operations: list[Operation] = field(default_factory=list)
 
 
-def plug_telemetry(means: Means) -> TelemetryIngest:
-    """Make the part that takes in telemetry, and offer it to operators."""
-    means.operations += telemetry_operations(TelemetryResource(means.devices, means.telemetry))
-    settings = means.settings
-    retention = Retention(settings.telemetry_days * 86_400.0, settings.telemetry_rows)
-    return TelemetryIngest(means.telemetry, means.link, means.clock, retention=retention)
-
-
 def plug_twins(means: Means) -> Twins:
     """Make the part that tells devices what they should be."""
     twins = Twins(means.twins, means.link, means.sign, means.clock)
@@ -137,6 +132,7 @@ PLUGS: tuple[Callable[[Means], HubPart], ...] = (
     plug_repository,
     plug_telemetry,
     plug_rollouts,
+    plug_blocks,
 )
 """Each makes one part, in this order."""
 
@@ -235,10 +231,16 @@ async def open_hub(settings: HubSettings, plugs: tuple[Callable[[Means], HubPart
     """Build every part and connect them; on leaving, close what was opened, newest first.
 
     Raises:
+        NotFoundError: There is no hub in the folder; nothing is made there.
         SettingsError: The settings would let strangers in, or name files that cannot be used.
         StorageError: The database cannot be opened.
         UnavailableError: Another process serves this folder.
     """
+    if not settings.authority_path.exists():
+        raise NotFoundError(
+            f"There is no hub in {settings.data_dir}.",
+            advice="Make one with: appliance hub init --data FOLDER --name HOST",
+        )
     async with contextlib.AsyncExitStack() as stack:
         if not settings.shared_group:
             stack.enter_context(own(settings.lock_path, _in_use))
@@ -248,6 +250,7 @@ async def open_hub(settings: HubSettings, plugs: tuple[Callable[[Means], HubPart
         check_exposure(settings, keys.has_keys(), MAKE_KEY)
         means = _means(settings, database, stack)
         parts: list[HubPart] = [means.presence, means.questions, *(plug(means) for plug in plugs)]
+        means.operations += rollout_operations(_rollout_resource(means))
         dispatcher = Dispatcher(parts, means.complaints, means.counting, means.clock)
         for prefix, receive in means.listening.items():
             dispatcher.listen(prefix, receive)
@@ -310,6 +313,11 @@ def _means(settings: HubSettings, database: Database, stack: AsyncExitStack) -> 
         twins=SqliteTwins(database, clock),
         telemetry=SqliteTelemetry(database),
     )
+
+
+def _rollout_resource(means: Means) -> RolloutResource:
+    rollouts = SqliteRollouts(means.database, means.writes, job_maker(means.devices, means.clock))
+    return RolloutResource(SqliteReleases(means.database, means.clock), rollouts, means.clock)
 
 
 def _overview(means: Means, link: HubLink) -> Overview:

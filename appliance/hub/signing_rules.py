@@ -51,12 +51,14 @@ def is_driven_up(version: int) -> bool:
     return version > 2**32
 
 
-def next_version(version: int, *, restart: bool) -> int:
+def next_version(version: int, *, restart: bool, at_least: int = 0) -> int:
     """Return the version to sign next.
 
     Args:
         version: Of what is there.
+        at_least: When a person signs: the Unix seconds, so that a hub that was restored from a backup is ahead of every
+            version that devices may have seen of it since.
         restart: The role gets only new keys in the same root, so devices begin to count it anew: then a number that an
             intruder has driven up is left behind.
     """
-    return 1 if restart and is_driven_up(version) else version + 1
+    return max(1 if restart and is_driven_up(version) else version + 1, at_least)

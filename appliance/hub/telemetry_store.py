@@ -1,142 +1,29 @@
-"""Where the hub keeps telemetry: what any store of it can do, in plain data, and the one in SQLite."""
+"""The store of telemetry in the hub's SQLite."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from math import inf, nextafter
+from typing import Any
 
 import msgspec
 
 from appliance.core.fleet import STREAMS, Stream
 from appliance.hub.batches import Batch, Gap
+from appliance.hub.telemetry_records import KeptRow, OpenAlarm, Received, Tally, TelemetryStore
 from appliance.store.database import Connection, Database
+
+__all__ = ["KeptRow", "OpenAlarm", "Received", "SqliteTelemetry", "Tally", "TelemetryStore"]
 
 AT_ONCE = 5000
 """Rows that one transaction of `trim` deletes, between which batches are written."""
 
+_BEHIND = 2**62
 _MOST_COUNTED = 100_000
 _MOST_LOST = 2**53
 _MOST_GAPS = 1000
 """Of a stream."""
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """A sound batch and when it came, in Unix seconds by the hub's clock."""
-
-    batch: Batch
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class KeptRow:
-    """A row as a device told it; `received` is by the hub's clock, which alone is to be trusted."""
-
-    device: str
-    stream: Stream
-    boot: int
-    sequence: int
-    at: float
-    received: float
-    kind: str
-    body: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Tally:
-    """What is known of a device's telemetry as a whole.
-
-    Attributes:
-        device: Its id.
-        lost: Rows that it lost before they could be sent, at most.
-        refused: Batches that were refused.
-        refusal: Why the last one was, or "".
-        skew: Seconds that its clock was behind the hub's when it told of its health last; negative if ahead.
-        heard: When its telemetry came last, Unix seconds by the hub's clock.
-    """
-
-    device: str
-    lost: int
-    refused: int
-    refusal: str
-    skew: float
-    heard: float
-
-
-@dataclass(frozen=True, slots=True)
-class OpenAlarm:
-    """An alarm that a device has raised and not cleared, as far as it has told.
-
-    Attributes:
-        device: Its id.
-        name: Which alarm.
-        since: Unix seconds by the device's clock.
-        severity: `warning` or `critical`.
-        detail: For a person.
-        received: When the device told of its alarms last, by the hub's clock.
-    """
-
-    device: str
-    name: str
-    since: float
-    severity: str
-    detail: str
-    received: float
-
-
-class TelemetryStore(Protocol):
-    """Keeps telemetry; several hubs may write to one store."""
-
-    async def keep(self, batches: Sequence[Received]) -> None:
-        """Keep every row that is not there yet; all is on the disk when this returns, or nothing is.
-
-        Raises:
-            StorageError: It cannot be written.
-        """
-        ...
-
-    async def note_refusal(self, device: str, code: str, at: float) -> None:
-        """Count a batch that was refused."""
-        ...
-
-    async def trim(self, *, received_before: float, most_rows: int) -> int:
-        """Delete rows that came before a time, and the oldest of a stream with too many. Returns how many."""
-        ...
-
-    async def forget(self, device: str) -> None:
-        """Delete all of a device: it is gone, or its id was given to another."""
-        ...
-
-    def rows(
-        self,
-        *,
-        device: str | None = None,
-        stream: Stream | None = None,
-        received_from: float = 0.0,
-        received_to: float = float("inf"),
-        before: int | None = None,
-        limit: int = 100,
-    ) -> tuple[list[KeptRow], int | None]:
-        """Return rows, those that came last first.
-
-        Returns:
-            The rows, and what to give as `before` for those after them, or None if there are none.
-        """
-        ...
-
-    def latest_health(self, devices: Iterable[str] | None = None) -> dict[str, KeptRow]:
-        """Return what each device told of its health last."""
-        ...
-
-    def open_alarms(self, device: str | None = None) -> list[OpenAlarm]:
-        """Return the alarms that are open now."""
-        ...
-
-    def tallies(self, device: str | None = None) -> list[Tally]:
-        """Return what is known of each device's telemetry as a whole."""
-        ...
 
 
 class SqliteTelemetry:
@@ -182,19 +69,27 @@ class SqliteTelemetry:
         limit: int = 100,
     ) -> tuple[list[KeptRow], int | None]:
         """As `TelemetryStore.rows`."""
-        values = {
+        values: dict[str, Any] = {
             "device": device,
             "stream": None if stream is None else STREAMS.index(stream),
             "since": received_from,
             "until": received_to,
-            "before": before if before is not None else 2**62,
+            "before": before if before is not None else _BEHIND,
             "limit": limit + 1,
         }
         select = _ROWS.format(
             device="" if device is None else "AND telemetry_devices.device = :device",
             stream="" if stream is None else "AND stream = :stream",
         )
-        found = self._database.read(lambda connection: connection.execute(select, values).fetchall())
+
+        def read(connection: Connection) -> list[Any]:
+            places = {
+                "low": _first_since(connection, received_from),
+                "high": min(values["before"], _first_since(connection, nextafter(received_to, inf))),
+            }
+            return connection.execute(select, {**values, **places}).fetchall()
+
+        found = self._database.read(read)
         return [_kept(each) for each in found[:limit]], (int(found[limit - 1]["id"]) if len(found) > limit else None)
 
     def latest_health(self, devices: Iterable[str] | None = None) -> dict[str, KeptRow]:
@@ -352,6 +247,24 @@ def _trim_rows(connection: Connection, most: int) -> int:
     return gone
 
 
+def _first_since(connection: Connection, received: float) -> int:
+    """Return the id of the first row that came at a time or later, found by halving: ids rise with the hub's time.
+
+    Where the hub's clock was set back, rows from before that may be passed over.
+    """
+    low, high = 0, int(connection.execute("SELECT max(id) FROM telemetry_rows").fetchone()[0] or 0) + 1
+    if received == inf:
+        return _BEHIND
+    while low < high:
+        middle = (low + high) // 2
+        row = connection.execute("SELECT id, received FROM telemetry_rows WHERE id >= ? LIMIT 1", (middle,)).fetchone()
+        if row is None or row["received"] >= received:
+            high = middle
+        else:
+            low = int(row["id"]) + 1
+    return low
+
+
 def _forget(connection: Connection, device: str) -> None:
     number = _number(connection, device)
     for table in ("rows", "gaps", "streams", "latest"):
@@ -362,7 +275,7 @@ def _forget(connection: Connection, device: str) -> None:
 _ROWS = """
     SELECT telemetry_rows.*, telemetry_devices.device AS name
     FROM telemetry_rows JOIN telemetry_devices ON telemetry_devices.number = telemetry_rows.device
-    WHERE id < :before AND received BETWEEN :since AND :until {device} {stream}
+    WHERE id >= :low AND id < :high AND received BETWEEN :since AND :until {device} {stream}
     ORDER BY id DESC LIMIT :limit
 """
 _LATEST = f"""

@@ -134,6 +134,11 @@ class Connection:
         """Do not connect again before so many seconds from now; a connection that stands is not touched."""
         self._held_off_until = self._clock.monotonic() + max(0.0, seconds)
 
+    def reconnect(self) -> None:
+        """End the connection, if there is one, so that the next one is made with the files as they are then."""
+        if self._session is not None:
+            self._session.close(with_will=False)
+
     async def say_farewell(self, message: Message) -> None:
         """Publish the last message of a session: when `run` is cancelled after it, the broker keeps the Will to itself.
 

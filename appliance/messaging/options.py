@@ -5,21 +5,8 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from appliance.core.messaging import Message
-
-
-class Tls(Protocol):
-    """Who we are, and whom we believe."""
-
-    def context(self) -> ssl.SSLContext:
-        """Return a context for one connection; asked for at each connecting, on a thread.
-
-        Raises:
-            OSError: There is none, for now.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +65,7 @@ class ConnectionOptions:
     host: str
     port: int
     client_id: str
-    tls: Tls | None = None
+    tls: TlsFiles | None = None
     keepalive_s: int = 60
     clean_start: bool = True
     session_expiry_s: int = 0

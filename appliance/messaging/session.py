@@ -2,6 +2,8 @@
 
 paho runs without a thread: its socket is watched by the event loop. Each connection has a client of its own, so nothing
 is left over from the one before: what was not confirmed is an error to whoever sent it, and paho resends nothing.
+
+Over 400 lines because all that knows the library is in one place.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from appliance.core.errors import InvalidRequestError, PermissionDeniedError, To
 from appliance.core.messaging import Message, Subscription
 from appliance.messaging.opening import Opening
 from appliance.messaging.options import ConnectionOptions, Will
+from appliance.messaging.watcher import READABLE, WRITABLE, Watcher, watcher
 
 LOGGER = logging.getLogger("appliance.messaging")
 
@@ -63,6 +66,7 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self._client = _client(options)
         self._descriptor = -1
+        self._watcher: Watcher | None = None
         self._accepted: asyncio.Future[None] = self._loop.create_future()
         self._confirmations: dict[int, asyncio.Future[ReasonCode]] = {}
         self._grants: dict[int, asyncio.Future[list[ReasonCode]]] = {}
@@ -128,10 +132,15 @@ class Session:
         )
 
     def _unwatch(self) -> None:
-        if self._descriptor >= 0:
-            self._loop.remove_reader(self._descriptor)
-            self._loop.remove_writer(self._descriptor)
+        if self._descriptor >= 0 and self._watcher is not None:
+            self._watcher.forget(self._descriptor)
             self._descriptor = -1
+
+    def _ready(self, events: int) -> None:
+        if events & WRITABLE:
+            self._write()
+        if events & READABLE:
+            self._read()
 
     def _read(self) -> None:
         for _ in range(_PACKETS_AT_ONCE):
@@ -283,14 +292,16 @@ class Session:
 
     def _on_opened(self, _client: Client, _data: object, opened: Any) -> None:
         self._descriptor = opened.fileno()
-        self._loop.add_reader(self._descriptor, self._read)
+        self._watcher = watcher()
+        self._watcher.watch(self._descriptor, self._ready)
 
     def _on_writing(self, _client: Client, _data: object, _socket: object) -> None:
-        self._loop.add_writer(self._descriptor, self._write)
+        if self._watcher is not None:
+            self._watcher.want_writing(self._descriptor, True)
 
     def _on_written(self, _client: Client, _data: object, _socket: object) -> None:
-        if self._descriptor >= 0:
-            self._loop.remove_writer(self._descriptor)
+        if self._watcher is not None:
+            self._watcher.want_writing(self._descriptor, False)
 
     def _on_closing(self, _client: Client, _data: object, _socket: object) -> None:
         self._unwatch()

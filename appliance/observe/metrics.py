@@ -173,22 +173,14 @@ class VersionMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         """Start without any; `Metrics` has the one of the process."""
-        self._active = Gauge(
-            f"{PREFIX}model_version_active",
-            "1 for the version that answers for a model's name",
-            ["model", "version"],
-            registry=registry,
-        )
-        self._trials = Counter(f"{PREFIX}model_trials", "Trials of versions that began", ["model"], registry=registry)
-        self._rollbacks = Counter(
-            f"{PREFIX}model_rollbacks", "Versions that were rolled back", ["model"], registry=registry
-        )
+        labels = ["model", "version"]
+        self._active = Gauge(f"{PREFIX}model_version_active", "1 for what answers", labels, registry=registry)
+        self._trials = Counter(f"{PREFIX}model_trials", "Trials that began", ["model"], registry=registry)
+        self._rollbacks = Counter(f"{PREFIX}model_rollbacks", "Versions rolled back", ["model"], registry=registry)
         self._shown: dict[str, str] = {}
 
     def show(self, active: Mapping[str, str]) -> None:
         """Show the full names of the versions that answer, by short name."""
-        if active == self._shown:
-            return
         for name, full_name in self._shown.items():
             if active.get(name) != full_name:
                 self._active.remove(name, full_name.rpartition(":")[2])

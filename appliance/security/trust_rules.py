@@ -67,6 +67,23 @@ def raised(marks: Mapping[str, Mark], role: str, version: int, issued: float) ->
     return {**marks, role: Mark(max(before.version, version), max(before.issued, issued))}
 
 
+def merged(stored: Mapping[str, Mark], new: Mapping[str, Mark]) -> dict[str, Mark]:
+    """Return the marks of two looks at a repository that overlapped: the later to finish turns nothing back.
+
+    Args:
+        stored: What the other one has left.
+        new: What this one has found. If it knows a newer root, a role that it has no mark of was dropped on purpose; if
+            it knows an older one, it is out of date and counts for nothing.
+    """
+    newer = new.get("root", Mark(0)).version - stored.get("root", Mark(0)).version
+    if newer < 0:
+        return dict(stored)
+    found = dict(new) if newer else {**stored, **new}
+    for role in stored.keys() & new.keys():
+        found = raised({**found, role: stored[role]}, role, new[role].version, new[role].issued)
+    return found
+
+
 def is_rotated(old: RoleKeys, new: RoleKeys) -> bool:
     """Tell whether nothing that the old keys alone had signed can be valid under the new ones."""
     return len(old.ids & new.ids) < new.threshold

@@ -36,7 +36,14 @@ from appliance.sessions.room import Sessions, open_sessions
 from appliance.store.database import Database
 from appliance.web.disconnect import task_group
 from appliance.web.server import HttpServer
-from tests.api.scripted import ScriptedClassifiers, ScriptedEmbedding, ScriptedHealth, ScriptedModels, ScriptedTuning
+from tests.api.scripted import (
+    ScriptedClassifiers,
+    ScriptedEmbedding,
+    ScriptedHealth,
+    ScriptedModels,
+    ScriptedTuning,
+    ScriptedVersions,
+)
 from tests.api.scripted_retrieval import ScriptedFiles, ScriptedStores
 from tests.api.scripted_tensors import ScriptedTensors
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import pwd
 import shutil
 import signal
 import socket
@@ -46,7 +44,7 @@ class Broker:
         self.authority = Authority.create("Fleet of a test", time.time())
         self.port = free_port()
         self.plain_port = free_port() if plain else 0
-        self._settings = replace(settings or BrokerSettings(), port=self.port, address="127.0.0.1", user=_own_name())
+        self._settings = replace(settings or BrokerSettings(), port=self.port, address="127.0.0.1")
         self._process: subprocess.Popen[bytes] | None = None
         self._revoked: dict[int, float] = {}
         self.files = BrokerFiles(
@@ -174,10 +172,6 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _own_name() -> str:
-    return pwd.getpwuid(os.getuid()).pw_name
 
 
 @pytest.fixture

@@ -2,12 +2,14 @@
 
     python -m tests.fleet.download_child FOLDER PORT DEVICE BROKER-FOLDER DIGEST LENGTH
 
-Reads the piece list from FOLDER/pieces; prints `done` once the file is there and right.
+Reads the piece list from FOLDER/pieces, and counts the bytes of blocks that reach it in FOLDER/received. Prints `done`
+once the file is there and right.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 
@@ -29,7 +31,7 @@ from appliance.registry.blobs import Blobs
 class Device:
     """The connection, the blocks and the answers to commands."""
 
-    def __init__(self, port: int, device: str, tls: TlsFiles) -> None:
+    def __init__(self, folder: Path, port: int, device: str, tls: TlsFiles) -> None:
         self.name = device
         options = ConnectionOptions(host="localhost", port=port, client_id=device, tls=tls)
         self.link = Connection(
@@ -39,6 +41,7 @@ class Device:
             on_connected=self.greet,
             uniform=lambda: 0.05,
         )
+        self.received = os.open(folder / "received", os.O_RDWR | os.O_CREAT, 0o600)
         self.blocks = HubBlocks(device, self.link, SystemClock(), lambda: 0)
 
     async def greet(self) -> None:
@@ -46,6 +49,8 @@ class Device:
 
     async def receive(self, message: Message) -> None:
         if message.topic.endswith("/blk"):
+            before = int.from_bytes(os.pread(self.received, 8, 0), "big")  # survives a kill
+            os.pwrite(self.received, (before + len(message.payload)).to_bytes(8, "big"), 0)
             self.blocks.handle(message)
             return
         command = msgspec.json.decode(message.payload, type=Command)
@@ -59,7 +64,7 @@ async def run(folder: Path, port: int, device: str, tls: TlsFiles, pieces: Piece
     if not is_reserved(blobs, pieces):
         await journal.commit(pieces.digest, b"")
         reserve(blobs, pieces)
-    end = Device(port, device, tls)
+    end = Device(folder, port, device, tls)
     async with asyncio.TaskGroup() as group:
         connection = group.create_task(end.link.run())
         with Download(

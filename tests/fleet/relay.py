@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import struct
 from collections.abc import AsyncIterator
 
 
@@ -31,6 +33,13 @@ class Relay:
         """Break every connection without a word."""
         for writer in self._writers:
             writer.transport.abort()
+
+    def reset(self) -> None:
+        """Break every connection with a reset, as a peer does that was killed with unread data."""
+        for writer in self._writers:
+            taken: socket.socket = writer.get_extra_info("socket")
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.cut()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -161,6 +162,25 @@ async def test_an_older_signed_document_in_the_record_is_not_taken_for_the_newes
     assert refusal.value.code == "metadata_old"
     hub.replay(old)
     await refuses(device, "metadata_old")
+
+
+async def test_a_hub_that_was_restored_from_a_backup_is_believed_once_a_person_has_signed_again(
+    hub: Hub, device: Device, tmp_path: Path
+) -> None:
+    shutil.copytree(hub.folder / "repository", tmp_path / "backup", symlinks=True)
+    for _ in range(10):
+        hub.clock.now += DAY
+        hub.authority.sign_when_due()
+    hub.release()
+    hub.release()
+    await believes(device)
+    shutil.rmtree(hub.folder / "repository")
+    shutil.copytree(tmp_path / "backup", hub.folder / "repository", symlinks=True)
+    await refuses(device, "metadata_old")
+    hub.authority.sign_again("targets")
+    await believes(device)
+    release = hub.release()  # the lost ones are signed anew, with their counters
+    assert await device.trust.verified_release(hub.job(release)) == release
 
 
 async def test_mixed_files_of_two_days_are_refused(hub: Hub, device: Device) -> None:

@@ -181,6 +181,10 @@ class UpdatingBox:
         self.versions = Tried(Wishes(self.databases[0], self.registry))
         self.journal = Journal(self.databases[1], self.clock)
         self.hub = HubBlocks(DEVICE, link, self.clock, bytes_per_s)
+
+        async def this_box() -> Box:
+            return box
+
         self.steps = Steps(
             self.journal,
             releases=releases,
@@ -188,7 +192,7 @@ class UpdatingBox:
             versions=self.versions,
             hub=self.hub,
             blobs=self.blobs,
-            box=lambda: box,
+            box=this_box,
             folders=lambda: folders,
             clock=self.clock,
         )

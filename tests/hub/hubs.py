@@ -29,7 +29,6 @@ from appliance.hub.init import HubFiles
 from appliance.hub.room import Hub, open_hub
 from appliance.hub.schema import MIGRATIONS
 from appliance.messaging.connection import Will
-from appliance.security.certificates import HUB_NAME
 from appliance.store.database import Database
 from appliance.store.files import write_file
 from appliance.store.grouped import GroupedWrites
@@ -43,8 +42,7 @@ def hub_settings(folder: Path, broker: Broker, **changes: Any) -> HubSettings:
     settings = HubSettings(data_dir=folder, broker_port=broker.port, port=0, **changes)
     if not settings.certificates_dir.exists():
         settings.certificates_dir.mkdir(parents=True)
-        files = broker.options(HUB_NAME).tls
-        assert files is not None
+        files = broker.hub()
         shutil.copy(files.authority, settings.authority_path)
         shutil.copy(files.certificate, settings.hub_certificate_path)
         shutil.copy(files.key, settings.hub_key_path)

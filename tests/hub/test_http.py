@@ -18,13 +18,19 @@ import pytest
 import urllib3
 
 from appliance.core.clock import SystemClock
-from appliance.core.errors import SettingsError
+from appliance.core.errors import NotFoundError, SettingsError
 from appliance.core.fleet import Command, CommandResult, Reported, down, up
 from appliance.core.hub_settings import HubSettings
 from appliance.core.messaging import Message
+from appliance.hub.batches import sound
 from appliance.hub.init import HubDocument, init_hub
 from appliance.hub.operators import SCOPES
+from appliance.hub.rollout_policy import Plan, Progress
+from appliance.hub.rollout_records import Audience, Options, Rollout
+from appliance.hub.rollout_store import SqliteRollouts
+from appliance.hub.rollouts import job_maker
 from appliance.hub.room import Hub, open_hub
+from appliance.hub.telemetry_store import Received
 from appliance.security.keys import KeyStore
 from tests.fleet.broker import Broker, Peer, free_port
 from tests.hub.hubs import (
@@ -36,6 +42,7 @@ from tests.hub.hubs import (
     state_message,
     until_device,
 )
+from tests.hub.telemetry_batches import run_of
 
 pytestmark = pytest.mark.anyio
 
@@ -223,6 +230,13 @@ async def test_a_hub_listens_to_strangers_only_with_tls_and_keys(tmp_path: Path)
             pass
 
 
+async def test_a_folder_without_a_hub_is_left_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="hub init"):
+        async with open_hub(HubSettings(data_dir=tmp_path / "nothing", port=0)):
+            pass
+    assert not (tmp_path / "nothing").exists()
+
+
 async def test_two_hubs_do_not_serve_one_folder(tmp_path: Path) -> None:
     async with lonely_hub(tmp_path) as hub:
         with pytest.raises(Exception, match="Another hub"):
@@ -264,3 +278,54 @@ async def test_the_hub_does_what_its_document_says_and_nothing_else(tmp_path: Pa
         with anyio.fail_after(SCHEMATHESIS_TIMEOUT_S):
             result = await anyio.run_process(command, cwd=tmp_path, check=False)
         assert result.returncode == 0, result.stdout.decode() + result.stderr.decode()
+
+
+async def test_an_operator_pauses_goes_on_with_and_ends_a_rollout(tmp_path: Path) -> None:
+    async with lonely_hub(tmp_path) as hub:
+        rollouts = SqliteRollouts(hub.means.database, hub.means.writes, job_maker(hub.means.devices, hub.means.clock))
+        rollout = Rollout(
+            id="r-1",
+            model="chat",
+            release="chat:2",
+            target="releases/chat/2/release.json",
+            length=10,
+            digest="0" * 64,
+            counter=2,
+            audience=Audience(),
+            options=Options(),
+            plan=Plan(),
+            progress=Progress(),
+            attempt=1,
+            created=hub.means.clock.unix(),
+            actor="test",
+        )
+        await anyio.to_thread.run_sync(rollouts.begin, rollout)
+        assert [each["id"] for each in (await ask(hub, "GET", "/v1/rollouts")).json()["data"]] == ["r-1"]
+        paused = await ask(hub, "POST", "/v1/rollouts/r-1/pause", {"reason": "Looks slow."})
+        assert (paused.json()["state"], paused.json()["code"]) == ("paused", "person")
+        again = await ask(hub, "POST", "/v1/rollouts/r-1/pause")
+        assert (again.status, again.code) == (409, "conflict")
+        assert (await ask(hub, "POST", "/v1/rollouts/r-1/resume")).json()["state"] == "running"
+        assert (await ask(hub, "POST", "/v1/rollouts/r-1/abort", b"[]")).status == 400
+        assert (await ask(hub, "POST", "/v1/rollouts/r-1/abort")).json()["state"] == "aborted"
+        assert (await ask(hub, "POST", "/v1/rollouts/r-1/resume")).status == 409
+        shown = (await ask(hub, "GET", "/v1/rollouts/r-1")).json()
+        told = [(each["step"], each["reason"]) for each in shown["timeline"]]
+        assert ("pause", "Looks slow.") in told
+        assert (await ask(hub, "GET", "/v1/rollouts/none")).status == 404
+        assert (await ask(hub, "GET", "/v1/releases")).json() == {"data": []}
+
+
+async def test_what_a_device_told_is_read_page_by_page(tmp_path: Path) -> None:
+    async with lonely_hub(tmp_path) as hub:
+        told = sound(DEVICE, "metric", run_of(1, 3))
+        await hub.means.telemetry.keep([Received(told, hub.means.clock.unix())])
+        path = f"/v1/devices/{DEVICE}/telemetry?stream=metric&limit=2"
+        first = (await ask(hub, "GET", path)).json()
+        second = (await ask(hub, "GET", f"{path}&before={first['next_before']}")).json()
+        assert [each["body"]["number"] for each in first["data"] + second["data"]] == [3, 2, 1]
+        assert second["next_before"] is None
+        assert (await ask(hub, "GET", f"/v1/devices/{DEVICE}/telemetry?until=1")).json()["data"] == []
+        assert (await ask(hub, "GET", "/v1/alarms")).json() == {"data": []}
+        assert (await ask(hub, "DELETE", f"/v1/devices/{DEVICE}")).status == 204
+        assert hub.means.telemetry.rows(device=DEVICE)[0] == []

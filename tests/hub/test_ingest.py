@@ -284,6 +284,16 @@ async def test_a_full_disk_acknowledges_nothing_and_refuses_nothing(store: Sqlit
     assert refused(acks) == [""]
 
 
+async def test_a_refusal_that_cannot_be_counted_is_told_all_the_same(store: SqliteTelemetry, acks: Acks) -> None:
+    class Full(SqliteTelemetry):
+        async def note_refusal(self, device: str, code: str, at: float) -> None:
+            raise StorageError("The disk is full.")
+
+    async with running(Full(store._database), acks) as ingest:
+        await take(ingest, "box", as_message("box", "metric", b"x"))
+    assert refused(acks) == ["invalid_request"]
+
+
 async def test_a_lost_connection_costs_the_acknowledgement_only(store: SqliteTelemetry, acks: Acks) -> None:
     acks.connected = False
     async with running(store, acks) as ingest:
@@ -338,6 +348,20 @@ async def test_retention_runs_beside_the_ingest(store: SqliteTelemetry, acks: Ac
     async with running(store, acks, retention=Retention(age_s=100.0, rows=5)):
         while kept(store):  # noqa: ASYNC110  (a state without an event)
             await asyncio.sleep(0.01)
+
+
+async def test_rows_of_a_time_are_found_wherever_they_lie(store: SqliteTelemetry) -> None:
+    from appliance.hub.batches import sound
+
+    assert store.rows(received_from=5.0, received_to=9.0) == ([], None)
+    for at in range(20):
+        await store.keep([Received(sound("box", "metric", run_of(3 * at + 1, 3 * at + 3)), float(at))])
+    await store.trim(received_before=2.0, most_rows=10**9)
+    for low, high in ((0, 30), (5, 9), (2, 2), (19, 19), (20, 30), (0, 1), (7.5, 7.6), (9, 5)):
+        rows, more = store.rows(received_from=low, received_to=high)
+        assert more is None
+        assert {each.received for each in rows} == {float(at) for at in range(2, 20) if low <= at <= high}
+        assert [each.sequence for each in rows] == sorted((each.sequence for each in rows), reverse=True)
 
 
 async def test_rows_come_in_pages_by_device_stream_and_time(store: SqliteTelemetry, acks: Acks) -> None:

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import logging
 import signal
+import sys
 from pathlib import Path
 
+import anyio
 import msgspec
 import pytest
 
-from appliance.core.fleet import LARGEST_DOCUMENT_BYTES, DeviceState, Reported, up
+from appliance.core.fleet import LARGEST_DOCUMENT_BYTES, Command, CommandResult, DeviceState, Reported, down, up
 from appliance.core.messaging import Message
 from appliance.hub.device_records import Which
 from tests.fleet.broker import Broker, Peer
@@ -214,3 +216,24 @@ async def test_who_does_not_come_back_to_a_broker_without_memory_counts_as_lost(
         await back.link.publish(state_message("box-2", born(2)))
         await until_device(hub, DEVICE, lambda each: each.status == "lost", "lost, for nobody said otherwise")
         assert (hub.means.devices.get("box-2").status, hub.means.devices.get("box-2").epoch) == ("online", 2)
+
+
+async def test_a_command_from_the_command_line_goes_by_way_of_the_running_hub(tmp_path: Path, broker: Broker) -> None:
+    settings = hub_settings(tmp_path / "hub", broker)
+    with hub_process(settings):
+        async with Peer(broker.options(DEVICE), down(DEVICE, "cmd"), "ea/1/all/hub") as device:
+            await until_hub_is(device, "up")
+            await device.link.publish(state_message(DEVICE, born(1)))
+            with looking_at(settings) as beside:
+                await until(lambda: beside.find(DEVICE), "born")
+            program = [sys.executable, "-m", "appliance", "hub", "devices", "command", DEVICE, "ping", "--json"]
+            async with asyncio.TaskGroup() as tasks:
+                asked = tasks.create_task(
+                    anyio.run_process([*program, "--data", str(settings.data_dir)], check=False), name="ask"
+                )
+                sent = msgspec.json.decode((await device.next(60)).payload, type=Command)
+                reply = msgspec.json.encode(CommandResult(sent.id, True, {"pong": 1}))
+                await device.link.publish(Message(up(DEVICE, "res"), reply))
+            answered = asked.result()
+    assert answered.returncode == 0, answered.stderr
+    assert msgspec.json.decode(answered.stdout)["result"] == {"pong": 1}

@@ -17,7 +17,8 @@ from appliance.core.messaging import Message
 from appliance.core.releases import DESIRED_TYPE
 from appliance.hub import twins
 from appliance.hub.authority import Authority
-from appliance.hub.desired import DesiredDocument, changed, check_document, put_together
+from appliance.hub.desired import DesiredDocument, changed, check_document, check_result, put_together
+from appliance.hub.device_names import check_groups, check_labels
 from appliance.hub.director import director_keys
 from appliance.hub.room import Hub
 from appliance.security.envelopes import open_envelope
@@ -259,6 +260,31 @@ def test_what_no_device_could_take_is_refused_by_name(document: DesiredDocument)
 def test_a_document_that_is_too_large_is_refused() -> None:
     with pytest.raises(TooLargeError):
         check_document(DesiredDocument({f"s{number}": "x" * 1000 for number in range(60)}))
+
+
+def test_parts_that_fit_alone_may_not_fit_together() -> None:
+    halves = [DesiredDocument({f"{name}{n}": "x" * 1000 for n in range(30)}) for name in "ab"]
+    for each in halves:
+        check_document(each)
+    with pytest.raises(TooLargeError, match=DEVICE):
+        check_result(put_together(DEVICE, 1, halves))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [{"": "x"}, {"Hall": "x"}, {"hall": "x" * 201}, {"hall": "\n"}, {f"l{n}": "x" for n in range(33)}],
+)
+def test_labels_that_will_not_do_are_refused(labels: dict[str, str]) -> None:
+    check_labels({"hall": "A", "gone": None})
+    with pytest.raises(InvalidRequestError):
+        check_labels(labels)
+
+
+@pytest.mark.parametrize("groups", [[""], ["Line"], [f"g{n}" for n in range(33)]])
+def test_groups_that_will_not_do_are_refused(groups: list[str]) -> None:
+    check_groups(["line-3"])
+    with pytest.raises(InvalidRequestError):
+        check_groups(groups)
 
 
 def test_none_takes_a_value_out() -> None:

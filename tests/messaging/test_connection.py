@@ -19,7 +19,7 @@ from appliance.core.fleet import HUB_TOPIC, down, up
 from appliance.core.messaging import Message, Subscription
 from appliance.hub.broker import LARGEST_PACKET_BYTES
 from appliance.messaging.connection import Connection, Will
-from appliance.messaging.options import ConnectionOptions, TlsFiles
+from appliance.messaging.options import ConnectionOptions
 from appliance.messaging.session import Session
 from appliance.security.certificates import HUB_NAME
 from tests.fleet.broker import Broker, Peer, free_port
@@ -562,7 +562,7 @@ async def test_cancelling_while_connecting_leaves_no_socket_behind() -> None:
 
 async def test_certificate_files_are_read_anew_at_each_connecting(broker: Broker) -> None:
     options = broker.options("box-1")
-    assert isinstance(options.tls, TlsFiles)
+    assert options.tls is not None
     kept = options.tls.key.read_bytes()
     options.tls.key.write_bytes(b"torn")
     with pytest.raises(UnavailableError):
@@ -571,3 +571,14 @@ async def test_certificate_files_are_read_anew_at_each_connecting(broker: Broker
     session = await Session.open(options, None, ignore)
     session.close(with_will=False)
     assert options.tls.context().minimum_version == ssl.TLSVersion.TLSv1_2
+
+
+@on_both_loops
+async def test_a_connection_that_the_other_end_resets_is_noticed_at_once(broker: Broker) -> None:
+    async with relay(broker.port) as between, Peer(replace(broker.options("box-1"), port=between.port)) as box:
+        for _ in range(4):
+            connects = box.link.figures.connects
+            between.reset()
+            await until(lambda before=connects: box.link.figures.connects > before)  # type: ignore[misc]
+            await box.link.until_connected()
+        await box.link.publish(Message(up("box-1", "res"), b"still able to speak"))

@@ -57,6 +57,12 @@ def state(box: Box) -> tuple[str, str]:
     return found.state, found.code
 
 
+def fact(box: Box) -> str:
+    found = box.wishes.find("tiny")
+    assert found is not None
+    return found.fact
+
+
 def spoil(box: Box, full_name: str) -> None:
     path = box.registry.resolve(full_name).files[0].path
     path.chmod(0o600)
@@ -74,10 +80,10 @@ async def test_running_requests_finish_on_the_old_and_new_ones_go_to_the_new(two
         assert await answered(floor, "tiny:1") == "tiny:1"
         assert await text_of(old)
         assert floor.models.names == {"tiny:1", "tiny:2"}
+        await until(lambda: "tiny:1 stays loaded for the way back" in fact(two))
         found = two.wishes.find("tiny")
         assert found is not None
         assert found.serving == "2"
-        assert "tiny:1 stays loaded for the way back" in found.fact
 
 
 async def test_the_old_one_is_unloaded_once_the_trial_is_over(two: Box) -> None:
@@ -118,9 +124,7 @@ async def test_a_version_that_cannot_be_loaded_costs_nobody_anything(two: Box) -
         assert not old.ended
         assert await answered(floor) == "tiny:1"
         assert floor.models.health().ready
-        found = two.wishes.find("tiny")
-        assert found is not None
-        assert "tiny:2 was given up" in found.fact
+        await until(lambda: "tiny:2 was given up" in fact(two))
         old.cancel()
 
 
@@ -198,9 +202,7 @@ async def test_where_both_have_no_room_the_old_finishes_its_requests_and_is_drop
         assert await text_of(old)
         assert set(await waiting) == {"tiny:2"}
         assert floor.models.names == {"tiny:2"}
-        found = two.wishes.find("tiny")
-        assert found is not None
-        assert "tiny:1 was dropped first" in found.fact
+        await until(lambda: "tiny:1 was dropped first" in fact(two))
 
 
 async def test_where_both_have_no_room_and_the_new_one_is_broken_the_old_one_comes_back(
@@ -233,9 +235,7 @@ async def test_an_old_version_that_does_not_come_to_rest_answers_on(two: Box, mo
             await until(lambda: "tiny" in floor.models.short_names.held)
             assert await answered(floor) == "tiny:1"
             assert state(two)[0] == "trial"
-            found = two.wishes.find("tiny")
-            assert found is not None
-            assert "was still answering" in found.fact
+            await until(lambda: "was still answering" in fact(two))
 
 
 async def test_a_version_larger_than_the_memory_is_rolled_back_without_dropping_the_old(
@@ -317,3 +317,10 @@ async def test_a_row_that_somebody_took_away_makes_way_for_what_is_there(two: Bo
         two.database.write_blocking(lambda connection: connection.execute("DELETE FROM models WHERE version = '1'"))
         assert named(floor.models.short_names.current("tiny")) is None
         assert await answered(floor) == "tiny:2"
+
+
+async def test_the_list_of_models_says_which_version_a_name_means(two: Box) -> None:
+    async with serving(two) as floor:
+        assert [(each.version, each.meant) for each in floor.text.cards()] == [("1", True), ("2", False)]
+        wish(two, "tiny:2")
+        assert [(each.version, each.meant) for each in floor.text.cards()] == [("1", False), ("2", True)]

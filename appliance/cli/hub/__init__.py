@@ -11,7 +11,7 @@ VERBS = {
     "serve": "Run the hub.",
     "ca": "Look at the hub's certificate authority, make claims, revoke devices.",
     "keys": "Signing keys: list, add, rotate, sign again.",
-    "releases": "Add, list, verify and withdraw signed model releases.",
+    "releases": "Add, list, verify, export and withdraw signed model releases.",
     "rollouts": "Bring a release to the fleet in waves, watch, pause, resume, abort.",
     "api-keys": "Create, list and revoke operators' keys for the HTTP API.",
     "devices": "List, approve, command and remove devices, set what they should be.",

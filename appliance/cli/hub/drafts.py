@@ -30,6 +30,7 @@ def draft_of(
     criteria: Path | None,
     hardware: Sequence[str],
     least_agent: str,
+    least_counter: int = 0,
 ) -> Draft:
     """Return what is to be released.
 
@@ -40,6 +41,7 @@ def draft_of(
         criteria: TOML file, or None.
         hardware: Classes it is for; empty is all.
         least_agent: Oldest program version that can run it, or "".
+        least_counter: The release counter is no less than this.
 
     Raises:
         NotFoundError: There is no such model or file.
@@ -66,6 +68,7 @@ def draft_of(
         chat_template=found.defaults.template,
         stop=found.defaults.stop,
         criteria=Criteria() if criteria is None else read_criteria(criteria),
+        least_counter=least_counter,
     )
 
 
@@ -80,12 +83,13 @@ def read_criteria(path: Path) -> Criteria:
         text = file.read(_LARGEST_CRITERIA_BYTES)
     try:
         document: dict[str, Any] = msgspec.toml.decode(text, type=dict[str, Any])
+        criteria = msgspec.convert(document, type=Criteria)
         _refuse_unknown(document, Criteria)
         for each in document.get("golden", ()):
             _refuse_unknown(each, GoldenInput)
-        return msgspec.convert(document, type=Criteria)
     except (msgspec.DecodeError, ValueError) as error:
         raise InvalidRequestError(f"The criteria {path} are wrong: {error}.", param="criteria") from error
+    return criteria
 
 
 def _manifest(name: str) -> Manifest:
@@ -107,8 +111,8 @@ def _find(file: ManifestFile, path: Path, *, alone: bool) -> Path:
     )
 
 
-def _refuse_unknown(document: object, kind: type[Any]) -> None:
+def _refuse_unknown(document: dict[str, Any], kind: type[Any]) -> None:
     known = set(kind.__struct_fields__)
-    unknown = sorted(set(document) - known) if isinstance(document, dict) else []
+    unknown = sorted(document.keys() - known)
     if unknown:
         raise ValueError(f"there is no {unknown[0]!r}; there are {', '.join(sorted(known))}")

@@ -128,7 +128,11 @@ def remove(context: HubContext, *, role: str, key: str, threshold: int | None, k
 @keys_option
 @hub_verb_options
 def sign(context: HubContext, *, role: str, keys_folders: tuple[Path, ...]) -> None:
-    """Sign ROLE again, so that it counts for its full time from now; `online` the hub does daily by itself."""
+    """Sign ROLE again, so that it counts for its full time from now; `online` the hub does daily by itself.
+
+    After the hub's folder was restored from a backup, sign `targets`: devices have seen newer versions meanwhile, and
+    believe the hub again from then on.
+    """
 
     def act(authority: Authority) -> list[str]:
         authority.sign_again(role)

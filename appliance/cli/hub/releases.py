@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @click.group(epilog="Start with: appliance hub releases add smollm2-135m-instruct ~/models --keys /media/stick")
 def command() -> None:
-    """Add, list, verify and withdraw signed model releases."""
+    """Add, list, verify, export and withdraw signed model releases."""
 
 
 @command.command(
@@ -42,6 +42,13 @@ def command() -> None:
 )
 @click.option("--hardware", multiple=True, help="Hardware class it is for; may be given more than once. All, if not.")
 @click.option("--least-agent", default="", metavar="VERSION", help="Oldest program version that can run it.")
+@click.option(
+    "--counter",
+    type=click.IntRange(1, 2**53),
+    default=1,
+    metavar="N",
+    help="Least release counter, where a hub was restored from a backup and devices have confirmed newer releases.",
+)
 @keys_option
 @hub_verb_options
 def add(
@@ -53,6 +60,7 @@ def add(
     criteria: Path | None,
     hardware: tuple[str, ...],
     least_agent: str,
+    counter: int,
     keys_folders: tuple[Path, ...],
 ) -> None:
     """Sign the model of MANIFEST, a TOML file or a name in the catalog, with its files at PATH, a file or a folder."""
@@ -60,7 +68,15 @@ def add(
     from appliance.cli.progress import ProgressReport
     from appliance.security.audit import local_actor
 
-    draft = draft_of(manifest, path, version=version, criteria=criteria, hardware=hardware, least_agent=least_agent)
+    draft = draft_of(
+        manifest,
+        path,
+        version=version,
+        criteria=criteria,
+        hardware=hardware,
+        least_agent=least_agent,
+        least_counter=counter,
+    )
 
     def act(authority: Authority) -> SignedRelease:
         with _releases(context, authority) as releases, ProgressReport(silent=context.json) as progress:
@@ -156,18 +172,49 @@ def verify(context: HubContext, *, deep: bool) -> None:
 @keys_option
 @hub_verb_options
 def withdraw(context: HubContext, *, name: str, reason: str, keys_folders: tuple[Path, ...]) -> None:
-    """Sign that the release NAME is no longer to be installed; devices that run it go on."""
+    """Sign that the release NAME is no longer to be installed; devices that run it go on.
+
+    Model files that no other release has are deleted.
+    """
     from appliance.security.audit import local_actor
 
-    def act(authority: Authority) -> SignedRelease:
+    def act(authority: Authority) -> tuple[SignedRelease, int]:
         with _releases(context, authority) as releases:
-            return releases.withdraw(name, reason, local_actor())
+            return releases.withdraw(name, reason, local_actor()), releases.remove_unused_files()
 
-    withdrawn = signing(context, keys_folders, act)
+    withdrawn, freed = signing(context, keys_folders, act)
+    counter = withdrawn.release.counter
     if context.json:
-        context.print_json({"name": withdrawn.name, "counter": withdrawn.release.counter, "reason": reason})
+        context.print_json({"name": withdrawn.name, "counter": counter, "reason": reason, "freed": freed})
     else:
-        click.echo(f"{withdrawn.name} (release {withdrawn.release.counter}) is withdrawn.")
+        click.echo(f"{withdrawn.name} (release {counter}) is withdrawn; {freed / 1e6:,.1f} MB were freed.")
+
+
+@command.command(epilog="Example: appliance hub releases export /media/stick reader:3")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("names", nargs=-1)
+@hub_verb_options
+def export(context: HubContext, *, folder: Path, names: tuple[str, ...]) -> None:
+    """Write the signed repository to FOLDER, and the model files of the releases NAMES, or of the newest of each model.
+
+    For boxes that never see the hub; they believe only what is signed.
+    """
+    from appliance.cli.progress import ProgressReport
+    from appliance.hub.export import export_releases
+    from appliance.hub.release_blobs import ReleaseBlobs
+
+    authority = open_authority(context, ())
+    with _releases(context, authority) as releases, ProgressReport(silent=context.json) as progress:
+        live = {each.release.model for each in releases.listed() if each.withdrawn is None}
+        wanted = [releases.find(each) for each in names or sorted(live)]
+        blobs = ReleaseBlobs(Path(context.settings.data_dir) / "blobs")
+        written = export_releases(authority, blobs, wanted, folder, progress)
+    if context.json:
+        context.print_json({"releases": [each.name for each in wanted], "written": written})
+        return
+    for each in wanted:
+        click.echo(each.name)
+    click.secho(f"{written / 1e6:,.1f} MB of model files were written to {folder}.", err=True)
 
 
 @contextmanager

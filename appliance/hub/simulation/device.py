@@ -103,7 +103,7 @@ class SimulatedDevice:
         self._steps: list[tuple[float, int, JobReport | None]] = []
         self._job = 0
         self._replies: dict[str, Message] = {}
-        self._reported_version = 0
+        self._reported_version = epoch  # above that of its earlier lives
         self._desired: Desired | None = None
         self._models: dict[str, ReportedModel] = {}
         self._readers: dict[str, Callable[[Message, float], Iterable[Said]]] = {
@@ -125,6 +125,10 @@ class SimulatedDevice:
         yield self._state("online")
         yield self._report()
         yield from self._repeated(now, after_s=0.0)
+
+    def stop_telling(self) -> None:
+        """Make no further batch; those that wait are still sent again."""
+        self._next_batch = float("inf")
 
     @property
     def due_at(self) -> float:
@@ -171,7 +175,7 @@ class SimulatedDevice:
         self._reported_version += 1
         desired = self._desired
         reported = Reported(
-            version=self._reported_version + (self.epoch << 20),  # it forgets its version when it is switched off
+            version=self._reported_version,
             desired_version=desired.version if desired else 0,
             settings=desired.settings if desired else {},
             models=list(self._models.values()),

@@ -97,6 +97,15 @@ class SimulatedFleet:
         counts.p50_s, counts.p99_s = self._latencies.percentile(0.5), self._latencies.percentile(0.99)
         return counts
 
+    def forget_latencies(self) -> None:
+        """Let the percentiles speak of what comes from now on."""
+        self._latencies.seconds.clear()
+
+    def stop_telling(self) -> None:
+        """Let no device make another batch, so that what is left can be counted."""
+        for box in self._boxes:
+            box.device.stop_telling()
+
     async def _live(self, box: _Box) -> None:
         await asyncio.sleep(self._random.random() * self._spread_s)
         state = Reconnect()

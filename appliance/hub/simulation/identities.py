@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import ssl
+from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.messaging.options import Tls, TlsFiles
+from appliance.messaging.options import TlsFiles
 from appliance.security.certificates import Authority, new_request, request_for
 
 LIFETIME_S = 7 * 86_400.0
@@ -31,23 +33,22 @@ class SimulatedIdentities:
         self._key_path.write_bytes(self._key)
         self._made: dict[str, _Prepared] = {}
 
-    def tls(self, device: str) -> Tls:
+    def tls(self, device: str) -> TlsFiles:
         """Return a device's identity."""
         made = self._made.get(device)
         if made is None:
             certificate = self._folder / f"{device}.pem"
             request = request_for(device, self._key)
             certificate.write_bytes(self._authority.device(device, request, self._now, LIFETIME_S))
-            made = self._made[device] = _Prepared(TlsFiles(self._trusted, certificate, self._key_path))
+            made = self._made[device] = _Prepared(self._trusted, certificate, self._key_path)
         return made
 
 
-class _Prepared:
-    def __init__(self, files: TlsFiles) -> None:
-        self._files = files
-        self._context: ssl.SSLContext | None = None
+@dataclass(frozen=True)
+class _Prepared(TlsFiles):
+    @functools.cached_property
+    def _context(self) -> ssl.SSLContext:
+        return super().context()
 
     def context(self) -> ssl.SSLContext:
-        if self._context is None:
-            self._context = self._files.context()
         return self._context

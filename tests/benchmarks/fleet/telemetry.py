@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.fleet.telemetry --rows 1000000
 
-Device, broker and hub are processes of their own on one machine. The outbox is filled first, once under the usual cap to
-see that the cap is held, and once under a cap that holds all. Batches of 100 rows of 500 devices are handed to an ingest
-without a broker. Then the box connects, and a row of health is appended
-twice a second while the backlog drains; its latency is from before `append` to the hub's acknowledgement of the commit.
+Device, broker and hub are processes of their own on one machine. The outbox is filled first, once under the usual cap,
+to see that the cap is held, and once under a cap that holds all. Batches of 100 rows of 500 devices are handed to an
+ingest without a broker. Then the box connects, and a row of health is appended twice a second while the backlog drains;
+its latency is from before `append` to the hub's acknowledgement of the commit.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ async def _drain(folder: Path, broker: Broker, outbox: Outbox, given: argparse.N
     tls = broker.hub()
     arguments = [folder / "hub.db", broker.port, tls.authority, tls.certificate, tls.key]
     command = [sys.executable, "-m", "tests.benchmarks.fleet.telemetry", "--hub", *map(str, arguments)]
-    hub = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ)
+    hub = _start(command)
     try:
         assert hub.stdout is not None
         await asyncio.to_thread(hub.stdout.readline)
@@ -218,6 +218,10 @@ async def _drain(folder: Path, broker: Broker, outbox: Outbox, given: argparse.N
         "hub: memory before, MiB": before / 2**20,
         "hub: most memory, MiB": most_memory / 2**20,
     }
+
+
+def _start(command: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ)
 
 
 def _count(connection: Any) -> int:

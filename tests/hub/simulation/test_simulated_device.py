@@ -111,6 +111,13 @@ def test_a_batch_is_sent_again_until_it_is_acknowledged() -> None:
     assert batches(device.greet(at + 1)) == []
 
 
+def test_a_device_that_is_told_to_be_quiet_makes_no_further_batch() -> None:
+    device = SimulatedDevice(ID, Scenario(batch_every_s=60, retry_s=30), NOW)
+    (batch,) = batches(device.due(device.due_at))
+    device.stop_telling()
+    assert {each.first for each in batches(live(device, 300))} == {batch.first}
+
+
 def test_a_round_trip_is_timed_and_a_refusal_is_none() -> None:
     device = SimulatedDevice(ID, Scenario(batch_every_s=100, retry_s=1e9), NOW)
     first, second = device.due_at, device.due_at + 100
