@@ -126,14 +126,14 @@ async def test_a_box_with_a_claim_becomes_a_device_and_can_speak_as_itself(broke
     async with running(broker, tmp_path) as hub:
         identity = await become(tmp_path / "box", "box-1", hub.bundle())
         assert (identity.device, identity.on_trial, hub.enrolled) == ("box-1", False, ["box-1"])
-        tls = TlsFiles(identity.authority, identity.credentials, identity.credentials)
-        options = ConnectionOptions(identity.host, identity.port, identity.device, tls)
-        async with (
-            Peer(broker.options(HUB_NAME), "ea/1/up/+/state") as listener,
-            Peer(options) as device,
-        ):
-            await device.link.publish(Message("ea/1/up/box-1/state", b"{}"))
-            assert (await listener.next()).topic == "ea/1/up/box-1/state"
+    tls = TlsFiles(identity.authority, identity.credentials, identity.credentials)
+    options = ConnectionOptions(identity.host, identity.port, identity.device, tls)
+    async with (
+        Peer(broker.options(HUB_NAME), "ea/1/up/+/state") as listener,
+        Peer(options) as device,
+    ):
+        await device.link.publish(Message("ea/1/up/box-1/state", b"{}"))
+        assert (await listener.next()).topic == "ea/1/up/box-1/state"
 
 
 async def test_an_enrolled_box_keeps_no_claim_and_private_files_only(broker: Broker, tmp_path: Path) -> None:
