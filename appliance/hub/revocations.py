@@ -38,8 +38,9 @@ class Revocations:
         """
         now = self._clock.unix()
         due = {int(each.serial, 16): each.revoked or now for each in self._enrolments.revoked(now=now)}
-        written = read_file(self._files.revoked, most_bytes=64 * 1024 * 1024)
-        if written is not None and set(due) <= revoked_serials(written):
+        content = read_file(self._files.revoked, most_bytes=64 * 1024 * 1024)
+        written = None if content is None else revoked_serials(content)
+        if written is not None and due.keys() <= written:
             return False
         write_file(self._files.revoked, self._authority.revocations(due, now), mode=0o644)
         logger.info("wrote the list of %d revoked certificates", len(due))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from appliance.core.errors import ConflictError, NotFoundError
-from appliance.core.fleet import FINAL_STATES, JobReport
+from appliance.core.fleet import FINAL_STATES, Job, JobReport
 from appliance.hub.rollout_policy import IN_FLIGHT, Decision, Progress, RolloutState, Tally, after_report
 from appliance.hub.rollout_records import DeviceJob, JobOf, Member, Rollout, Step
 from appliance.hub.rollout_rows import device_job_of, member_of, rollout_of, tally_of, text_of
@@ -25,6 +25,8 @@ HUB = "hub"
 
 REPORTS_KEPT = 500
 """Of a device's job."""
+
+_FURTHEST_VERSION = 2**52
 
 
 class SqliteRollouts:
@@ -232,32 +234,23 @@ class SqliteRollouts:
     async def sent(self, versions: Mapping[str, int], now: float) -> None:
         """Note what the broker has: versions by device; a job that has changed since is still to be sent."""
         rows = [(now, device, version) for device, version in versions.items()]
-        await self._database.write(
-            lambda connection: (
-                connection.executemany("UPDATE device_jobs SET published = ? WHERE device = ? AND version = ?", rows)
-                and None
-            )
-        )
+        sql = "UPDATE device_jobs SET published = ? WHERE device = ? AND version = ?"
+        await self._database.write(lambda connection: connection.executemany(sql, rows) and None)
 
     async def send_again(self, devices: Sequence[str] | None, *, before: float) -> None:
         """Have open jobs sent again that were sent before a time: of some devices, or all; the broker may forget."""
         named = None if devices is None else msgspec.json.encode(list(devices)).decode()
-        await self._database.write(
-            lambda connection: (
-                connection.execute(
-                    """
-                    UPDATE device_jobs SET published = NULL WHERE over = 0 AND published < ?
-                    AND (? IS NULL OR device IN (SELECT value FROM json_each(?)))
-                    """,
-                    (before, named, named),
-                )
-                and None
-            )
-        )
+        sql = """
+            UPDATE device_jobs SET published = NULL WHERE over = 0 AND published < ?
+            AND (? IS NULL OR device IN (SELECT value FROM json_each(?)))
+        """
+        await self._database.write(lambda connection: connection.execute(sql, (before, named, named)) and None)
 
 
 def _report(connection: Connection, device: str, report: JobReport, now: float) -> None:
     job = connection.execute("SELECT * FROM device_jobs WHERE device = ?", (device,)).fetchone()
+    if job is not None and job["version"] < report.version < _FURTHEST_VERSION:
+        _overtake(connection, job, report.version)
     member = connection.execute("SELECT * FROM members WHERE device = ? AND job = ?", (device, report.job)).fetchone()
     if member is None and (job is None or job["job"] != report.job):
         return  # of a job that was never given to this device
@@ -289,6 +282,15 @@ def _report(connection: Connection, device: str, report: JobReport, now: float) 
         )
     if member is not None:
         _move(connection, member, report, now)
+
+
+def _overtake(connection: Connection, job: Row, version: int) -> None:
+    """Give the current job a version that its device takes: it knows newer ones than a hub restored from a backup."""
+    document = msgspec.structs.replace(msgspec.json.decode(job["document"], type=Job), version=version + 1)
+    connection.execute(
+        "UPDATE device_jobs SET version = ?, document = ?, published = iif(over, published, NULL) WHERE device = ?",
+        (version + 1, msgspec.json.encode(document), job["device"]),
+    )
 
 
 def _move(connection: Connection, member: Row, report: JobReport, now: float) -> None:

@@ -345,9 +345,9 @@ def requested_key_digest(device: str, request: bytes) -> str:
     return hashlib.sha256(form).hexdigest()
 
 
-def revoked_serials(revocations: bytes) -> set[int]:
-    """Return the serials in a list of revoked certificates, PEM; none if it cannot be read, so that it is made anew."""
+def revoked_serials(revocations: bytes) -> set[int] | None:
+    """Return the serials in a list of revoked certificates, PEM, or None if it is no such list."""
     try:
         return {each.serial_number for each in x509.load_pem_x509_crl(revocations)}
     except ValueError:
-        return set()
+        return None

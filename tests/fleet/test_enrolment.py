@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,18 @@ from cryptography.x509.oid import NameOID
 from appliance.core.clock import SystemClock
 from appliance.core.errors import ConflictError, InvalidRequestError, NotFoundError, PermissionDeniedError
 from appliance.core.fleet import CLAIM_ANSWER, CLAIM_REQUEST, Claim, ClaimAnswer, ClaimBundle, Question
+from appliance.core.hub_settings import HubSettings
 from appliance.core.messaging import Message, Subscription
 from appliance.fleet.enrolment import Pauses, begin, enrol, read_bundle
 from appliance.fleet.identity import Identity, IdentityFolder
 from appliance.hub.certifier import HubAuthority
 from appliance.hub.enrolment import EnrolmentPart, EnrolmentRules
 from appliance.hub.enrolments import SqliteEnrolments
+from appliance.hub.init import HubFiles
+from appliance.hub.revocations import Revocations
 from appliance.hub.schema import MIGRATIONS
 from appliance.messaging.connection import Connection, ConnectionOptions, TlsFiles
-from appliance.security.certificates import CLAIM_NAME, HUB_NAME, certificate_facts, new_request
+from appliance.security.certificates import CLAIM_NAME, HUB_NAME, certificate_facts, new_request, revoked_serials
 from appliance.store.database import Database
 from tests.fleet.broker import Broker, Peer
 
@@ -122,14 +126,14 @@ async def test_a_box_with_a_claim_becomes_a_device_and_can_speak_as_itself(broke
     async with running(broker, tmp_path) as hub:
         identity = await become(tmp_path / "box", "box-1", hub.bundle())
         assert (identity.device, identity.on_trial, hub.enrolled) == ("box-1", False, ["box-1"])
-        tls = TlsFiles(identity.authority, identity.credentials, identity.credentials)
-        options = ConnectionOptions(identity.host, identity.port, identity.device, tls)
-        async with (
-            Peer(broker.options(HUB_NAME), "ea/1/up/+/state") as listener,
-            Peer(options) as device,
-        ):
-            await device.link.publish(Message("ea/1/up/box-1/state", b"{}"))
-            assert (await listener.next()).topic == "ea/1/up/box-1/state"
+    tls = TlsFiles(identity.authority, identity.credentials, identity.credentials)
+    options = ConnectionOptions(identity.host, identity.port, identity.device, tls)
+    async with (
+        Peer(broker.options(HUB_NAME), "ea/1/up/+/state") as listener,
+        Peer(options) as device,
+    ):
+        await device.link.publish(Message("ea/1/up/box-1/state", b"{}"))
+        assert (await listener.next()).topic == "ea/1/up/box-1/state"
 
 
 async def test_an_enrolled_box_keeps_no_claim_and_private_files_only(broker: Broker, tmp_path: Path) -> None:
@@ -382,3 +386,33 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
     assert read_bundle(path, now=4.0).host == "h"
     with pytest.raises(InvalidRequestError, match="expired"):
         read_bundle(path, now=5.0)
+
+
+async def test_a_box_whose_certificate_ran_out_is_let_in_again_by_a_person(broker: Broker, tmp_path: Path) -> None:
+    async with running(broker, tmp_path, EnrolmentRules(certificate_days=1)) as hub:
+        bundle = hub.bundle(allowed=5)
+        folder = IdentityFolder(tmp_path / "box")
+        claim = Claim(bundle.token, "box-1", new_request("box-1")[1].decode(), folder.instance())
+        first = await _answer(hub, bundle, claim)
+        hub.enrolments._database.write_blocking(
+            lambda connection: connection.execute("UPDATE certificates SET expires = 1.0") and None
+        )
+        waiting = await _answer(hub, bundle, claim)
+        assert (waiting.status, hub.states()) == ("waiting", [("box-1", "waiting")])
+        hub.enrolments.approve("box-1", actor="ann", now=time.time())
+        again = await _answer(hub, bundle, claim)
+        assert (again.status, again.certificate != first.certificate) == ("issued", True)
+
+
+async def test_the_brokers_list_follows_the_database_whoever_changed_it(broker: Broker, tmp_path: Path) -> None:
+    async with running(broker, tmp_path) as hub:
+        await become(tmp_path / "box", "box-1", hub.bundle())
+        files = replace(HubFiles.of(HubSettings(data_dir=tmp_path)), revoked=broker.files.revoked)
+        revocations = Revocations(hub.enrolments, broker.authority, files, SystemClock())
+        assert not revocations.refresh(), "nobody is revoked"
+        broker.files.revoked.write_bytes(b"torn")
+        assert revocations.refresh(), "the broker could not start with it"
+        [serial] = hub.enrolments.revoke("box-1", actor="ann", now=time.time())
+        assert revocations.refresh()
+        assert revoked_serials(broker.files.revoked.read_bytes()) == {int(serial, 16)}
+        assert not revocations.refresh(), "once is enough"

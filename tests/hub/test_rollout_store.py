@@ -368,6 +368,23 @@ async def test_a_job_that_the_broker_forgot_is_sent_again(fleet: Fleet) -> None:
     assert fleet.jobs() == {}, "it is done"
 
 
+async def test_a_hub_restored_from_a_backup_overtakes_what_its_devices_know(fleet: Fleet) -> None:
+    await fleet.add(2)
+    fleet.begin()
+    await fleet.turn()
+    job = fleet.jobs()["box-0"]
+    lost = msgspec.structs.replace(job, id="r-0.1", version=7)  # of a rollout after the backup
+    await fleet.say(lost, "confirmed", 90)
+    await fleet.turn()
+    again = fleet.jobs()["box-0"]
+    assert (again.id, again.version) == (job.id, 8)
+    await fleet.say(again, "confirmed", 91)
+    assert fleet.states()["box-0"] == "succeeded"
+    await fleet.say(msgspec.structs.replace(job, version=2**53), "confirmed", 92)
+    await fleet.turn()
+    assert fleet.jobs() == {}, "a made-up version counts for nothing"
+
+
 async def test_a_device_that_asks_is_told_its_job(fleet: Fleet) -> None:
     await fleet.add(2)
     with pytest.raises(NotFoundError):
