@@ -41,7 +41,9 @@ from appliance.observe.allocator import keep_freed_memory
 from appliance.observe.logs import configure_logging
 from appliance.observe.metrics import Metrics
 from appliance.observe.resources import physical_cores
+from appliance.registry.boot_guard import BootGuard
 from appliance.registry.versions import open_registry
+from appliance.registry.wishes import Wishes
 from appliance.retrieval.documents import Documents
 from appliance.retrieval.ownership import DocumentsElsewhere
 from appliance.retrieval.room import open_documents
@@ -80,6 +82,7 @@ class Appliance:
 
     settings: Settings
     floor: ServingFloor
+    guard: BootGuard
     documents: Documents | DocumentsElsewhere
     upkeep: Upkeep | Elsewhere
     agents: Responder | Elsewhere
@@ -126,6 +129,7 @@ class Appliance:
             self._drain()
             await self._end_requests(http)
             await self.fleet.say_goodbye()
+            self.guard.end_in_order()
             for each in running:
                 each.cancel()
 
@@ -205,7 +209,11 @@ async def build(settings: Settings, effective: Sequence[EffectiveSetting] | None
         check_exposure(settings, keys.has_keys())
         metrics = Metrics()
         registry = open_registry(settings, database)
-        floor = ServingFloor(settings, registry, metrics, CpuBudget(THREADS_A_CORE * physical_cores()))
+        wishes = Wishes(database, registry)
+        guard = BootGuard(settings.data_dir / "serving.lock", wishes)
+        stack.callback(guard.close)
+        guard.begin()
+        floor = ServingFloor(settings, registry, wishes, metrics, CpuBudget(THREADS_A_CORE * physical_cores()))
         stack.push_async_callback(floor.close)
         documents = await stack.enter_async_context(
             open_documents(
@@ -266,6 +274,7 @@ async def build(settings: Settings, effective: Sequence[EffectiveSetting] | None
             conversations=conversations,
             batches=cast("Batches", batches),
             tunable_models=floor.tuning,
+            versions=floor.versions,
             keys=keys,
             metrics=metrics,
             health=floor.readiness,
@@ -273,12 +282,14 @@ async def build(settings: Settings, effective: Sequence[EffectiveSetting] | None
         systemd = sdnotify.SystemdNotifier()
         if systemd.socket is not None:
             stack.callback(systemd.socket.close)
-        appliance = Appliance(settings, floor, documents, upkeep, agents, batches, HttpServer(app, settings), systemd)
+        appliance = Appliance(
+            settings, floor, guard, documents, upkeep, agents, batches, HttpServer(app, settings), systemd
+        )
         means = FleetMeans(
             registry=registry,
             loaded=lambda: floor.models.names | floor.embedders.names | floor.tensor_models.names,
-            memory=ModelResidency(registry, floor.models, floor.tensors),
-            versions=None,
+            memory=ModelResidency(settings, registry, floor.models, floor.tensors),
+            versions=floor.versions,
             health=floor.readiness,
             stalled=lambda: floor.readiness.stalled,
             metrics=metrics,

@@ -93,6 +93,7 @@ def all_operations() -> list[Operation]:
         conversations=nothing,
         batches=nothing,
         tunable_models=nothing,
+        versions=nothing,
         keys=nothing,
         metrics=Metrics(),
         health=nothing,

@@ -66,6 +66,7 @@ def write_tiny_llama(
     architecture: Architecture = "llama",
     pooling: gguf.PoolingType | None = None,
     marks: Sequence[str] = (),
+    experts: int = 0,
 ) -> Path:
     """Write a model and return its path; the same arguments write the same bytes.
 
@@ -84,6 +85,8 @@ def write_tiny_llama(
             `jamba` (a hybrid of mamba and full attention) or `lfm2` (one of short convolutions and a sliding window).
         pooling: What the header says of it, as embedding models do, or None to say nothing.
         marks: Further control tokens; they have the last ids.
+        experts: What the header claims. No tensor has any and none is said to be used, on which llama.cpp aborts the
+            process that loads it.
     """
     if architecture == "rwkv7":
         embedding = -(-embedding // RWKV_HEAD_SIZE) * RWKV_HEAD_SIZE
@@ -101,6 +104,8 @@ def write_tiny_llama(
     writer.add_layer_norm_rms_eps(1e-5)
     if pooling is not None:
         writer.add_pooling_type(pooling)
+    if experts:
+        writer.add_expert_count(experts)
     _add_tokenizer(writer, vocabulary_size, chat_template, marks)
     model = _Model(np.random.default_rng(seed), layers, embedding, heads, vocabulary_size)
     for name, weights in _ARCHITECTURES[architecture](writer, model).items():

@@ -33,6 +33,7 @@ from appliance.api.openai.retrieval_operations import retrieval_operations
 from appliance.api.openai.tokenize import Tokenize, TokenizeChatRequest, TokenizeResponse, TokenizeTextRequest
 from appliance.api.openapi import openapi_document
 from appliance.api.runtime import Runtime, RuntimeChangeRequest, RuntimeResponse
+from appliance.api.versions import VersionRequest, VersionResponse, Versions
 from appliance.core.errors import NotFoundError
 from appliance.observe.metrics import Metrics
 from appliance.web.auth import Authenticator
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from appliance.core.settings import Settings
     from appliance.core.tensors import TensorModels
     from appliance.core.types import EmbeddingModels, HealthSource, TextModels, TunableModels
+    from appliance.core.wishes import ModelVersions
     from appliance.web.auth import Keys
 
 GENERATION_ERRORS = (404, 429)
@@ -68,6 +70,7 @@ def create_app(
     conversations: Conversations,
     batches: Batches,
     tunable_models: TunableModels,
+    versions: ModelVersions,
     keys: Keys,
     metrics: Metrics,
     health: HealthSource,
@@ -89,6 +92,7 @@ def create_app(
         conversations: What was said.
         batches: What is worked off offline.
         tunable_models: What can be changed while it runs.
+        versions: Which versions names mean.
         keys: The API keys.
         metrics: Counts requests and is read by `/metrics`.
         health: What `/health` says.
@@ -104,7 +108,7 @@ def create_app(
         *mcp_operations(settings, text_models, vector_stores),
         *batch_operations(batches),
         *inference_operations(settings, tensor_models, health),
-        *admin_operations(tunable_models),
+        *admin_operations(tunable_models, versions),
         *box_operations(Observation(health, metrics), document),
     )
     return Router(
@@ -255,9 +259,10 @@ def encoder_operations(
     )
 
 
-def admin_operations(tunable_models: TunableModels) -> Sequence[Operation]:
+def admin_operations(tunable_models: TunableModels, versions: ModelVersions) -> Sequence[Operation]:
     """Return the routes that change how the box works."""
-    runtime = Runtime(tunable_models)
+    runtime, wished = Runtime(tunable_models), Versions(versions)
+    named = {"model": "`name` of a model, without a version"}
     path, parameters = "/v1/models/{model}/runtime", {"model": "`name` or `name:version` of a loaded model"}
     return (
         Operation(
@@ -283,6 +288,29 @@ def admin_operations(tunable_models: TunableModels) -> Sequence[Operation]:
             examples={"threads": {"threads": 2}, "latency": {"target_inter_token_latency_s": 0.1}},
             response=RuntimeResponse,
             errors=(404,),
+        ),
+        Operation(
+            method="GET",
+            path="/v1/models/{model}/version",
+            operation_id="showVersion",
+            summary="Show which version a model's name means, and how its trial goes",
+            handler=wished.show,
+            access="admin",
+            parameters=named,
+            response=VersionResponse,
+            errors=(404,),
+        ),
+        Operation(
+            method="PATCH",
+            path="/v1/models/{model}/version",
+            operation_id="changeVersion",
+            summary="Let a model's name mean another version, on trial at first, or the one before",
+            handler=wished.change,
+            access="admin",
+            parameters=named,
+            request=(VersionRequest,),
+            response=VersionResponse,
+            errors=(404, 409),
         ),
     )
 

@@ -1,4 +1,4 @@
-"""`appliance models`: find, download, import, check, tune, quantize and remove models."""
+"""`appliance models`: find, download, import, check, tune, quantize and remove models, and choose their versions."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from appliance.cli.model_documents import document, entry_document, finding_document, megabytes, print_fields
+from appliance.cli.model_versions import activate, list_wishes, rollback, withdraw
 from appliance.cli.options import Context, verb_options
 from appliance.cli.quantize import quantize
 from appliance.cli.server import open_client, server_options
@@ -28,7 +29,8 @@ def command() -> None:
     """Find, download, import, check, tune, quantize and remove models."""
 
 
-command.add_command(quantize)
+for verb in (quantize, activate, rollback, withdraw, list_wishes):
+    command.add_command(verb)
 
 
 @command.command(epilog="Example: appliance models catalog --json")
@@ -181,10 +183,9 @@ def list_models(context: Context) -> None:
 def show(context: Context, *, name: str) -> None:
     """Show all that is known of the model NAME, on this box or in the catalog."""
     from appliance.registry.catalog import open_catalog
-    from appliance.registry.versions import find_model
 
     try:
-        found = document(find_model(_models(context), name))
+        found = document(_resolve(context, name))
     except NotFoundError as not_here:
         try:
             found = entry_document(open_catalog(context.settings).find(name), installed=False)
@@ -203,11 +204,10 @@ def verify(context: Context, *, name: str | None) -> None:
     """Read the files of the model NAME, or of all, from the disk again and compare their hashes."""
     from appliance.cli.progress import ProgressReport
     from appliance.registry.verify import verify as verify_models
-    from appliance.registry.versions import find_model
 
     models = _models(context)
     if name:
-        models = [find_model(models, name)]
+        models = [_resolve(context, name)]
     with ProgressReport(silent=context.json) as progress:
         findings = verify_models(models, progress)
     if context.json:
@@ -243,9 +243,8 @@ def verify(context: Context, *, name: str | None) -> None:
 def remove(context: Context, *, name: str, yes: bool) -> None:
     """Remove the model or adapter NAME and its files, unless a process uses it."""
     from appliance.registry.layout import remove_stale_layouts
-    from appliance.registry.versions import find_model
 
-    model = find_model(_models(context), name)
+    model = _resolve(context, name)
     if not yes:
         _ask(f"Remove {model.full_name} ({megabytes(model.size)})?")
     with _registry(context) as registry:
@@ -306,6 +305,20 @@ def _models(context: Context) -> list[RegisteredModel]:
         return []
     with _registry(context) as registry:
         return registry.list()
+
+
+def _resolve(context: Context, name: str) -> RegisteredModel:
+    """Return the model on this box that a name means.
+
+    Raises:
+        NotFoundError: There is none.
+    """
+    from appliance.registry.versions import find_model
+
+    if not context.settings.database_path.exists():
+        return find_model([], name)
+    with _registry(context) as registry:
+        return registry.resolve(name)
 
 
 def _ask(question: str) -> None:

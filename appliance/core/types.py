@@ -276,6 +276,7 @@ class ModelCard:
         created: Unix seconds of registration.
         context_length: Tokens a request may use, 0 when unknown.
         loaded: True while an engine holds it.
+        meant: True for the one that its short name means.
     """
 
     name: str
@@ -288,6 +289,7 @@ class ModelCard:
     context_length: int
     loaded: bool
     adapter: str = ""
+    meant: bool = False
 
 
 class TextModels(Protocol):

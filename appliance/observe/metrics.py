@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import TypeVar, get_args, get_type_hints
 
@@ -77,6 +77,7 @@ class Metrics:
         self.responses = ResponseMetrics(self.registry)
         self.batches = BatchMetrics(self.registry)
         self.fleet = FleetMetrics(self.registry)
+        self.versions = VersionMetrics(self.registry)
         self._http_running = Gauge(
             f"{PREFIX}http_requests_in_progress", "HTTP requests being answered", registry=self.registry
         )
@@ -165,6 +166,37 @@ class BatchMetrics:
     def line_answered(self, *, completed: bool) -> None:
         """Count a line that has its answer."""
         self._lines.labels("completed" if completed else "failed").inc()
+
+
+class VersionMetrics:
+    """The series of models' versions. Names and versions are those of registered models."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Start without any; `Metrics` has the one of the process."""
+        labels = ["model", "version"]
+        self._active = Gauge(f"{PREFIX}model_version_active", "1 for what answers", labels, registry=registry)
+        self._trials = Counter(f"{PREFIX}model_trials", "Trials that began", ["model"], registry=registry)
+        self._rollbacks = Counter(f"{PREFIX}model_rollbacks", "Versions rolled back", ["model"], registry=registry)
+        self._shown: dict[str, str] = {}
+
+    def show(self, active: Mapping[str, str]) -> None:
+        """Show the full names of the versions that answer, by short name."""
+        for name, full_name in self._shown.items():
+            if active.get(name) != full_name:
+                self._active.remove(name, full_name.rpartition(":")[2])
+        for name, full_name in active.items():
+            self._active.labels(name, full_name.rpartition(":")[2]).set(1)
+            self._trials.labels(name)
+            self._rollbacks.labels(name)
+        self._shown = dict(active)
+
+    def trial_began(self, name: str) -> None:
+        """Count a trial."""
+        self._trials.labels(name).inc()
+
+    def rolled_back(self, name: str) -> None:
+        """Count a version that was given up."""
+        self._rollbacks.labels(name).inc()
 
 
 class TokenSeries:

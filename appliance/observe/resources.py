@@ -99,6 +99,14 @@ def memory(root: Path = Path("/")) -> Memory:
     )
 
 
+def resident_memory(process: int) -> int:
+    """Return the bytes of memory that a process has now, mapped files included; 0 if it is gone."""
+    try:
+        return int(psutil.Process(process).memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
 def disk(folder: Path) -> Disk:
     """Return the file system that holds the folder, or would hold it once it is made.
 

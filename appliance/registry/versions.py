@@ -351,11 +351,9 @@ def find_model(
     Raises:
         NotFoundError: There is none; the message names those that exist.
     """
-    named = [each for each in models if name in each.names]
-    if named:
-        meant = meant_version(_trial(wishes.get(named[-1].name)), [each.version for each in named])
-        full = [each for each in named if each.full_name == name]
-        for model in full or [each for each in named if each.version == meant]:
+    wanted = name if any(each.full_name == name for each in models) else find_meant(models, name, wishes)
+    for model in models:
+        if model.full_name == wanted:
             return model
     known = ", ".join(each.full_name for each in models)
     raise NotFoundError(
@@ -364,6 +362,15 @@ def find_model(
         code="model_not_found",
         param="model",
     )
+
+
+def find_meant(models: Sequence[RegisteredModel], name: str, wishes: Mapping[str, Wish]) -> str | None:
+    """Return the full name of the model or adapter that a short name means, or None if it means none."""
+    named = {each.version: each for each in models if each.names[0] == name}
+    if not named:
+        return None
+    meant = meant_version(_trial(wishes.get(next(iter(named.values())).name)), list(named))
+    return None if meant is None else named[meant].full_name
 
 
 def _trial(wish: Wish | None) -> Trial | None:

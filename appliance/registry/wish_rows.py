@@ -30,7 +30,9 @@ class Terms:
 
 
 def select_wishes(connection: Connection) -> Mapping[str, Wish]:
-    """Return every wish by its name."""
+    """Return every wish by its name; a database that is only looked at may be from before there were any."""
+    if connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'wishes'").fetchone() is None:
+        return {}
     return {row["name"]: _wish(row) for row in connection.execute("SELECT * FROM wishes ORDER BY name")}
 
 

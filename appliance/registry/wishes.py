@@ -77,8 +77,17 @@ class Wishes:
 
         return self._database.write_blocking(change)
 
-    def roll_back(self, name: str, *, origin: str = GUARD, code: str = ON_REQUEST, reason: str) -> Wish:
+    def roll_back(
+        self, name: str, *, reason: str, origin: str = GUARD, code: str = ON_REQUEST, version: str = ""
+    ) -> Wish:
         """Wish for the version before again. What was rolled back already stays as it is.
+
+        Args:
+            name: The model's short name.
+            reason: For a person.
+            origin: Who wishes it.
+            code: The reason for programs.
+            version: Only if this one is wished for still, unless it is "".
 
         Raises:
             NotFoundError: There is no wish; or somebody asks, and there was no version before.
@@ -86,6 +95,8 @@ class Wishes:
 
         def change(connection: Connection) -> Wish:
             current = self._known(connection, name)
+            if version not in ("", current.version):
+                return _wish(connection, name)
             if current.previous is None and code == ON_REQUEST and current.state != "rolled_back":
                 raise NotFoundError(
                     f"There was no version of {name} before {current.version}; nothing was changed.",

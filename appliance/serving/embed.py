@@ -31,7 +31,7 @@ class TextEmbedding:
             ) from error
 
     async def _embed(self, request: EmbeddingRequest) -> Embeddings:
-        async with self._routes.embedder(self._routes.resolve(request.model), request.tenant) as route:
+        async with self._routes.embedder_named(request.model, request.tenant) as route:
             model = route.model
             _check_dimensions(model, request.dimensions)
             tokens, truncated = await model.tokenize(request.inputs, truncate=request.truncate)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+from appliance.core.errors import ApplianceError
 from appliance.core.types import EmbeddingInput, Priority, Vector
 from appliance.engine.onnx.encoder import OnnxEncoder
 from appliance.registry.versions import RegisteredModel, Registry
@@ -96,12 +97,34 @@ class EmbedderRoutes:
         self._cache = cache
 
     def resolve(self, name: str) -> RegisteredModel:
-        """Return the registered model of that name.
+        """Return the registered model that is to answer for a name now.
 
         Raises:
             NotFoundError: No such model; the message names those that exist.
         """
-        return self._registry.resolve(name)
+        for short_names in (self._embedders.short_names, self._tensor_models.short_names):
+            if (current := short_names.current(name)) is not None:
+                return current
+        if name in self._embedders.short_names.held | self._tensor_models.short_names.held:
+            return self._registry.resolve(name)
+        return self._embedders.short_names.without_waiting(name)
+
+    @asynccontextmanager
+    async def embedder_named(self, name: str, tenant: str) -> AsyncIterator[EmbedderRoute]:
+        """Yield what embeds under a name; one that cannot be loaded makes way for the version that the name means then.
+
+        Raises as `embedder`, and NotFoundError if there is no such model.
+        """
+        async with AsyncExitStack() as stack:
+            while True:
+                registered = self.resolve(name)
+                try:
+                    route = await stack.enter_async_context(self.embedder(registered, tenant))
+                    break
+                except ApplianceError:
+                    if self.resolve(name).full_name == registered.full_name:
+                        raise
+            yield route
 
     @asynccontextmanager
     async def embedder(self, registered: RegisteredModel, tenant: str) -> AsyncIterator[EmbedderRoute]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from appliance.core.settings import Settings
 from appliance.engine.llama.config import EngineConfig
 from appliance.engine.llama.engine import LlamaEngine
+from appliance.engine.llama_embedding.worker import EmbeddingConfig
 from appliance.observe.resources import physical_cores
 from appliance.registry.versions import RegisteredModel
 from appliance.serving.prompts import PromptRenderer
@@ -32,6 +33,17 @@ def engine_config(settings: Settings, registered: RegisteredModel) -> EngineConf
         parking_delay_s=settings.parking_delay_s,
         parking_dir=settings.parking_dir if settings.parking_disk_bytes and settings.parking_ram_bytes else None,
         model_sha256=registered.files[0].sha256,
+    )
+
+
+def embedding_config(settings: Settings, registered: RegisteredModel) -> EmbeddingConfig:
+    """Return how a model that embeds is run."""
+    return EmbeddingConfig(
+        longest_input=min(settings.max_embedding_tokens, registered.default_context or 2**31),
+        batch_tokens=settings.batch_tokens,
+        threads=settings.threads or physical_cores(),
+        queue_size=settings.queue_size,
+        flash_attention=settings.flash_attention,
     )
 
 

@@ -10,6 +10,7 @@ from appliance.core.settings import Settings
 from appliance.engine.cpu_budget import CpuBudget
 from appliance.observe.metrics import Metrics
 from appliance.registry.versions import Registry
+from appliance.registry.wishes import Wishes
 from appliance.serving.classifiers import TextClassification
 from appliance.serving.embed import TextEmbedding
 from appliance.serving.embedder_routes import EmbedderRoutes
@@ -24,7 +25,9 @@ from appliance.serving.room import share_memory
 from appliance.serving.tensor_loader import TensorModelLoader
 from appliance.serving.tensor_models import LoadedTensorModels
 from appliance.serving.token_counts import TokenCounts
+from appliance.serving.trials import Trials
 from appliance.serving.tuning import ModelTuning
+from appliance.serving.versions import WishedVersions
 
 
 class ServingFloor:
@@ -42,22 +45,27 @@ class ServingFloor:
         tensors: Answers `core.tensors.TensorModels`.
         tuning: Answers `core.types.TunableModels`.
         readiness: Whether all that is loaded is well.
+        versions: Answers `core.wishes.ModelVersions`.
         metrics: Where all of them count.
     """
 
-    def __init__(self, settings: Settings, registry: Registry, metrics: Metrics, cpu: CpuBudget) -> None:
+    def __init__(
+        self, settings: Settings, registry: Registry, wishes: Wishes, metrics: Metrics, cpu: CpuBudget
+    ) -> None:
         """Build and wire the parts; nothing is loaded until they run.
 
         Args:
             settings: Limits and options of all models.
             registry: What there is to serve.
+            wishes: Which versions are meant.
             metrics: Where to count.
             cpu: The cores that all engines share.
         """
         self.metrics = metrics
-        self.models = LoadedModels(settings, registry, metrics, cpu)
-        self.embedders = LoadedEmbedders(settings, registry, metrics, self.models, cpu)
-        self.tensor_models = LoadedTensorModels(settings, TensorModelLoader(settings, registry, metrics, cpu))
+        self.models = LoadedModels(settings, registry, wishes, metrics, cpu)
+        self.embedders = LoadedEmbedders(settings, registry, wishes, metrics, self.models, cpu)
+        loader = TensorModelLoader(settings, registry, metrics, cpu)
+        self.tensor_models = LoadedTensorModels(settings, registry, wishes, loader)
         share_memory(self.embedders, self.tensor_models, self.models)
         self.cache = EmbeddingCache(settings.cache_path, settings.embedding_cache_bytes, metrics)
         routes = EmbedderRoutes(registry, self.embedders, self.tensor_models, self.cache)
@@ -68,11 +76,20 @@ class ServingFloor:
         self.tensors = TensorInference(settings, registry, self.tensor_models)
         self.tuning = ModelTuning(self.models)
         self.readiness = Readiness(self.models, self.embedders, self.tensor_models)
+        kinds = (self.models, self.embedders, self.tensor_models)
+        loaders = (self.models.versions, self.embedders, self.tensor_models.versions)
+        self._trials = Trials(wishes, loaders, kinds, metrics.versions)
+        self.versions = WishedVersions(settings, wishes, self._trials)
 
     @property
     def runs(self) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
         """Return by name what must run for as long as the floor serves; one that raises has lost an engine."""
-        return {"models": self.models.run, "embedders": self.embedders.run, "tensor models": self.tensor_models.run}
+        return {
+            "models": self.models.run,
+            "embedders": self.embedders.run,
+            "tensor models": self.tensor_models.run,
+            "trials": self._trials.run,
+        }
 
     def drain(self) -> None:
         """Load nothing any more: the process is about to stop."""

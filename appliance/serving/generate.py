@@ -19,7 +19,7 @@ from appliance.core.types import (
     SamplingParams,
     Tokenization,
 )
-from appliance.registry.versions import RegisteredModel, Registry
+from appliance.registry.versions import RegisteredModel, Registry, find_meant
 from appliance.serving.forget import SessionMemory
 from appliance.serving.loaded import LoadedModels
 from appliance.serving.prompts import PromptRenderer
@@ -68,7 +68,13 @@ class TextGeneration:
     def cards(self) -> Sequence[ModelCard]:
         """Return every registered model, from the registry as it is now."""
         loaded = self._models.names.union(*(each.names for each in self._others))
-        return [_card(each, loaded=each.full_name in loaded) for each in self._registry.list()]
+        models = self._registry.list()
+        known = self._registry.wishes()
+        meant = {each.names[0]: find_meant(models, each.names[0], known) for each in models}
+        return [
+            _card(each, loaded=each.full_name in loaded, meant=each.full_name == meant[each.names[0]])
+            for each in models
+        ]
 
     async def generate(self, request: GenerationRequest) -> Generation:
         """Accept a request; see `core.types.TextModels.generate`."""
@@ -178,7 +184,7 @@ async def _segments(
     return await renderer.render_segments(without_system(told), extra=extra)
 
 
-def _card(model: RegisteredModel, *, loaded: bool) -> ModelCard:
+def _card(model: RegisteredModel, *, loaded: bool, meant: bool) -> ModelCard:
     return ModelCard(
         name=model.name,
         version=model.version,
@@ -190,4 +196,5 @@ def _card(model: RegisteredModel, *, loaded: bool) -> ModelCard:
         context_length=model.context_length,
         loaded=loaded,
         adapter=model.adapter,
+        meant=meant,
     )

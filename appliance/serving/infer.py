@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
-from appliance.core.errors import DeadlineExceededError, InvalidRequestError, NotFoundError
+from appliance.core.errors import ApplianceError, DeadlineExceededError, InvalidRequestError, NotFoundError
 from appliance.core.settings import Settings
 from appliance.core.tensors import (
     ModelSignature,
@@ -21,6 +22,7 @@ from appliance.engine.onnx.engine import OnnxEngine
 from appliance.engine.onnx.work import Arrays
 from appliance.registry.versions import RegisteredModel, Registry
 from appliance.serving.purposes import ONNX
+from appliance.serving.tensor_loader import LoadedTensorModel
 from appliance.serving.tensor_models import LoadedTensorModels
 
 PLATFORM = "onnxruntime_onnx"
@@ -47,7 +49,7 @@ class TensorInference:
     def card(self, model: str, version: str = "") -> TensorModelCard:
         """Return what is known of a version; see `core.tensors.TensorModels.card`."""
         versions = self._versions(model)
-        registered = _version(versions, version)
+        registered = self._find(model, version)
         loaded = self._models.find(registered.full_name)
         return TensorModelCard(
             name=registered.name,
@@ -80,13 +82,14 @@ class TensorInference:
 
     async def infer(self, request: TensorRequest) -> TensorResult:
         """Evaluate; see `core.tensors.TensorModels.infer`."""
-        registered = self._find(request.model, request.version)
+        self._find(request.model, request.version)
         inputs = _by_name(request.inputs)
         _check_once(request.outputs, "outputs")
         deadline_s = self._limit(request.deadline_s)
         ends = asyncio.get_running_loop().time() + deadline_s
         try:
-            async with asyncio.timeout(deadline_s), self._models.lease(registered) as model:
+            async with asyncio.timeout(deadline_s), self._leased(request.model, request.version) as model:
+                registered = model.registered
                 arrays = await model.engine.infer(
                     inputs,
                     request.outputs,
@@ -95,7 +98,7 @@ class TensorInference:
                 )
         except TimeoutError as error:
             raise DeadlineExceededError(
-                f"{registered.full_name} had not answered after {deadline_s:g} s.",
+                f"{self._find(request.model, request.version).full_name} had not answered after {deadline_s:g} s.",
                 advice="Send less at once, or allow more time: `timeout`, or the setting `request_timeout_s`.",
             ) from error
         datatypes = {each.name: each.datatype for each in _signature(registered).outputs}
@@ -103,8 +106,22 @@ class TensorInference:
         outputs = [Tensor(name, datatypes[name], arrays[name]) for name in names]
         return TensorResult(registered.name, registered.version, outputs)
 
+    @asynccontextmanager
+    async def _leased(self, model: str, version: str) -> AsyncIterator[LoadedTensorModel]:
+        """Yield a version; one that cannot be loaded makes way for the one that the name means then."""
+        async with AsyncExitStack() as stack:
+            while True:
+                registered = self._find(model, version)
+                try:
+                    loaded = await stack.enter_async_context(self._models.lease(registered))
+                    break
+                except ApplianceError:
+                    if self._find(model, version).full_name == registered.full_name:
+                        raise
+            yield loaded
+
     async def load(self, model: str) -> None:
-        """Load the version registered last, and wait until it is ready."""
+        """Load the version that the name means, and wait until it is ready."""
         registered = self._find(model)
         deadline_s = self._limit(None)
         try:
@@ -130,7 +147,11 @@ class TensorInference:
         return limit if deadline_s is None else min(deadline_s, limit)
 
     def _find(self, model: str, version: str = "") -> RegisteredModel:
-        return _version(self._versions(model), version)
+        versions = self._versions(model)
+        if not version:
+            answers = self._models.short_names.without_waiting(model)
+            return answers if answers.kind == ONNX else versions[-1]
+        return _version(versions, version)
 
     def _versions(self, model: str) -> Sequence[RegisteredModel]:
         """Return the registered versions of an ONNX model, oldest first.
@@ -146,8 +167,6 @@ class TensorInference:
 
 
 def _version(versions: Sequence[RegisteredModel], wanted: str) -> RegisteredModel:
-    if not wanted:
-        return versions[-1]
     for each in versions:
         if each.version == wanted:
             return each

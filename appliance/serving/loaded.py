@@ -15,29 +15,22 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from appliance.core.errors import (
-    ApplianceError,
-    ConflictError,
-    EngineError,
-    InvalidRequestError,
-    ModelFileError,
-    NotFoundError,
-    StorageError,
-    UnavailableError,
-)
+from appliance.core.errors import ApplianceError, EngineError, InvalidRequestError, NotFoundError, UnavailableError
 from appliance.core.settings import Settings
 from appliance.core.types import Health
 from appliance.engine.cpu_budget import CpuBudget
 from appliance.engine.llama.engine import LlamaEngine
-from appliance.engine.llama.state_files import remove_foreign
 from appliance.observe.metrics import Metrics
 from appliance.observe.resources import memory
 from appliance.registry.versions import RegisteredModel, Registry
-from appliance.serving.adapters import ModelAdapters
-from appliance.serving.engine_config import engine_config, model_tools, renderer
+from appliance.registry.wishes import Wishes
 from appliance.serving.purposes import check_writes
 from appliance.serving.room import nothing_to_spare
 from appliance.serving.route import LoadedModel, Route
+from appliance.serving.short_names import ShortNames
+from appliance.serving.switching import VersionSwitch
+from appliance.serving.text_loader import TextModelLoader
+from appliance.serving.text_versions import TextVersions
 
 LOGGER = logging.getLogger("appliance.serving")
 RETRY_MISSING_S = 2.0
@@ -54,26 +47,37 @@ class _Wish:
 
 
 class LoadedModels:
-    """Owns every engine of the process."""
+    """Owns every engine of the process.
 
-    def __init__(self, settings: Settings, registry: Registry, metrics: Metrics, cpu: CpuBudget) -> None:
+    Attributes:
+        short_names: Which version answers for each.
+        versions: The same models, as far as their versions are concerned.
+    """
+
+    def __init__(
+        self, settings: Settings, registry: Registry, wishes: Wishes, metrics: Metrics, cpu: CpuBudget
+    ) -> None:
         """Nothing is loaded until `run` runs.
 
         Whoever else holds memory that can be spared puts a function into `ask_others` that gives some back, if any.
         """
         self._settings = settings
         self._registry = registry
-        self._metrics = metrics
-        self._cpu = cpu
+        self._loader = TextModelLoader(settings, registry, metrics, cpu)
         self._loaded: dict[str, LoadedModel] = {}
+        self.short_names = ShortNames(registry)
+        self.versions = TextVersions(
+            self.short_names, self._loaded, settings.max_loaded_models, self._load_version, self._unload, self._spare
+        )
+        self._switch = VersionSwitch(self.versions, wishes)
         self._wishes: dict[str, _Wish] = {}
         self._wake = asyncio.Event()
         self._attempted = False
         self._working = False
         self._problem = "starting"
         self._draining = False
-        self.ask_others: Callable[[], Awaitable[bool]] = nothing_to_spare
         self._next_sweep = 0.0
+        self.ask_others: Callable[[], Awaitable[bool]] = nothing_to_spare
 
     @property
     def names(self) -> frozenset[str]:
@@ -98,7 +102,7 @@ class LoadedModels:
         Raises:
             NotFoundError: No such model, or it is not loaded.
         """
-        registered = self._registry.resolve(name)
+        registered = self.short_names.resolve(name)
         model = self._loaded.get(registered.base_name)
         if model is None:
             raise NotFoundError(
@@ -120,35 +124,28 @@ class LoadedModels:
             UnavailableError: It cannot be loaded now.
             ModelFileError: Its file is damaged.
         """
-        registered = self._registry.resolve(name)
-        check_writes(registered)
-        route = self._route(registered)
-        if route is None:
-            route = await self._wish(registered)
-        else:
-            route.take()
+        while (route := await self._taken(name)) is None:
+            pass
         try:
             yield route
         finally:
             route.give_back()
             self._wake.set()
 
-    async def unload(self, name: str) -> None:
-        """Unload a model that nobody uses; one that is not loaded stays so.
-
-        Raises:
-            NotFoundError: No such model.
-            ConflictError: It is in use, or it is the settings' model, which would only be loaded again.
-        """
-        model = self._loaded.get(self._registry.resolve(name).base_name)
-        if model is None:
-            return
-        full_name = model.registered.full_name
-        if self._settings.model in model.registered.names:
-            raise ConflictError(f"{full_name} is the model of the setting `model`, which stays loaded.")
-        if self._working or not model.idle:
-            raise ConflictError(f"{full_name} is in use.", advice="Try again when its requests have ended.")
-        await self._unload(model)
+    async def _taken(self, name: str) -> Route | None:
+        """Return the route of a name, taken; None if the name has come to mean another version meanwhile."""
+        registered = self.short_names.resolve(name)
+        check_writes(registered)
+        route = self._route(registered)
+        if route is not None:
+            route.take()
+            return route
+        try:
+            return await self._wish(registered)
+        except ApplianceError:
+            if self.short_names.resolve(name).full_name == registered.full_name:
+                raise
+            return None
 
     def _route(self, registered: RegisteredModel) -> Route | None:
         model = self._loaded.get(registered.base_name)
@@ -171,7 +168,9 @@ class LoadedModels:
                 await self._grant(wish)
                 del self._wishes[name]
             self._attempted = True
-            self._raise_death()
+            await self._raise_death()
+            if not self._draining:
+                await self._switch.follow()
             await self._sweep()
             self._working = False
             with contextlib.suppress(TimeoutError):
@@ -181,12 +180,23 @@ class LoadedModels:
 
     async def spare(self) -> bool:
         """Unload the idle model that was unused for longest, but never that of the settings; False if there is none."""
-        others = [each for each in self._loaded.values() if self._settings.model not in each.registered.names]
-        idle = [each for each in others if each.idle]
-        if self._working or not idle:
-            return False
-        await self._unload(min(idle, key=lambda each: each.last_used))
-        return True
+        return not self._working and await self._spare("")
+
+    async def _spare(self, beside: str) -> bool:
+        loaded = [each for name, each in self._loaded.items() if name != beside]
+        idle = [each for each in loaded if each.idle and not self._is_default(each)]
+        if idle:
+            await self._unload(self._most_dispensable(idle))
+        return bool(idle) or (beside != "" and await self.ask_others())
+
+    def _is_default(self, model: LoadedModel) -> bool:
+        """Return True for the version that the settings' model means, and not for one that is kept for the way back."""
+        registered = model.registered
+        return self._settings.model in registered.names and registered.full_name not in self._switch.kept
+
+    def _most_dispensable(self, idle: Sequence[LoadedModel]) -> LoadedModel:
+        """Return the model to unload first: one kept for the way back, else the one unused for longest."""
+        return min(idle, key=lambda each: (each.registered.full_name not in self._switch.kept, each.last_used))
 
     @property
     def attempted(self) -> bool:
@@ -250,7 +260,7 @@ class LoadedModels:
             self._problem = ""
             return
         try:
-            registered = self._registry.resolve(self._settings.model)
+            registered = self.short_names.resolve(self._settings.model)
             check_writes(registered)
         except InvalidRequestError as error:
             self._report(str(error))
@@ -273,12 +283,11 @@ class LoadedModels:
     async def _grant(self, wish: _Wish) -> None:
         wanted = wish.model
         try:
-            model = self._loaded.get(wanted.base_name)
-            if model is None:
-                model = await self._load(self._registry.resolve(wanted.base_name))
+            model = self._loaded.get(wanted.base_name) or await self._load_for_request(wanted)
         except ApplianceError as error:
             self._report(str(error))
             _refuse(wish, error)
+            self._wake.set()  # what the name means now may be another version
             return
         self._problem = ""
         try:
@@ -292,46 +301,30 @@ class LoadedModels:
             LOGGER.warning("%s is not loaded: %s", wanted.full_name, error)
             _refuse(wish, error)
 
-    async def _load(self, registered: RegisteredModel) -> LoadedModel:
-        """Load one model beside the others, or in place of an idle one."""
-        await self._make_room(registered)
-        self._problem = f"Loading {registered.full_name}."
-        LOGGER.info("loading %s", registered.full_name)
-        await self._remove_foreign_states()
-        hold = self._registry.hold(registered)
+    async def _load_for_request(self, wanted: RegisteredModel) -> LoadedModel:
+        """Load a model beside the others, or in place of an idle one."""
+        registered = self._registry.resolve(wanted.base_name)
+        if (refusal := self._switch.refusal(registered.full_name)) is not None:
+            raise refusal
         try:
-            engine = await LlamaEngine.load(
-                registered.full_name,
-                registered.files[0].path,
-                engine_config(self._settings, registered),
-                self._metrics.for_model(registered.full_name),
-                self._cpu,
-            )
-        except BaseException:
-            hold.close()
+            await self._make_room(registered)
+            return await self._load(registered)
+        except ApplianceError as error:
+            await self._switch.load_failed(registered, error)
             raise
-        engine.ended.add_done_callback(lambda _: self._wake.set())
-        adapters = ModelAdapters(engine, self._registry, self._metrics, self._settings.max_loaded_adapters)
-        tools = await model_tools(registered, engine)
-        model = LoadedModel(registered, engine, renderer(self._settings, registered, engine), tools, hold, adapters)
-        if model.renderer is not None:
-            try:
-                await model.renderer.start()
-            except (ModelFileError, UnavailableError) as error:  # it is raised again at the first chat request
-                LOGGER.warning("%s serves completions only: %s", registered.full_name, error)
-        model.last_used = asyncio.get_running_loop().time()
+
+    async def _load(self, registered: RegisteredModel) -> LoadedModel:
+        self._problem = f"Loading {registered.full_name}."
+        model = await self._loader.load(registered)
+        model.engine.ended.add_done_callback(lambda _: self._wake.set())
         self._loaded[registered.full_name] = model
-        LOGGER.info("loaded %s with %d KV cells", registered.full_name, engine.config.cells)
+        self.short_names.loaded(registered)
         return model
 
-    async def _remove_foreign_states(self) -> None:
-        """Delete the parked conversations of models and settings that are no more."""
-        models = [each for each in self._registry.list() if each.kind == "gguf"]
-        keep = {engine_config(self._settings, each).origin.fingerprint for each in models}
-        try:
-            await asyncio.to_thread(remove_foreign, self._settings.parking_dir, keep)
-        except StorageError as error:  # it costs the room on disk and nothing else
-            LOGGER.warning("parked conversations of other models stay: %s", error)
+    async def _load_version(self, registered: RegisteredModel) -> None:
+        problem = self._problem
+        await self._load(registered)
+        self._problem = problem  # whether the box is ready, the version that answers says
 
     async def _make_room(self, registered: RegisteredModel) -> None:
         """Unload idle models, longest unused first, until the number and the memory allow one more.
@@ -342,7 +335,7 @@ class LoadedModels:
         while len(self._loaded) >= self._settings.max_loaded_models or self._lacks_memory(registered):
             idle = [each for each in self._loaded.values() if each.idle]
             if idle:
-                await self._unload(min(idle, key=lambda each: each.last_used))
+                await self._unload(self._most_dispensable(idle))
                 continue
             if self._lacks_memory(registered) and await self.ask_others():
                 continue
@@ -366,6 +359,8 @@ class LoadedModels:
     async def _unload(self, model: LoadedModel) -> None:
         name = model.registered.full_name
         del self._loaded[name]
+        self.short_names.unloaded(model.registered)
+        self._switch.forget(name)
         try:
             if model.renderer is not None:
                 await model.renderer.close()
@@ -386,11 +381,17 @@ class LoadedModels:
         for model in with_adapters:
             await model.adapters.sweep(known, now - self._settings.adapter_idle_s)
 
-    def _raise_death(self) -> None:
+    async def _raise_death(self) -> None:
         for name, model in self._loaded.items():
             if model.engine.ended.done():
                 error = model.engine.ended.result()
-                raise EngineError(f"The engine of {name} ended: {error}", code="engine_died") from error
+                death = EngineError(f"The engine of {name} ended: {error}", code="engine_died")
+                await self._switch.load_failed(model.registered, death)
+                raise death from error
+
+    def wake(self) -> None:
+        """Compare wish and fact at once."""
+        self._wake.set()
 
 
 def _refuse(wish: _Wish, error: ApplianceError) -> None:

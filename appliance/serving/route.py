@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from appliance.core.errors import ApplianceError
+from appliance.core.errors import ApplianceError, EngineError
 from appliance.core.types import SamplingParams
 from appliance.engine.llama.engine import LlamaEngine
 from appliance.engine.llama.generation import LlamaGeneration
 from appliance.registry.versions import RegisteredModel
 from appliance.serving.adapters import LoadedAdapter, ModelAdapters
 from appliance.serving.prompts import PromptRenderer
+from appliance.serving.soak import Record
 from appliance.serving.tools.offer import ModelTools
 from appliance.store.locks import Hold
+
+UNLOADED = "model_unloaded"
+"""Code of the error of requests whose engine was closed."""
 
 
 @dataclass(eq=False, slots=True)
@@ -27,6 +31,7 @@ class LoadedModel:
         tools: How it is told of tools.
         adapters: Those that are loaded beside it.
         leases: Requests between being routed here and being queued in the engine.
+        record: What became of its requests.
     """
 
     registered: RegisteredModel
@@ -37,6 +42,7 @@ class LoadedModel:
     adapters: ModelAdapters
     last_used: float = 0.0
     leases: int = 0
+    record: Record = field(default_factory=Record)
 
     @property
     def idle(self) -> bool:
@@ -73,16 +79,31 @@ class Route:
     def submit(self, tokens: Sequence[int], sampling: SamplingParams, **options: Any) -> LlamaGeneration:
         """Queue a request in the engine; see `LlamaEngine.submit`. The adapter stays loaded until its end."""
         engine, loaded, adapters = self.model.engine, self.adapter, self.model.adapters
-        if loaded is None:
-            return engine.submit(tokens, sampling, **options)
         now = asyncio.get_running_loop().time
-        adapters.take(loaded, now())
+        if loaded is not None:
+            adapters.take(loaded, now())
 
-        def release() -> None:
-            adapters.release(loaded, now())
+        def end() -> None:
+            note(self.model.record, generation)
+            if loaded is not None:
+                adapters.release(loaded, now())
 
         try:
-            return engine.submit(tokens, sampling, adapter=loaded.adapter, on_end=release, **options)
+            generation = engine.submit(
+                tokens, sampling, adapter=None if loaded is None else loaded.adapter, on_end=end, **options
+            )
         except ApplianceError:
-            release()
+            if loaded is not None:
+                adapters.release(loaded, now())
             raise
+        return generation
+
+
+def note(record: Record, generation: LlamaGeneration) -> None:
+    """Note how a request ended; one that its client gave up, or that ran out of the client's time, says nothing."""
+    if isinstance(generation.error, EngineError):
+        if generation.error.code != UNLOADED:
+            record.failed()
+    elif generation.error is None and not generation.open_choices:
+        steps = generation.usage.completion_tokens - 1
+        record.served(generation.timings.decode_s / steps if steps > 0 else None)

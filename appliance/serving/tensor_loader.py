@@ -18,6 +18,7 @@ from appliance.observe.resources import physical_cores
 from appliance.registry.layout import lay_out, layout_name, remove_stale_layouts
 from appliance.registry.versions import RegisteredModel, Registry
 from appliance.serving.purposes import ONNX
+from appliance.serving.soak import Record
 from appliance.store.locks import Hold
 
 LOGGER = logging.getLogger("appliance.serving")
@@ -35,6 +36,8 @@ class LoadedTensorModel:
         ending: A task is at it.
         free: Set while nobody uses it.
         gone: Set when it is unloaded.
+        taken_at: The loop's time when a request last came for it.
+        record: What became of its requests.
     """
 
     registered: RegisteredModel
@@ -47,6 +50,8 @@ class LoadedTensorModel:
     ending: bool = False
     free: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+    taken_at: float = 0.0
+    record: Record = field(default_factory=Record)
 
     def __post_init__(self) -> None:
         self.take(0)
@@ -61,6 +66,7 @@ class LoadedTensorModel:
         """Keep it loaded for so many requests; each gives back once."""
         self.leases += leases
         self._note()
+        self.taken_at = self.last_used
 
     def give_back(self) -> None:
         """Let it be unloaded, as far as one request is concerned."""

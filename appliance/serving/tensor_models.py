@@ -13,51 +13,35 @@ ends native code: it turns readiness red, and systemd starts the process afresh.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from appliance.core.errors import ApplianceError, EngineError, UnavailableError
 from appliance.core.settings import Settings
 from appliance.core.types import Health
 from appliance.observe.resources import memory
-from appliance.registry.versions import RegisteredModel
+from appliance.registry.versions import RegisteredModel, Registry
+from appliance.registry.wishes import Wishes
 from appliance.serving.loaded import RETRY_AFTER_S
 from appliance.serving.room import nothing_to_spare
+from appliance.serving.short_names import ShortNames
+from appliance.serving.soak import recorded
+from appliance.serving.switching import VersionSwitch
 from appliance.serving.tensor_loader import LoadedTensorModel, TensorModelLoader
+from appliance.serving.tensor_loads import Load, waited_for
+from appliance.serving.tensor_versions import TensorVersions
 
 LOGGER = logging.getLogger("appliance.serving")
+LOOK_S = 2.0
+"""How often it is looked whether another version is wished for."""
 UNLOAD_WAIT_S = 30.0
 """How long one who needs room waits for an idle model's thread to end."""
 
 State = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
-
-
-@dataclass(eq=False, slots=True)
-class _Load:
-    """A wish for a model.
-
-    Attributes:
-        waiting: Requests that wait for it; each holds a lease from the moment it is loaded.
-        begun: A task is at it.
-    """
-
-    registered: RegisteredModel
-    done: asyncio.Future[LoadedTensorModel] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    waiting: int = 0
-    begun: bool = False
-
-    def succeed(self, model: LoadedTensorModel) -> None:
-        if not self.done.done():
-            model.take(self.waiting)
-            self.done.set_result(model)
-
-    def fail(self, error: ApplianceError) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
-            self.done.exception()  # nobody need be waiting any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +53,14 @@ class _Rest:
 
 
 class LoadedTensorModels:
-    """Owns every ONNX session of the process."""
+    """Owns every ONNX session of the process.
 
-    def __init__(self, settings: Settings, loader: TensorModelLoader) -> None:
+    Attributes:
+        short_names: Which version answers for each.
+        versions: The same models, as far as their versions are concerned.
+    """
+
+    def __init__(self, settings: Settings, registry: Registry, wishes: Wishes, loader: TensorModelLoader) -> None:
         """Nothing is loaded until `run` runs.
 
         Whoever else holds memory that can be spared puts a function into `ask_others` that gives some back, if any.
@@ -79,7 +68,19 @@ class LoadedTensorModels:
         self._settings = settings
         self._loader = loader
         self._loaded: dict[str, LoadedTensorModel] = {}
-        self._loads: dict[str, _Load] = {}
+        self.short_names = ShortNames(registry)
+        self.versions = TensorVersions(
+            self.short_names,
+            self._loaded,
+            settings.max_loaded_tensor_models,
+            self._load_version,
+            self.unload,
+            self._spare,
+        )
+        self._switch = VersionSwitch(self.versions, wishes)
+        self._died: list[tuple[RegisteredModel, EngineError]] = []
+        self._look = asyncio.Event()
+        self._loads: dict[str, Load] = {}
         self._reserved: dict[str, int] = {}
         self._rests: dict[str, _Rest] = {}
         self._problems: dict[str, str] = {}
@@ -125,7 +126,8 @@ class LoadedTensorModels:
         """
         model = await self._take(registered)
         try:
-            yield model
+            with recorded(model.record, asyncio.get_running_loop().time):
+                yield model
         finally:
             model.give_back()
 
@@ -139,10 +141,14 @@ class LoadedTensorModels:
 
     async def spare(self) -> bool:
         """Unload the idle model that was unused for longest; return False if there is none."""
-        idle = [each for each in self._loaded.values() if each.leases == 0]
+        return await self._spare("")
+
+    async def _spare(self, beside: str) -> bool:
+        idle = [each for name, each in self._loaded.items() if each.leases == 0 and name != beside]
         if not idle:
-            return False
-        model = min(idle, key=lambda each: (each.leaving, each.last_used))
+            return beside != "" and await self.ask_others()
+        kept = self._switch.kept
+        model = min(idle, key=lambda each: (each.leaving, each.registered.full_name not in kept, each.last_used))
         self._let_go(model)
         try:
             async with asyncio.timeout(UNLOAD_WAIT_S):
@@ -154,6 +160,7 @@ class LoadedTensorModels:
     async def run(self) -> None:
         """Bring the facts to the wishes, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow_wishes(), name="versions of tensor models")
             while True:
                 self._bury_dead()
                 for name, load in self._loads.items():
@@ -166,6 +173,22 @@ class LoadedTensorModels:
                         tasks.create_task(self._unload(model), name=f"unload {name}")
                 await self._wake.wait()
                 self._wake.clear()
+
+    async def _follow_wishes(self) -> None:
+        """Switch to the versions that are wished for, until cancelled."""
+        while True:
+            while self._died:
+                await self._switch.load_failed(*self._died.pop())
+            if not self._draining:
+                await self._switch.follow()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._look.wait()
+            self._look.clear()
+
+    def wake(self) -> None:
+        """Compare wish and fact at once."""
+        self._look.set()
 
     def drain(self) -> None:
         """Load nothing any more: the process is about to stop."""
@@ -223,9 +246,18 @@ class LoadedTensorModels:
         load = self._loads.get(name)
         if load is None:
             self._check_may_load(name)
-            load = self._loads[name] = _Load(registered)
+            load = self._loads[name] = Load(registered)
             self._wake.set()
-        return await _waited_for(load)
+        return await waited_for(load)
+
+    async def _load_version(self, registered: RegisteredModel) -> None:
+        """Load one more version while another answers."""
+        load = self._loads.get(registered.full_name)
+        if load is None:
+            self._check_may_load(registered.full_name)
+            load = self._loads[registered.full_name] = Load(registered, beside=True)
+            self._wake.set()
+        (await waited_for(load)).give_back()
 
     def _check_may_load(self, name: str) -> None:
         if self._draining:
@@ -251,20 +283,24 @@ class LoadedTensorModels:
 
     # Fact
 
-    async def _load(self, load: _Load) -> None:
+    async def _load(self, load: Load) -> None:
         registered, name = load.registered, load.registered.full_name
         try:
             async with self._room:
-                await self._make_room(registered)
+                if not load.beside:
+                    await self._make_room(registered)
                 self._reserved[name] = registered.minimum_memory
             model = await self._loader.load(registered)
         except ApplianceError as error:
             LOGGER.warning("%s is not loaded: %s", name, error)
             self._problems[name] = str(error)
+            if not load.beside:
+                await self._switch.load_failed(registered, error)
             load.fail(error)
         else:
             self._problems.pop(name, None)
             self._loaded[name] = model
+            self.short_names.loaded(registered)
             model.engine.ended.add_done_callback(lambda _: self._wake.set())
             load.succeed(model)
         finally:
@@ -320,6 +356,8 @@ class LoadedTensorModels:
         name = model.registered.full_name
         if self._loaded.get(name) is model:
             del self._loaded[name]
+            self.short_names.unloaded(model.registered)
+            self._switch.forget(name)
             model.hold.close()
             model.gone.set()
             LOGGER.info("unloaded %s", name)
@@ -332,20 +370,10 @@ class LoadedTensorModels:
                 error = model.engine.ended.result()
                 LOGGER.error("the session of %s ended: %s", name, error)
                 self._rests[name] = _Rest(f"The session of {name} ended: {error}", now + rest_s)
+                self._died.append((model.registered, EngineError(self._rests[name].reason, code="engine_died")))
+                self.wake()
                 model.leaving = model.ending = True
                 self._forget(model)
-
-
-async def _waited_for(load: _Load) -> LoadedTensorModel:
-    """Wait until it is loaded, and hold a lease then; leaving leaves the load to the others."""
-    load.waiting += 1
-    try:
-        return await asyncio.shield(load.done)
-    except asyncio.CancelledError:
-        if load.done.done() and load.done.exception() is None:
-            load.done.result().give_back()
-        load.waiting -= 1
-        raise
 
 
 def _stopping() -> UnavailableError:

@@ -21,12 +21,12 @@ class TokenCounts:
 
     async def count_tokens(self, model: str, texts: Sequence[str]) -> Sequence[int]:
         """Return the tokens of each text; see `core.types.TokenCounter.count_tokens`."""
-        async with self._routes.embedder(self._routes.resolve(model), "") as route:
+        async with self._routes.embedder_named(model, "") as route:
             return [count for batch in _batches(texts) for count in await route.model.count_tokens(batch)]
 
     async def longest_input(self, model: str) -> int:
         """Return how many tokens of a text the model embeds; see `core.types.TokenCounter.longest_input`."""
-        async with self._routes.embedder(self._routes.resolve(model), "") as route:
+        async with self._routes.embedder_named(model, "") as route:
             return route.model.longest_input
 
 

@@ -28,6 +28,7 @@ from appliance.engine.cpu_budget import CpuBudget
 from appliance.observe.metrics import Metrics
 from appliance.registry.install import import_model
 from appliance.registry.versions import open_registry
+from appliance.registry.wishes import Wishes
 from appliance.security.keys import KeyStore
 from appliance.serving.floor import ServingFloor
 from appliance.sessions.context import Budget
@@ -35,7 +36,14 @@ from appliance.sessions.room import Sessions, open_sessions
 from appliance.store.database import Database
 from appliance.web.disconnect import task_group
 from appliance.web.server import HttpServer
-from tests.api.scripted import ScriptedClassifiers, ScriptedEmbedding, ScriptedHealth, ScriptedModels, ScriptedTuning
+from tests.api.scripted import (
+    ScriptedClassifiers,
+    ScriptedEmbedding,
+    ScriptedHealth,
+    ScriptedModels,
+    ScriptedTuning,
+    ScriptedVersions,
+)
 from tests.api.scripted_retrieval import ScriptedFiles, ScriptedStores
 from tests.api.scripted_tensors import ScriptedTensors
 
@@ -133,6 +141,7 @@ class ScriptedBox(Box):
     files: ScriptedFiles = field(default_factory=ScriptedFiles)
     stores: ScriptedStores = field(default_factory=lambda: ScriptedStores(ScriptedFiles()))
     tuning: ScriptedTuning = field(default_factory=ScriptedTuning)
+    versions: ScriptedVersions = field(default_factory=ScriptedVersions)
     health: ScriptedHealth = field(default_factory=ScriptedHealth)
     metrics: Metrics = field(default_factory=Metrics)
     keys: KeyStore | None = None
@@ -212,7 +221,7 @@ async def scripted_box(
 ) -> AsyncIterator[ScriptedBox]:
     """Run the real door over a scripted serving floor."""
     settings = settings_with(folder, **changes)
-    models, health, metrics = ScriptedModels(), ScriptedHealth(), Metrics()
+    models, health, metrics, versions = ScriptedModels(), ScriptedHealth(), Metrics(), ScriptedVersions()
     async with AsyncExitStack() as stack:
         database = Database(folder / "appliance.db")
         stack.callback(database.close)
@@ -248,6 +257,7 @@ async def scripted_box(
             agents=agents,
             batches=batches,
             tunable_models=tuning,
+            versions=versions,
             keys=keys,
             metrics=metrics,
             health=health,
@@ -264,6 +274,7 @@ async def scripted_box(
                 files=files,
                 stores=stores,
                 tuning=tuning,
+                versions=versions,
                 health=health,
                 metrics=metrics,
                 keys=keys,
@@ -291,7 +302,7 @@ async def real_box(
         import_model(model, registry, name="tiny", licence="Apache-2.0")
         if encoder is not None:
             import_model(encoder, registry, name="encoder", licence="Apache-2.0")
-        floor = ServingFloor(settings, registry, metrics, CpuBudget(2))
+        floor = ServingFloor(settings, registry, Wishes(database, registry), metrics, CpuBudget(2))
         sessions = await stack.enter_async_context(open_sessions(settings, SystemClock(), forget=floor.text.forget))
         assert isinstance(sessions, Sessions), "nobody else has the folder"
         agents = await stack.enter_async_context(answering(settings, floor.text, metrics, sessions))
@@ -325,6 +336,7 @@ async def real_box(
             agents=agents,
             batches=batches,
             tunable_models=floor.tuning,
+            versions=floor.versions,
             keys=keys,
             metrics=metrics,
             health=floor.models,

@@ -11,6 +11,7 @@ from typing import Literal
 
 from appliance.core.encoders import ClassificationRequest, Classifications, Ranking, RerankRequest
 from appliance.core.errors import ApplianceError, InvalidRequestError, NotFoundError
+from appliance.core.releases import Criteria
 from appliance.core.types import (
     ChatMessage,
     Delta,
@@ -28,6 +29,7 @@ from appliance.core.types import (
     Tokenization,
     Usage,
 )
+from appliance.core.wishes import SelfTestReport, Soak, Wish, WishState
 
 CONTEXT_LENGTH = 4096
 
@@ -351,3 +353,33 @@ class ScriptedHealth:
 
     def health(self) -> Health:
         return self.now
+
+
+class ScriptedVersions:
+    """A box with every model there is, in versions of any name; a test of the door, not of what is behind it."""
+
+    def __init__(self) -> None:
+        self.passes = True
+        self._wishes: dict[str, Wish] = {}
+
+    def wishes(self) -> Sequence[Wish]:
+        return list(self._wishes.values())
+
+    def wish(self, name: str) -> Wish | None:
+        return self._wishes.get(name, Wish(name, "1", None, "confirmed", "", "", 0.0, "a test"))
+
+    async def test(self, full_name: str, criteria: Criteria) -> SelfTestReport:
+        return SelfTestReport(passed=self.passes, detail="" if self.passes else f"{full_name} crashed")
+
+    async def activate(self, full_name: str, *, origin: str, soak: Soak | None, criteria: Criteria) -> Wish:
+        name, _, version = full_name.partition(":")
+        state: WishState = "trial" if soak else "confirmed"
+        self._wishes[name] = Wish(name, version, "1", state, "", "", 0.0, origin)
+        return self._wishes[name]
+
+    async def rollback(self, name: str, *, origin: str, reason: str) -> Wish:
+        self._wishes[name] = Wish(name, "2", "1", "rolled_back", reason, "requested", 0.0, origin)
+        return self._wishes[name]
+
+    async def settled(self, name: str) -> Wish:
+        return self._wishes[name]

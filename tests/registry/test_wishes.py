@@ -17,6 +17,7 @@ from appliance.registry.install import import_model
 from appliance.registry.versions import Registry
 from appliance.registry.wishes import GUARD, Wishes
 from appliance.store.database import Database
+from appliance.store.migrations import MIGRATIONS
 from tests.registry.models import TinyModel
 from tests.tiny_gguf import write_tiny_llama
 
@@ -214,3 +215,10 @@ def test_of_two_wishes_at_once_one_is_refused(wishes: Wishes, registry: Registry
     [granted] = [each for each in answers if isinstance(each, Wish)]
     assert refused.code == "trial_in_progress"
     assert wishes.find("tiny") == granted
+
+
+def test_a_database_from_before_wishes_can_be_looked_at(tmp_path: Path, blobs: Blobs) -> None:
+    path = tmp_path / "old.db"
+    Database(path, migrations=MIGRATIONS[:5]).close()
+    with closing(Database(path, read_only=True)) as database:
+        assert Registry(database, blobs).wishes() == {}

@@ -17,6 +17,7 @@ from appliance.observe.metrics import Metrics
 from appliance.registry.install import import_model
 from appliance.registry.install_onnx import import_onnx
 from appliance.registry.versions import Registry, open_registry
+from appliance.registry.wishes import Wishes
 from appliance.serving.floor import ServingFloor
 from appliance.store.database import Database
 from tests import tiny_onnx
@@ -43,6 +44,7 @@ class Box:
             embedding_cache_bytes=0,
         )
         self.registry: Registry = open_registry(self.settings, self.database)
+        self.wishes = Wishes(self.database, self.registry)
 
     def add(self, name: str, *, seed: int = 0, chat_template: str | None = "default") -> None:
         template = {} if chat_template == "default" else {"chat_template": chat_template}
@@ -77,7 +79,7 @@ def box(tmp_path: Path) -> Iterator[Box]:
 @asynccontextmanager
 async def serving(box: Box, **changes: object) -> AsyncIterator[ServingFloor]:
     settings = replace(box.settings, **changes)  # type: ignore[arg-type]
-    floor = ServingFloor(settings, box.registry, Metrics(), CpuBudget(2))
+    floor = ServingFloor(settings, box.registry, box.wishes, Metrics(), CpuBudget(2))
     async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(run()) for run in floor.runs.values()]
         try:

@@ -258,7 +258,7 @@ async def test_metrics_count_under_registered_names_only(box: Box) -> None:
             await answer(floor, name)
         with pytest.raises(NotFoundError):
             await ask(floor, "tiny:unheard")
-        text = floor.models._metrics.render().decode()
+        text = floor.metrics.render().decode()
     assert 'appliance_generation_tokens_total{model="tiny:1:legal"} 48.0' in text
     assert 'appliance_generation_tokens_total{model="tiny:1"} 24.0' in text
     assert "unheard" not in text

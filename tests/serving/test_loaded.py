@@ -177,7 +177,7 @@ async def test_the_end_answers_those_who_wait_for_a_load(box: Box) -> None:
     from appliance.serving.loaded import LoadedModels
 
     # `run` never runs: the load is never granted
-    models = LoadedModels(box.settings, box.registry, Metrics(), CpuBudget(1))
+    models = LoadedModels(box.settings, box.registry, box.wishes, Metrics(), CpuBudget(1))
     async with asyncio.TaskGroup() as tasks:
 
         async def wait() -> None:

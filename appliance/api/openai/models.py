@@ -58,7 +58,7 @@ class Models:
         return _json(ModelList(model_responses(self._models.cards())))
 
     async def retrieve(self, request: Request) -> ASGIApp:
-        """Answer with one model or adapter, by its full name or by a short one (its newest version then).
+        """Answer with one model or adapter, by its full name or by a short one (the version that it means then).
 
         Raises:
             NotFoundError: There is none; the message names those that exist.
@@ -74,7 +74,8 @@ class Models:
                 param="model",
                 code="model_not_found",
             )
-        return _json(_model_response(fitting[-1], wanted))
+        meant = [each for each in fitting if each.meant]
+        return _json(_model_response((meant or fitting)[-1], wanted))
 
 
 def model_responses(cards: Sequence[ModelCard]) -> list[ModelResponse]:
