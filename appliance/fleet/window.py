@@ -9,7 +9,7 @@ block that was asked for as one of `n` outstanding came after `t`, and the faste
 `n / t`, and a window of `n (t0 + q) / t` leaves a queue of `q` seconds, as in FAST TCP (Wei et al., 2006). The contract
 shrinks the window when the round trip has grown by more than 500 ms; steering there only would swing around that, so
 `q` is 150 ms. The best estimate of the last rounds counts: a block that was sent again on the way is no queue. And `t0`
-is of the last 10 s: when it is older, the window is halved for a round trip to see what the way takes now, so that a
+is of the last 10 s: when it is older, the window is a quarter for a round trip to see what the way takes now, so that a
 busy broker or another network is not taken for a queue of ours, which a smaller window would not shorten.
 """
 
@@ -175,7 +175,7 @@ class Window:
                 self._blocks, self._before_look = self._before_look, None
             elif now - self._least_at > LEAST_COUNTS_S:
                 self._before_look, self._least = self._blocks, None
-                self._blocks = max(1, self._blocks // 2)
+                self._blocks = max(1, self._blocks // 4)
             else:
                 self._steer(max(self._rates) * (self._least + QUEUE_S), is_idle=is_idle)
             self._round_from = now
