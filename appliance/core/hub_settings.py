@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from appliance.core.errors import SettingsError
 from appliance.core.setting_sources import EffectiveSetting, Sources, check_tls, fields_of, load, setting
-from appliance.core.settings import HUB_ENVIRONMENT_PREFIX, Bytes, Count, Port, Seconds
+from appliance.core.settings import HUB_ENVIRONMENT_PREFIX, Bytes, BytesOrZero, Count, Port, Seconds
 
 _OTHER_VARIABLES = frozenset({"APPLIANCE_HUB_CONFIG"})
 
@@ -47,6 +47,9 @@ class HubSettings:
     certificate_days: Annotated[int, Meta(ge=1, le=3650)] = setting(90, "Days that a device's certificate is valid")
     unreached_days: Annotated[int, Meta(ge=1, le=3650)] = setting(
         7, "Days without a word until a box counts as unreached"
+    )
+    blocks_bytes_per_s: BytesOrZero = setting(
+        0, "Most bytes of updates a second to all devices together over MQTT; 0 is no limit"
     )
     questions_per_minute: Count = setting(600, "Most questions of one device in a minute; more are put off")
 

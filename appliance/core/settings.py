@@ -220,6 +220,12 @@ class Settings:
     fleet_will_delay_s: Annotated[int, Meta(ge=0, le=3600)] = _setting(
         60, "Time without a connection after which the broker tells the hub that this box is lost"
     )
+    update_bytes_per_s: BytesOrZero = _setting(
+        0, "Most bytes of an update a second that are asked of the hub over MQTT; 0 is no limit"
+    )
+    update_dir: Path | None = _setting(
+        None, "Folder, such as a memory stick or a share, where the files of releases may lie"
+    )
 
     fleet_telemetry: Literal["on", "off"] = _setting(
         "on", "Tell the hub of health, figures, resources, models and alarms; never of any text of a request"

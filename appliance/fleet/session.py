@@ -28,8 +28,9 @@ from appliance.fleet.device_ledger import DeviceLedger
 from appliance.fleet.diagnostics import DiagnosticsSources
 from appliance.fleet.hub_watch import HubWatch
 from appliance.fleet.identity import Identity, IdentityFolder
+from appliance.fleet.journal import Journal
 from appliance.fleet.means import FleetMeans
-from appliance.fleet.part import FleetPart
+from appliance.fleet.part import Asking, FleetPart
 from appliance.fleet.renewal import Renewal
 from appliance.fleet.reported import box_facts
 from appliance.fleet.schema import open_fleet_database
@@ -38,6 +39,8 @@ from appliance.fleet.trust import Trust
 from appliance.fleet.trust_record import TrustRecord
 from appliance.fleet.twin import Twin, TwinEffects, local_settings
 from appliance.fleet.twin_store import TwinStore
+from appliance.fleet.update_parts import build_updates
+from appliance.fleet.updates import Updates
 from appliance.messaging.connection import Connection
 from appliance.messaging.options import ConnectionOptions, TlsFiles, Will
 from appliance.observe.log_ring import LogRing
@@ -105,10 +108,14 @@ class FleetSession:
     async def _speak(self, identity: Identity, database: Database, outbox: Outbox | None) -> None:
         connection, device, hub = self._connection(identity), identity.device, HubWatch(self._clock)
         asking = Questions(device, connection)
-        telemetry = None if outbox is None else self._telemetry(identity, connection, outbox, hub)
+        journal = Journal(database, self._clock)
+        trust = Trust(device, TrustRecord(database), asking, release_floor=journal.floor)
+        updates = self._updates(device, connection, journal, trust, asking)
+        acknowledged = None if updates is None else updates.acknowledged
+        telemetry = None if outbox is None else self._telemetry(identity, connection, outbox, hub, acknowledged)
         alarm = _log_alarm if telemetry is None else telemetry.collector.note
         set_rates = _no_rates if telemetry is None else telemetry.collector.set_rates
-        twin = self._twin(device, connection, database, Trust(device, TrustRecord(database), asking), set_rates)
+        twin = self._twin(device, connection, database, trust, set_rates)
         actions, metrics = self._actions(twin).by_name(), self._means.metrics.fleet
         parts: list[FleetPart] = [
             asking,
@@ -124,6 +131,8 @@ class FleetSession:
                 alarm=alarm,
             ),
         ]
+        if updates is not None:
+            parts.append(updates)
         if telemetry is not None:
             parts += [telemetry.sending, telemetry.collector]
         self._agent = agent = FleetAgent(
@@ -144,7 +153,31 @@ class FleetSession:
             if outbox is not None:
                 tasks.create_task(outbox.run(), name="fleet outbox")
 
-    def _telemetry(self, identity: Identity, connection: Connection, outbox: Outbox, hub: HubWatch) -> _Telemetry:
+    def _updates(
+        self, device: str, connection: Connection, journal: Journal, trust: Trust, asking: Asking
+    ) -> Updates | None:
+        if self._means.versions is None:
+            return None
+        return build_updates(
+            device,
+            connection,
+            journal,
+            releases=trust,
+            asking=asking,
+            registry=self._means.registry,
+            versions=self._means.versions,
+            settings=self._settings,
+            clock=self._clock,
+        )
+
+    def _telemetry(
+        self,
+        identity: Identity,
+        connection: Connection,
+        outbox: Outbox,
+        hub: HubWatch,
+        acknowledged: Callable[[int], None] | None,
+    ) -> _Telemetry:
         sources = Sources(
             health=self._means.health,
             stalled=self._means.stalled,
@@ -155,7 +188,9 @@ class FleetSession:
             certificate_ends=lambda: certificate_end(identity.credentials),
             hub_unix=hub.heard_unix,
         )
-        sending = Telemetry(outbox, connection, identity.device, self._clock, welcome=hub.welcome)
+        sending = Telemetry(
+            outbox, connection, identity.device, self._clock, welcome=hub.welcome, job_acknowledged=acknowledged
+        )
         return _Telemetry(sending, Collector(outbox, sources, self._clock))
 
     def _connection(self, identity: Identity) -> Connection:

@@ -26,6 +26,7 @@ from appliance.core.errors import ApplianceError, UnavailableError, errors_in
 from appliance.core.hub_settings import HubSettings
 from appliance.core.messaging import Link, Receive
 from appliance.hub.authority import Authority
+from appliance.hub.blocks import plug_blocks
 from appliance.hub.command_store import SqliteCommands
 from appliance.hub.commands import Commands
 from appliance.hub.device_records import DeviceStore
@@ -127,7 +128,13 @@ def plug_commands(means: Means) -> Commands:
     return Commands(means.commands, means.link, means.complaints, means.clock)
 
 
-PLUGS: tuple[Callable[[Means], HubPart], ...] = (plug_enrolment, plug_twins, plug_commands, plug_telemetry)
+PLUGS: tuple[Callable[[Means], HubPart], ...] = (
+    plug_enrolment,
+    plug_twins,
+    plug_commands,
+    plug_telemetry,
+    plug_blocks,
+)
 """Each makes one part, in this order."""
 
 

@@ -70,6 +70,7 @@ def pull(
     *,
     stall_timeout_s: float,
     only_source: str | None = None,
+    aside: bool = False,
     progress: Progress = no_progress,
     clock: Clock | None = None,
 ) -> Installed:
@@ -80,6 +81,7 @@ def pull(
         registry: Where to.
         stall_timeout_s: Longest silence of a source before it is given up.
         only_source: An address, file or folder to take the files from instead of the manifest's sources.
+        aside: Whether the short name goes on meaning what it means, see `Registry.register`.
         progress: Told of every long step.
         clock: For the time of registration.
 
@@ -97,7 +99,8 @@ def pull(
     with ExitStack() as held:
         transfer = Transfer(registry, entry.folder, stall_timeout_s, progress, held)
         take = {"gguf": _pulled_model, "lora": _pulled_adapter, "onnx": _pulled_onnx}[manifest.kind]
-        model = registry.register(take(manifest, transfer, only_source, _now(clock)), only_source or "catalog")
+        taken = take(manifest, transfer, only_source, _now(clock))
+        model = registry.register(taken, only_source or "catalog", aside=aside)
         transfer.discard_archives()
         return Installed(model, was_present=False)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from urllib.parse import unquote, urljoin
 from urllib.request import getproxies, proxy_bypass
@@ -83,12 +83,12 @@ def fetch(
             if partial.size >= most + _PROGRESS_BYTES:
                 tries, most = _BODIES, partial.size
             reason = error.reason if isinstance(error, MaxRetryError) and error.reason else error
-            _refuse_final(error, reason, f"{_name(address)} at {partial.size:,} of {size:,} bytes")
+            _refuse_final(error, reason, f"{name_of(address)} at {partial.size:,} of {size:,} bytes")
             try:
                 tries = tries.increment()
             except MaxRetryError as given_up:
                 raise SourceError(
-                    f"The source broke off again and again: {_name(address)}: {reason}.",
+                    f"The source broke off again and again: {name_of(address)}: {reason}.",
                     advice="Check the network; repeat the command to go on where it stopped.",
                 ) from given_up
             tries.sleep()
@@ -100,11 +100,11 @@ def _fetch_once(address: str, partial: Partial, size: int, stall_timeout_s: floa
         _prepare(response, address, partial, size)
         for chunk in response.stream(CHUNK_BYTES, decode_content=False):
             if partial.size + len(chunk) > size:
-                raise SourceError(f"{_name(address)} sends more than the {size:,} bytes the file has.")
+                raise SourceError(f"{name_of(address)} sends more than the {size:,} bytes the file has.")
             partial.append(chunk)
             progress("downloading", partial.size, size)
     if partial.size <= before:
-        raise SourceError(f"{_name(address)} ended after {partial.size:,} of {size:,} bytes.")
+        raise SourceError(f"{name_of(address)} ended after {partial.size:,} of {size:,} bytes.")
 
 
 def _refuse_final(error: HTTPError, reason: Exception, where: str) -> None:
@@ -130,13 +130,29 @@ def _refuse_final(error: HTTPError, reason: Exception, where: str) -> None:
 @contextmanager
 def _open(address: str, partial: Partial, stall_timeout_s: float) -> Iterator[BaseHTTPResponse]:
     """Ask for what is missing, following redirects to other https addresses."""
-    url = check_url(address)
-    headers = {"User-Agent": f"appliance/{__version__}", "Accept-Encoding": "identity"}
+    headers: dict[str, str] = {}
     if partial.size:
         headers["Range"] = f"bytes={partial.size}-"
         edition = partial.edition
         if edition and edition.url == address:
             headers["If-Range"] = edition.etag
+    with get(address, headers, stall_timeout_s) as response:
+        yield response
+
+
+@contextmanager
+def get(address: str, headers: Mapping[str, str], stall_timeout_s: float) -> Iterator[BaseHTTPResponse]:
+    """Send a GET with these headers beside our own, and yield the answer, its body not read yet.
+
+    Redirects to other https addresses are followed.
+
+    Raises:
+        InvalidRequestError: The address is not one we fetch from.
+        SourceError: It leads to one, or in circles.
+        HTTPError: The server cannot be reached, or says nothing for so long.
+    """
+    url = check_url(address)
+    headers = {"User-Agent": f"appliance/{__version__}", "Accept-Encoding": "identity", **headers}
     for _ in range(MAX_REDIRECTS + 1):
         with ExitStack() as stack:
             response = stack.enter_context(
@@ -155,7 +171,7 @@ def _open(address: str, partial: Partial, stall_timeout_s: float) -> Iterator[Ba
                 yield response
                 return
             url = _redirected(url, location)
-    raise SourceError(f"{_name(address)} was redirected more than {MAX_REDIRECTS} times.")
+    raise SourceError(f"{name_of(address)} was redirected more than {MAX_REDIRECTS} times.")
 
 
 def _redirected(url: Url, location: str) -> Url:
@@ -170,7 +186,7 @@ def _redirected(url: Url, location: str) -> Url:
 
 def _prepare(response: BaseHTTPResponse, address: str, partial: Partial, size: int) -> None:
     """Check the answer's head against what is wanted, and bring the partial file to where the body begins."""
-    name, status = _name(address), response.status
+    name, status = name_of(address), response.status
     if status in (401, 403, 407):
         raise DeniedError(f"{name} answered {status}: it wants credentials that it did not get.")
     if status == 416 and partial.size:
@@ -209,5 +225,6 @@ def _pool(url: Url) -> PoolManager:
     return PoolManager(ssl_context=context, num_pools=1)
 
 
-def _name(address: str) -> str:
+def name_of(address: str) -> str:
+    """Return an address as it is shown."""
     return shown(parse_url(address))

@@ -1,0 +1,231 @@
+"""Which blocks to ask the hub for, and when: a window that fills the link without making others on it wait.
+
+    wanted ──ask──> outstanding ──arrived──> done
+       ^                │
+       └── late: max(2 s, 4 x smoothed round trip), or the connection broke
+
+Blocks wait in the same queues as commands do, so the round trip of a block tells what a command would take. Where
+blocks come at a rate `r`, and the fastest took `t0`, a window of `r (t0 + q)` leaves a queue of `q` seconds, as in BBR
+(Cardwell et al., 2016). The contract shrinks the window when the round trip has grown by more than 500 ms; steering
+there only would swing around that, so `q` is 150 ms. The best rate of the last rounds counts: a block that was sent
+again on the way is no queue. And `t0` is of the last 10 s: when it is older, the window is a quarter for a round trip
+to see what the way takes now, so that a busy broker or another network is not taken for a queue of ours, which a
+smaller window would not shorten.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from appliance.core.fleet import BLOCK_BYTES
+
+FIRST_BYTES = 128 * 1024
+LARGEST_BYTES = 4 * 1024 * 1024
+LEAST_PATIENCE_S = 2.0
+LONGEST_PATIENCE_S = 60.0
+QUEUE_S = 0.15
+ROUNDS = 4
+LEAST_COUNTS_S = 10.0
+LEAST_BLOCKS = 2
+
+BLOCKS_A_REQUEST = 128
+"""Bits of `BlockRequest.missing`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request: `blocks` in order, the last less than `BLOCKS_A_REQUEST` from the first."""
+
+    blocks: tuple[int, ...]
+
+    @property
+    def first(self) -> int:
+        """Return the index that bit 0 speaks of."""
+        return self.blocks[0]
+
+    @property
+    def missing(self) -> bytes:
+        """Return the bits, as few bytes as will do."""
+        bits = bytearray((self.blocks[-1] - self.first) // 8 + 1)
+        for block in self.blocks:
+            bits[(block - self.first) // 8] |= 1 << (block - self.first) % 8
+        return bytes(bits)
+
+
+@dataclass(slots=True)
+class _Asked:
+    """When a block was asked for, and whether for the first time."""
+
+    at: float
+    again: bool
+
+
+class Window:
+    """The blocks of one download that are still to come. Times are seconds of any clock that never goes back."""
+
+    def __init__(self, wanted: Iterable[int], *, first_bytes: int = FIRST_BYTES) -> None:
+        self._wanted = deque(sorted(wanted))
+        self._asked: dict[int, _Asked] = {}
+        self._repeated: set[int] = set()
+        self._blocks = first_bytes // BLOCK_BYTES
+        self._least: float | None = None
+        self._least_at = 0.0
+        self._before_look: int | None = None
+        self._smoothed: float | None = None
+        self._round_from = float("-inf")
+        self._is_new = True
+        self._came = 0
+        self._rates: deque[float] = deque(maxlen=ROUNDS)
+        self._shrunk_at = float("-inf")
+
+    @property
+    def size_bytes(self) -> int:
+        """Return how much may be outstanding."""
+        return self._blocks * BLOCK_BYTES
+
+    @property
+    def outstanding(self) -> int:
+        """Return how many blocks were asked for and have not come."""
+        return len(self._asked)
+
+    @property
+    def done(self) -> bool:
+        """Tell whether everything has come."""
+        return not self._wanted and not self._asked
+
+    @property
+    def patience_s(self) -> float:
+        """Return how long a block is waited for before it is asked for again."""
+        return min(LONGEST_PATIENCE_S, max(LEAST_PATIENCE_S, 4 * (self._smoothed or 0.0)))
+
+    def ask(self, now: float, at_most: int = LARGEST_BYTES // BLOCK_BYTES) -> list[Ask]:
+        """Return what to ask for now, and take it as asked for.
+
+        Args:
+            now: The time.
+            at_most: Blocks that a cap of the bandwidth allows.
+        """
+        self._expire(now)
+        room = min(self._blocks - len(self._asked), at_most, len(self._wanted))
+        if room < 1 or (self._asked and room < min(self._blocks // 4, len(self._wanted))):
+            return []  # few requests of several blocks rather than one for each
+        taken = sorted(self._wanted.popleft() for _ in range(room))
+        for block in taken:
+            self._asked[block] = _Asked(now, again=block in self._repeated)
+        return _requests(taken)
+
+    def arrived(self, block: int, now: float) -> bool:
+        """Take note of a block; False if nobody waits for it, for then it is a repetition or was never asked for."""
+        asked = self._asked.pop(block, None)
+        if asked is None:
+            return self._late(block)
+        if not asked.again:  # else it is not known which request this answers
+            self._time(asked, now)
+        return True
+
+    def put_back(self, blocks: Iterable[int]) -> None:
+        """Want blocks again, before the others: what came was not what was due."""
+        self._return(blocks)
+
+    def disconnected(self) -> None:
+        """Want again what was outstanding, and find the size of the window anew: the next link may be another."""
+        self._return(self._asked)
+        self._asked.clear()
+        self._blocks = FIRST_BYTES // BLOCK_BYTES
+        self._least = self._smoothed = self._before_look = None
+        self._is_new = True
+        self._rates = deque(maxlen=ROUNDS)
+
+    def next_expiry(self) -> float | None:
+        """Return when the oldest outstanding block is late, or None if nothing is outstanding."""
+        return min((each.at for each in self._asked.values()), default=None)
+
+    def _late(self, block: int) -> bool:
+        """Take a block that was given up already and has not been asked for again."""
+        if block not in self._repeated or block not in self._wanted:
+            return False
+        self._wanted.remove(block)
+        return True
+
+    def _expire(self, now: float) -> None:
+        late = [block for block, asked in self._asked.items() if now - asked.at >= self.patience_s]
+        if not late:
+            return
+        for block in late:
+            del self._asked[block]
+        self._return(late)
+        if now - self._shrunk_at >= self.patience_s:  # once for all that were lost together
+            self._shrunk_at = now
+            self._blocks = max(1, self._blocks // 2)
+
+    def _return(self, blocks: Iterable[int]) -> None:
+        returned = sorted(blocks, reverse=True)
+        self._wanted.extendleft(returned)
+        self._repeated.update(returned)
+
+    def _time(self, asked: _Asked, now: float) -> None:
+        took = now - asked.at
+        self._smoothed = took if self._smoothed is None else self._smoothed + (took - self._smoothed) / 8
+        if self._least is None or took <= self._least:
+            self._least, self._least_at = took, now
+        self._came += 1
+        if asked.at >= self._round_from:  # asked for after the round began: a round trip has passed
+            self._rates.append(self._came / max(now - max(self._round_from, asked.at), 1e-6))
+            self._came = 0
+            self._is_new = self._is_new and took - self._least < QUEUE_S / 3
+            if self._before_look is not None:
+                self._blocks, self._before_look = self._before_look, None
+            elif now - self._least_at > LEAST_COUNTS_S:
+                self._before_look, self._least = self._blocks, None
+                self._blocks = max(1, self._blocks // 4)
+            else:
+                self._steer(max(self._rates) * (self._least + QUEUE_S))
+            self._round_from = now
+
+    def _steer(self, fitting: float) -> None:
+        """Grow by half at first; when there is a queue, grow to the window that fits, or come half way down to it."""
+        if self._is_new:
+            wanted = 1.5 * self._blocks
+        elif fitting < self._blocks:
+            wanted = (fitting + self._blocks) / 2
+        else:
+            wanted = min(fitting, 1.25 * self._blocks + 1)
+        self._blocks = max(LEAST_BLOCKS, min(round(wanted), LARGEST_BYTES // BLOCK_BYTES))
+
+
+class Pace:
+    """A cap of the bandwidth: a bucket that fills with `bytes_per_s`, 0 for no cap, and holds one second's worth."""
+
+    def __init__(self, bytes_per_s: int, now: float) -> None:
+        self._rate = bytes_per_s
+        self._most = float(max(bytes_per_s, BLOCK_BYTES))
+        self._there = self._most
+        self._at = now
+
+    def blocks(self, now: float) -> int:
+        """Return how many blocks may be taken now."""
+        if not self._rate:
+            return LARGEST_BYTES // BLOCK_BYTES
+        self._there = min(self._most, self._there + (now - self._at) * self._rate)
+        self._at = now
+        return int(self._there // BLOCK_BYTES)
+
+    def take(self, blocks: int) -> None:
+        """Take so many out."""
+        self._there -= blocks * BLOCK_BYTES if self._rate else 0
+
+    def wait_s(self) -> float:
+        """Return the seconds until there is one block, 0 if there is one or no cap."""
+        return max(0.0, (BLOCK_BYTES - self._there) / self._rate) if self._rate else 0.0
+
+
+def _requests(blocks: list[int]) -> list[Ask]:
+    requests: list[Ask] = []
+    begin = 0
+    for end in range(1, len(blocks) + 1):
+        if end == len(blocks) or blocks[end] - blocks[begin] >= BLOCKS_A_REQUEST:
+            requests.append(Ask(tuple(blocks[begin:end])))
+            begin = end
+    return requests
