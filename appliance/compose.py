@@ -35,7 +35,8 @@ from appliance.core.errors import ApplianceError, errors_in
 from appliance.core.sessions import Conversations
 from appliance.core.settings import EffectiveSetting, Settings, effective_of
 from appliance.engine.cpu_budget import THREADS_A_CORE, CpuBudget
-from appliance.fleet.room import Fleet, FleetMeans, open_fleet
+from appliance.fleet.means import FleetMeans
+from appliance.fleet.room import Fleet, open_fleet
 from appliance.observe.allocator import keep_freed_memory
 from appliance.observe.logs import configure_logging
 from appliance.observe.metrics import Metrics
@@ -127,8 +128,8 @@ class Appliance:
             self.systemd.notify("STOPPING=1\nSTATUS=Stopping: open requests are finishing.")
             self._drain()
             await self._end_requests(http)
-            self.guard.end_in_order()
             await self.fleet.say_goodbye()
+            self.guard.end_in_order()
             for each in running:
                 each.cancel()
 
@@ -282,12 +283,13 @@ async def build(settings: Settings, effective: Sequence[EffectiveSetting] | None
         systemd = sdnotify.SystemdNotifier()
         if systemd.socket is not None:
             stack.callback(systemd.socket.close)
-        server = HttpServer(app, settings)
-        appliance = Appliance(settings, floor, guard, documents, upkeep, agents, batches, server, systemd)
+        appliance = Appliance(
+            settings, floor, guard, documents, upkeep, agents, batches, HttpServer(app, settings), systemd
+        )
         means = FleetMeans(
             registry=registry,
             loaded=lambda: floor.models.names | floor.embedders.names | floor.tensor_models.names,
-            memory=ModelResidency(registry, floor.models, floor.tensors),
+            memory=ModelResidency(settings, registry, floor.models, floor.tensors),
             versions=floor.versions,
             health=floor.readiness,
             stalled=lambda: floor.readiness.stalled,

@@ -41,6 +41,7 @@ LOCAL_ONLY = frozenset(
         "sql_databases",
         "tls_certificate",
         "tls_key",
+        "update_dir",
     }
 )
 """Settings that the hub never sets: who may reach the box, what it reads and trusts, and how it finds its hub."""

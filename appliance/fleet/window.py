@@ -4,13 +4,13 @@
        ^                │
        └── late: max(2 s, 4 x smoothed round trip), or the connection broke
 
-Blocks wait in the same queues as commands do, so the round trip of a block tells what a command would take. Where a
-block that was asked for as one of `n` outstanding came after `t`, and the fastest of all took `t0`, the link carries
-`n / t`, and a window of `n (t0 + q) / t` leaves a queue of `q` seconds, as in FAST TCP (Wei et al., 2006). The contract
-shrinks the window when the round trip has grown by more than 500 ms; steering there only would swing around that, so
-`q` is 150 ms. The best estimate of the last rounds counts: a block that was sent again on the way is no queue. And `t0`
-is of the last 10 s: when it is older, the window is halved for a round trip to see what the way takes now, so that a
-busy broker or another network is not taken for a queue of ours, which a smaller window would not shorten.
+Blocks wait in the same queues as commands do, so the round trip of a block tells what a command would take. Where
+blocks come at a rate `r`, and the fastest took `t0`, a window of `r (t0 + q)` leaves a queue of `q` seconds, as in BBR
+(Cardwell et al., 2016). The contract shrinks the window when the round trip has grown by more than 500 ms; steering
+there only would swing around that, so `q` is 150 ms. The best rate of the last rounds counts: a block that was sent
+again on the way is no queue. And `t0` is of the last 10 s: when it is older, the window is a quarter for a round trip
+to see what the way takes now, so that a busy broker or another network is not taken for a queue of ours, which a
+smaller window would not shorten.
 """
 
 from __future__ import annotations
@@ -56,10 +56,9 @@ class Ask:
 
 @dataclass(slots=True)
 class _Asked:
-    """When a block was asked for, as the how manieth outstanding one, and whether for the first time."""
+    """When a block was asked for, and whether for the first time."""
 
     at: float
-    rank: int
     again: bool
 
 
@@ -76,7 +75,9 @@ class Window:
         self._before_look: int | None = None
         self._smoothed: float | None = None
         self._round_from = float("-inf")
-        self._rates: deque[float] = deque([0.0], ROUNDS)
+        self._is_new = True
+        self._came = 0
+        self._rates: deque[float] = deque(maxlen=ROUNDS)
         self._shrunk_at = float("-inf")
 
     @property
@@ -112,7 +113,7 @@ class Window:
             return []  # few requests of several blocks rather than one for each
         taken = sorted(self._wanted.popleft() for _ in range(room))
         for block in taken:
-            self._asked[block] = _Asked(now, len(self._asked) + 1, again=block in self._repeated)
+            self._asked[block] = _Asked(now, again=block in self._repeated)
         return _requests(taken)
 
     def arrived(self, block: int, now: float) -> bool:
@@ -134,7 +135,8 @@ class Window:
         self._asked.clear()
         self._blocks = FIRST_BYTES // BLOCK_BYTES
         self._least = self._smoothed = self._before_look = None
-        self._rates = deque([0.0], ROUNDS)
+        self._is_new = True
+        self._rates = deque(maxlen=ROUNDS)
 
     def next_expiry(self) -> float | None:
         """Return when the oldest outstanding block is late, or None if nothing is outstanding."""
@@ -168,25 +170,28 @@ class Window:
         self._smoothed = took if self._smoothed is None else self._smoothed + (took - self._smoothed) / 8
         if self._least is None or took <= self._least:
             self._least, self._least_at = took, now
-        self._rates[-1] = max(self._rates[-1], asked.rank / max(took, 1e-6))
+        self._came += 1
         if asked.at >= self._round_from:  # asked for after the round began: a round trip has passed
-            is_idle = took - self._least < QUEUE_S / 3 and 2 * asked.rank > self._blocks
+            self._rates.append(self._came / max(now - max(self._round_from, asked.at), 1e-6))
+            self._came = 0
+            self._is_new = self._is_new and took - self._least < QUEUE_S / 3
             if self._before_look is not None:
                 self._blocks, self._before_look = self._before_look, None
             elif now - self._least_at > LEAST_COUNTS_S:
                 self._before_look, self._least = self._blocks, None
-                self._blocks = max(1, self._blocks // 2)
+                self._blocks = max(1, self._blocks // 4)
             else:
-                self._steer(max(self._rates) * (self._least + QUEUE_S), is_idle=is_idle)
+                self._steer(max(self._rates) * (self._least + QUEUE_S))
             self._round_from = now
-            self._rates.append(0.0)
 
-    def _steer(self, fitting: float, *, is_idle: bool) -> None:
-        """Double while a full window leaves no queue; else grow to the one that fits, or come half way down to it."""
-        if fitting < self._blocks and not is_idle:
+    def _steer(self, fitting: float) -> None:
+        """Grow by half at first; when there is a queue, grow to the window that fits, or come half way down to it."""
+        if self._is_new:
+            wanted = 1.5 * self._blocks
+        elif fitting < self._blocks:
             wanted = (fitting + self._blocks) / 2
         else:
-            wanted = 2.0 * self._blocks if is_idle else min(fitting, 1.25 * self._blocks + 1)
+            wanted = min(fitting, 1.25 * self._blocks + 1)
         self._blocks = max(LEAST_BLOCKS, min(round(wanted), LARGEST_BYTES // BLOCK_BYTES))
 
 

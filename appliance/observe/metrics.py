@@ -173,8 +173,7 @@ class VersionMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         """Start without any; `Metrics` has the one of the process."""
-        labels = ["model", "version"]
-        self._active = Gauge(f"{PREFIX}model_version_active", "1 for what answers", labels, registry=registry)
+        self._active = Gauge(f"{PREFIX}model_version_active", "What answers", ["model", "version"], registry=registry)
         self._trials = Counter(f"{PREFIX}model_trials", "Trials that began", ["model"], registry=registry)
         self._rollbacks = Counter(f"{PREFIX}model_rollbacks", "Versions rolled back", ["model"], registry=registry)
         self._shown: dict[str, str] = {}

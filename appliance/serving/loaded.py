@@ -15,14 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from appliance.core.errors import (
-    ApplianceError,
-    ConflictError,
-    EngineError,
-    InvalidRequestError,
-    NotFoundError,
-    UnavailableError,
-)
+from appliance.core.errors import ApplianceError, EngineError, InvalidRequestError, NotFoundError, UnavailableError
 from appliance.core.settings import Settings
 from appliance.core.types import Health
 from appliance.engine.cpu_budget import CpuBudget
@@ -153,23 +146,6 @@ class LoadedModels:
             if self.short_names.resolve(name).full_name == registered.full_name:
                 raise
             return None
-
-    async def unload(self, name: str) -> None:
-        """Unload a model that nobody uses; one that is not loaded stays so.
-
-        Raises:
-            NotFoundError: No such model.
-            ConflictError: It is in use, or it is the settings' model, which would only be loaded again.
-        """
-        model = self._loaded.get(self._registry.resolve(name).base_name)
-        if model is None:
-            return
-        full_name = model.registered.full_name
-        if self._settings.model in model.registered.names:
-            raise ConflictError(f"{full_name} is the model of the setting `model`, which stays loaded.")
-        if self._working or not model.idle:
-            raise ConflictError(f"{full_name} is in use.", advice="Try again when its requests have ended.")
-        await self._unload(model)
 
     def _route(self, registered: RegisteredModel) -> Route | None:
         model = self._loaded.get(registered.base_name)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
+from appliance.core.errors import ConflictError
+from appliance.core.settings import Settings
 from appliance.core.tensors import TensorModels
-from appliance.registry.versions import Registry
+from appliance.registry.versions import RegisteredModel, Registry
 from appliance.serving.loaded import LoadedModels
 
 
 class ModelResidency:
     """The models in memory, of every kind."""
 
-    def __init__(self, registry: Registry, text: LoadedModels, tensors: TensorModels) -> None:
+    def __init__(self, settings: Settings, registry: Registry, text: LoadedModels, tensors: TensorModels) -> None:
         """Load as a request would."""
+        self._settings = settings
         self._registry = registry
         self._text = text
         self._tensors = tensors
@@ -42,4 +47,14 @@ class ModelResidency:
         if registered.kind == "onnx":
             await self._tensors.unload(registered.name)
             return
-        await self._text.unload(name)
+        await self._unload_text(registered)
+
+    async def _unload_text(self, registered: RegisteredModel) -> None:
+        name, versions = registered.base_name, self._text.versions
+        if versions.find_loaded(name) is None:
+            return
+        if self._settings.model in registered.names:
+            raise ConflictError(f"{name} is the model of the setting `model`, which stays loaded.")
+        if not versions.is_unused(name, math.inf):
+            raise ConflictError(f"{name} is in use.", advice="Try again when its requests have ended.")
+        await versions.unload_version(name)

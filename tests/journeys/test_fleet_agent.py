@@ -126,8 +126,15 @@ async def test_no_text_of_a_request_leaves_the_box_in_log_lines_or_diagnostics(
 async def test_the_hubs_settings_hold_after_a_restart_and_the_log_level_at_once(
     hub: SmallHub, server: ServerProcess, data: Path, tmp_path: Path
 ) -> None:
-    await hub.desire(Desired("box", 1, {"log_level": "debug", "max_choices": 2}))
-    await hub.until(lambda: hub.reports and hub.reports[-1].desired_version == 1)
+    await hub.until(lambda: hub.reports)
+    version = next(each.version for each in hub.reports[-1].models if each.name == MODEL)
+    await hub.desire(
+        Desired("box", 1, {"log_level": "debug", "max_choices": 2}, models={MODEL: version, "absent": "1"})
+    )
+    await hub.until(lambda: hub.reports[-1].desired_version == 1)
+    assert hub.reports[-1].refused.keys() == {"models.absent"}
+    meant = {each.version: each.status for each in hub.reports[-1].models if each.name == MODEL}
+    assert meant[version] in {"trial", "active"}
     assert hub.reports[-1].settings["log_level"] == "debug"
     assert hub.reports[-1].pending == ["max_choices"]
     server.process.kill()
