@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import msgspec
@@ -40,6 +40,13 @@ MOST_ROWS = 500
 
 EXPIRY_S = 600
 _START: Position = (0, 0)
+_AWAY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    flight: Flight
+    payload: bytes
 
 
 class Telemetry:
@@ -127,6 +134,7 @@ class Telemetry:
             tasks.create_task(self._outbox.run(), name="outbox")
             while True:
                 self._news.clear()
+                await asyncio.sleep(0)  # acknowledgements are heard even if there is always something to send
                 if not await self._send_one():
                     await self._wait()
 
@@ -158,7 +166,10 @@ class Telemetry:
         """Send the batch whose turn it is. Returns False if none may go now."""
         if not self._ready:
             return False
+        asked_at = self._clock.monotonic()
         await self._welcome()
+        if self._clock.monotonic() - asked_at > _AWAY_S:  # the hub was away: what was under way may be lost with it
+            await self.connected()
         try:
             return await self._repeat() or await self._send_live() or await self._send_history()
         except ApplianceError as error:
@@ -173,9 +184,10 @@ class Telemetry:
         rows = self._read(late.stream, (late.boot, late.first - 1), (late.boot, late.last), MOST_ROWS)
         self._pace.dropped(late)
         if rows:
-            sent = await self._publish(rows, live=late.live, tries=late.tries + 1)
-            if sent < late.last:
-                self._pace.sent(replace(late, first=sent + 1))
+            batch = self._pack(rows, live=late.live, tries=late.tries + 1)
+            if batch.flight.last < late.last:
+                self._pace.sent(replace(late, first=batch.flight.last + 1))
+            await self._publish(batch)
         return True
 
     async def _send_live(self) -> bool:
@@ -186,7 +198,9 @@ class Telemetry:
             if self._live[stream] < newest:
                 rows = self._read(stream, self._live[stream], newest, MOST_ROWS)
                 if rows:
-                    self._live[stream] = rows[0].boot, await self._publish(rows, live=True)
+                    batch = self._pack(rows, live=True)
+                    self._live[stream] = batch.flight.boot, batch.flight.last
+                    await self._publish(batch)
                     return True
                 self._live[stream] = newest
         return False
@@ -196,7 +210,9 @@ class Telemetry:
             return False
         for stream in HISTORY_ORDER:
             if rows := self._find_history(stream, MOST_ROWS):
-                self._history[stream] = rows[0].boot, await self._publish(rows, live=False)
+                batch = self._pack(rows, live=False)
+                self._history[stream] = batch.flight.boot, batch.flight.last
+                await self._publish(batch)
                 return True
         return False
 
@@ -211,24 +227,25 @@ class Telemetry:
     def _read(self, stream: Stream, after: Position, until: Position, most: int) -> list[Row]:
         return self._outbox.rows_after(stream, after, until, most=most, most_bytes=LARGEST_PLAIN_BYTES * 3 // 4)
 
-    async def _publish(self, rows: Sequence[Row], *, live: bool, tries: int = 1) -> int:
-        """Send as many of the rows as fit into a batch; returns the last one's sequence.
+    def _pack(self, rows: Sequence[Row], *, live: bool, tries: int = 1) -> _Batch:
+        """Return as many of the rows as fit into a batch, one at least."""
+        rows, payload = _pack(rows)
+        stream, boot, first, last = rows[0].stream, rows[0].boot, rows[0].first, rows[-1].last
+        now = self._clock.monotonic()
+        return _Batch(Flight(stream, boot, first, last, len(payload), live, now, tries), payload)
+
+    async def _publish(self, batch: _Batch) -> None:
+        """Send a batch; it is under way from now on, whatever becomes of it.
 
         Raises:
             UnavailableError: The connection broke.
         """
-        rows, payload = _pack(rows)
-        first, last = rows[0], rows[-1]
-        flight = Flight(
-            last.stream, last.boot, first.first, last.last, len(payload), live, self._clock.monotonic(), tries
-        )
+        flight = batch.flight
         self._pace.sent(flight)
-        name = f"{flight.boot}.{flight.first}.{flight.last}".encode()
         self.published += 1
-        await self._link.publish(
-            Message(up(self._device, "tm", flight.stream), payload, expiry_s=EXPIRY_S, correlation=name)
-        )
-        return flight.last
+        name = f"{flight.boot}.{flight.first}.{flight.last}".encode()
+        topic = up(self._device, "tm", flight.stream)
+        await self._link.publish(Message(topic, batch.payload, expiry_s=EXPIRY_S, correlation=name))
 
 
 def _pack(rows: Sequence[Row]) -> tuple[Sequence[Row], bytes]:

@@ -67,38 +67,39 @@ def sound(device: str, topic_stream: str, batch: TelemetryBatch) -> Batch:
         InvalidRequestError: It is not sound; `code` is why.
     """
     if batch.stream != topic_stream:
-        raise _refusal("wrong_stream", f"rows of {batch.stream!r} came on the topic of {topic_stream[:64]!r}")
+        raise refusal("wrong_stream", f"rows of {batch.stream!r} came on the topic of {topic_stream[:64]!r}")
     if not 0 < len(batch.rows) <= MOST_ROWS or batch.boot < 1 or batch.first < 1:
-        raise _refusal("wrong_size", f"{len(batch.rows)} rows, boot {batch.boot}, from {batch.first}")
+        raise refusal("wrong_size", f"{len(batch.rows)} rows, boot {batch.boot}, from {batch.first}")
     facts: list[Fact] = []
     gaps: list[Gap] = []
     expected = batch.first
     for row in batch.rows:
         if not isfinite(row.at):
-            raise _refusal("wrong_time", f"row {row.sequence} is of no time")
+            raise refusal("wrong_time", f"row {row.sequence} is of no time")
         if row.kind == GAP:
             gaps.append(_gap(row, expected))
         elif row.sequence == expected:
             facts.append(Fact(row.sequence, row.at, row.kind, msgspec.json.encode(row.body).decode()))
         else:
-            raise _refusal("not_contiguous", f"row {row.sequence} came where {expected} was next")
+            raise refusal("not_contiguous", f"row {row.sequence} came where {expected} was next")
         expected = row.sequence + 1
     if expected != batch.last + 1:
-        raise _refusal("not_contiguous", f"it ends with {expected - 1} and says {batch.last}")
+        raise refusal("not_contiguous", f"it ends with {expected - 1} and says {batch.last}")
     return Batch(device, batch.stream, batch.boot, batch.first, batch.last, tuple(facts), tuple(gaps))
+
+
+def refusal(code: str, what: str) -> InvalidRequestError:
+    """Return the error that says why a batch will never be taken; the device is told the code."""
+    return InvalidRequestError(f"A batch of telemetry is not sound: {what}.", code=code)
 
 
 def _gap(row: TelemetryRow, expected: int) -> Gap:
     try:
         body = msgspec.convert(row.body, _GapBody)
     except msgspec.ValidationError as error:
-        raise _refusal("wrong_gap", f"gap {row.sequence} does not say what is missing: {error}") from error
+        raise refusal("wrong_gap", f"gap {row.sequence} does not say what is missing: {error}") from error
     if body.first != expected or not body.first <= row.sequence < body.first + body.count:
-        raise _refusal("not_contiguous", f"a gap from {body.first} to {row.sequence} came where {expected} was next")
+        raise refusal("not_contiguous", f"a gap from {body.first} to {row.sequence} came where {expected} was next")
     if not (isfinite(body.since) and isfinite(body.until)):
-        raise _refusal("wrong_time", f"gap {row.sequence} is of no time")
+        raise refusal("wrong_time", f"gap {row.sequence} is of no time")
     return Gap(body.first, row.sequence, body.count, body.since, body.until)
-
-
-def _refusal(code: str, what: str) -> InvalidRequestError:
-    return InvalidRequestError(f"A batch of telemetry is not sound: {what}.", code=code)

@@ -21,8 +21,8 @@ from appliance.core.clock import Clock
 from appliance.core.errors import ApplianceError, InvalidRequestError, StorageError, TooLargeError
 from appliance.core.fleet import LARGEST_BATCH_BYTES, Stream, TelemetryAck, TelemetryBatch, UpKind, down
 from appliance.core.messaging import Link, Message
-from appliance.hub.batches import Batch, sound
-from appliance.hub.telemetry_store import Received, TelemetryStore
+from appliance.hub.batches import Batch, refusal, sound
+from appliance.hub.telemetry_records import Received, TelemetryStore
 from appliance.messaging.compression import decompress
 
 LOGGER = logging.getLogger("appliance.hub")
@@ -189,13 +189,13 @@ def _read(device: str, rest: str, payload: bytes) -> Batch:
     try:
         batch = msgspec.json.decode(decompress(payload), type=TelemetryBatch)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequestError(f"A batch of telemetry is none: {error}.", code="malformed") from error
+        raise refusal("malformed", f"it is none: {error}") from error
     return sound(device, rest, batch)
 
 
 def _fail(group: list[_Waiting], error: ApplianceError) -> None:
     if not isinstance(error, StorageError):
-        error = InvalidRequestError(f"The store will not keep it: {error}", code="not_kept")
+        error = refusal("not_kept", f"the store will not keep it: {error}")
     for each in group:
         if not each.done.done():
             each.done.set_exception(error)

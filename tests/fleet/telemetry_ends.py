@@ -20,8 +20,8 @@ from appliance.store.database import Database
 from appliance.store.outbox import Limits, Outbox
 from tests.store.clocks import SetClock
 
-DEADLINE_S = 30.0
-QUICK = PaceLimits(history_rate=1e9, shortest_wait_s=0.1, longest_wait_s=0.5)
+DEADLINE_S = 60.0
+QUICK = PaceLimits(history_rate=1e9, shortest_wait_s=0.2, longest_wait_s=5.0)
 
 
 async def always() -> None:

@@ -85,6 +85,61 @@ async def test_nothing_is_sent_before_the_connection_nor_while_the_hub_is_down(t
         await until(lambda: is_empty(each.outbox))
 
 
+async def test_what_was_under_way_when_the_hub_went_away_goes_again_as_soon_as_it_is_back(tmp_path: Path) -> None:
+    welcome = asyncio.Event()
+    welcome.set()
+
+    async def hub_is_up() -> None:
+        await welcome.wait()
+
+    limits = replace(QUICK, shortest_wait_s=60.0)
+    async with ends(tmp_path, limits=limits, welcome=hub_is_up) as each:
+        each.wire.up = lambda _: 0
+        await fill(each.outbox, 2, ("metric",))
+        await each.telemetry.connected()
+        await until(lambda: len(each.wire.seen) == 1)
+        welcome.clear()
+        await fill(each.outbox, 1, ("health",))
+        await asyncio.sleep(0.7)
+        each.wire.up = lambda _: 1
+        welcome.set()
+        await until(lambda: is_empty(each.outbox), 30.0)
+        assert [batch.stream for batch in each.batches()] == ["metric", "health", "metric"]
+
+
+async def test_rows_that_are_acknowledged_by_a_late_word_are_left_out_of_the_repetition(tmp_path: Path) -> None:
+    async with ends(tmp_path) as each:
+        each.wire.up = lambda _: 0
+        await each.outbox.append("health", "x", {})
+        await fill(each.outbox, 9, ("metric",))
+        await each.telemetry.connected()
+        await until(lambda: len(each.wire.seen) >= 2)
+        each.wire.seen.clear()
+        await each.outbox.acknowledge("metric", 1, 4, 6)
+        each.wire.up = lambda _: 1
+        await until(lambda: is_empty(each.outbox))
+        found = [(batch.first, batch.last) for batch in each.batches() if batch.stream == "metric"]
+        assert found[-2:] == [(1, 3), (7, 9)]
+
+
+async def test_what_went_elsewhere_meanwhile_is_passed_over(tmp_path: Path) -> None:
+    welcome = asyncio.Event()
+
+    async def hub_is_up() -> None:
+        await welcome.wait()
+
+    async with ends(tmp_path, welcome=hub_is_up) as each:
+        await fill(each.outbox, 5, ("metric",))
+        await each.telemetry.connected()
+        await fill(each.outbox, 5, ("sample", "metric"))
+        await each.outbox.acknowledge("metric", 1, 1, 10)
+        await each.outbox.acknowledge("sample", 1, 1, 5)
+        welcome.set()
+        await fill(each.outbox, 1, ("metric",))
+        await until(lambda: is_empty(each.outbox))
+        assert [(batch.first, batch.last) for batch in each.batches()] == [(11, 11)]
+
+
 async def test_the_newest_health_goes_first_then_alarms_and_jobs_then_the_history(tmp_path: Path) -> None:
     async with ends(tmp_path) as each:
         await fill(each.outbox, 30)
@@ -213,18 +268,18 @@ async def test_live_rows_pass_a_history_that_trickles(tmp_path: Path) -> None:
 
 async def test_a_batch_is_as_large_as_may_be_and_no_larger(tmp_path: Path) -> None:
     async with ends(tmp_path) as each:
-        for _ in range(60):
+        for _ in range(30):
             await each.outbox.append("metric", "x", {"noise": random.randbytes(3500).hex()})
         for _ in range(2 * MOST_ROWS):
-            await each.outbox.append("health", "x", {})
-        for _ in range(100):
-            await each.outbox.append("job", "x", {"pad": "x" * 16_000})
+            await each.outbox.append("sample", "x", {})
+        for _ in range(80):
+            await each.outbox.append("health", "x", {"pad": "x" * 16_000})
         await each.telemetry.connected()
         await until(lambda: is_empty(each.outbox))
         assert max(len(message.payload) for message in each.wire.seen) <= LARGEST_BATCH_BYTES
         assert max(len(batch.rows) for batch in each.batches()) == MOST_ROWS
         assert each.store.tallies()[0].refused == 0
-        assert len(each.kept()) == 60 + 2 * MOST_ROWS + 100
+        assert len(each.kept()) == 30 + 2 * MOST_ROWS + 80
 
 
 async def test_a_restarted_device_sends_what_the_boot_before_left_in_its_order(tmp_path: Path) -> None:

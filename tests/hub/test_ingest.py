@@ -284,6 +284,16 @@ async def test_a_full_disk_acknowledges_nothing_and_refuses_nothing(store: Sqlit
     assert refused(acks) == [""]
 
 
+async def test_a_refusal_that_cannot_be_counted_is_told_all_the_same(store: SqliteTelemetry, acks: Acks) -> None:
+    class Full(SqliteTelemetry):
+        async def note_refusal(self, device: str, code: str, at: float) -> None:
+            raise StorageError("The disk is full.")
+
+    async with running(Full(store._database), acks) as ingest:
+        await take(ingest, "box", as_message("box", "metric", b"x"))
+    assert refused(acks) == ["invalid_request"]
+
+
 async def test_a_lost_connection_costs_the_acknowledgement_only(store: SqliteTelemetry, acks: Acks) -> None:
     acks.connected = False
     async with running(store, acks) as ingest:

@@ -461,6 +461,20 @@ async def test_a_box_set_up_anew_begins_above_its_former_boots(path: Path) -> No
         assert outbox.boot == (1_800_000_000 - 1_704_067_200) // 60 + 1
 
 
+async def test_a_file_that_cannot_be_read_is_said_and_what_is_in_memory_goes_on(path: Path) -> None:
+    async with opened(path) as outbox:
+        await outbox.append("metric", "x", {})
+        assert outbox._database is not None
+        outbox._database.close()
+        await outbox.append("metric", "x", {})
+        assert [each.last for each in waiting(outbox, "metric")] == [2]
+        assert "closed" in outbox.failing
+        outbox._database = None
+        await outbox.flush()
+        assert outbox.failing == ""
+        assert [each.last for each in waiting(outbox, "metric")] == [1, 2]
+
+
 async def test_a_cap_that_holds_nothing_is_refused(path: Path) -> None:
     with pytest.raises(ValueError, match="holds nothing"):
         Outbox(path, SetClock(), Limits(bytes=1000))
