@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf, nextafter
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ __all__ = ["KeptRow", "OpenAlarm", "Received", "SqliteTelemetry", "Tally", "Tele
 AT_ONCE = 5000
 """Rows that one transaction of `trim` deletes, between which batches are written."""
 
+_BEHIND = 2**62
 _MOST_COUNTED = 100_000
 _MOST_LOST = 2**53
 _MOST_GAPS = 1000
@@ -67,19 +69,27 @@ class SqliteTelemetry:
         limit: int = 100,
     ) -> tuple[list[KeptRow], int | None]:
         """As `TelemetryStore.rows`."""
-        values = {
+        values: dict[str, Any] = {
             "device": device,
             "stream": None if stream is None else STREAMS.index(stream),
             "since": received_from,
             "until": received_to,
-            "before": before if before is not None else 2**62,
+            "before": before if before is not None else _BEHIND,
             "limit": limit + 1,
         }
         select = _ROWS.format(
             device="" if device is None else "AND telemetry_devices.device = :device",
             stream="" if stream is None else "AND stream = :stream",
         )
-        found = self._database.read(lambda connection: connection.execute(select, values).fetchall())
+
+        def read(connection: Connection) -> list[Any]:
+            places = {
+                "low": _first_since(connection, received_from),
+                "high": min(values["before"], _first_since(connection, nextafter(received_to, inf))),
+            }
+            return connection.execute(select, {**values, **places}).fetchall()
+
+        found = self._database.read(read)
         return [_kept(each) for each in found[:limit]], (int(found[limit - 1]["id"]) if len(found) > limit else None)
 
     def latest_health(self, devices: Iterable[str] | None = None) -> dict[str, KeptRow]:
@@ -237,6 +247,24 @@ def _trim_rows(connection: Connection, most: int) -> int:
     return gone
 
 
+def _first_since(connection: Connection, received: float) -> int:
+    """Return the id of the first row that came at a time or later, found by halving: ids rise with the hub's time.
+
+    Where the hub's clock was set back, rows from before that may be passed over.
+    """
+    low, high = 0, int(connection.execute("SELECT max(id) FROM telemetry_rows").fetchone()[0] or 0) + 1
+    if received == inf:
+        return _BEHIND
+    while low < high:
+        middle = (low + high) // 2
+        row = connection.execute("SELECT id, received FROM telemetry_rows WHERE id >= ? LIMIT 1", (middle,)).fetchone()
+        if row is None or row["received"] >= received:
+            high = middle
+        else:
+            low = int(row["id"]) + 1
+    return low
+
+
 def _forget(connection: Connection, device: str) -> None:
     number = _number(connection, device)
     for table in ("rows", "gaps", "streams", "latest"):
@@ -247,7 +275,7 @@ def _forget(connection: Connection, device: str) -> None:
 _ROWS = """
     SELECT telemetry_rows.*, telemetry_devices.device AS name
     FROM telemetry_rows JOIN telemetry_devices ON telemetry_devices.number = telemetry_rows.device
-    WHERE id < :before AND received BETWEEN :since AND :until {device} {stream}
+    WHERE id >= :low AND id < :high AND received BETWEEN :since AND :until {device} {stream}
     ORDER BY id DESC LIMIT :limit
 """
 _LATEST = f"""

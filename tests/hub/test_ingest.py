@@ -350,6 +350,20 @@ async def test_retention_runs_beside_the_ingest(store: SqliteTelemetry, acks: Ac
             await asyncio.sleep(0.01)
 
 
+async def test_rows_of_a_time_are_found_wherever_they_lie(store: SqliteTelemetry) -> None:
+    from appliance.hub.batches import sound
+
+    assert store.rows(received_from=5.0, received_to=9.0) == ([], None)
+    for at in range(20):
+        await store.keep([Received(sound("box", "metric", run_of(3 * at + 1, 3 * at + 3)), float(at))])
+    await store.trim(received_before=2.0, most_rows=10**9)
+    for low, high in ((0, 30), (5, 9), (2, 2), (19, 19), (20, 30), (0, 1), (7.5, 7.6), (9, 5)):
+        rows, more = store.rows(received_from=low, received_to=high)
+        assert more is None
+        assert {each.received for each in rows} == {float(at) for at in range(2, 20) if low <= at <= high}
+        assert [each.sequence for each in rows] == sorted((each.sequence for each in rows), reverse=True)
+
+
 async def test_rows_come_in_pages_by_device_stream_and_time(store: SqliteTelemetry, acks: Acks) -> None:
     async with running(store, acks) as ingest:
         for device in ("a", "b"):
