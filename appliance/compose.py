@@ -35,7 +35,8 @@ from appliance.core.errors import ApplianceError, errors_in
 from appliance.core.sessions import Conversations
 from appliance.core.settings import EffectiveSetting, Settings, effective_of
 from appliance.engine.cpu_budget import THREADS_A_CORE, CpuBudget
-from appliance.fleet.room import Fleet, FleetMeans, open_fleet
+from appliance.fleet.means import FleetMeans
+from appliance.fleet.room import Fleet, open_fleet
 from appliance.observe.allocator import keep_freed_memory
 from appliance.observe.logs import configure_logging
 from appliance.observe.metrics import Metrics

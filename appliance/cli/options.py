@@ -103,7 +103,7 @@ def verb_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def prepare(flags: dict[str, Any], config_file: Path | None, as_json: bool) -> Context:
         settings, effective = load_settings(flags=flags, environment=os.environ, config_file=config_file)
-        if settings.fleet_path.exists():
+        if os.path.exists(settings.fleet_path):  # noqa: PTH110  (False also where this user may not look)
             from appliance.fleet.overlay import with_hub_settings
 
             settings, effective = with_hub_settings(settings, effective)

@@ -1,9 +1,12 @@
 """Every setting: its name, type, default, bounds and meaning, and where its effective value came from.
 
-Sources, strongest first: command-line flag, environment (`APPLIANCE_` + the name in capitals), TOML file, default.
+Sources, strongest first: command-line flag, environment (`APPLIANCE_` + the name in capitals), TOML file, the hub of an
+enrolled box (`fleet/overlay.py`), default.
 An unknown name or a bad value anywhere is an error that names it, never ignored, not even where a stronger source
 overrides it. A relative path is relative to the working folder, in a TOML file to the file's folder; `~` is the user's
 home. README's table is checked against this file by a test.
+
+Over 400 lines because every setting stands in one list.
 """
 
 from __future__ import annotations

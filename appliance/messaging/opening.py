@@ -2,40 +2,69 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 
 from appliance.messaging.options import ConnectionOptions
 
 
 class Opening:
-    """Opens a socket on a thread that cannot be cancelled; whichever side comes last closes what nobody wants."""
+    """Opens a socket on a thread that cannot be cancelled, but can be told to give up: a program's end waits for it."""
 
     def __init__(self, options: ConnectionOptions) -> None:
         self._options = options
         self._abandoned = False
+        self._socket: socket.socket | None = None
         self._opened: socket.socket | None = None
 
     def open(self) -> socket.socket:
         """Connect and shake hands, each within the timeout."""
         options = self._options
-        opened = socket.create_connection((options.host, options.port), timeout=options.timeout_s)
+        opened = self._connect()
         try:
             opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if options.tls is not None:
-                opened = options.tls.context().wrap_socket(
+                opened = self._socket = options.tls.context().wrap_socket(
                     opened, server_hostname=options.host, do_handshake_on_connect=False
                 )
+                self._give_up_if_abandoned()
                 opened.do_handshake()
         except BaseException:
             opened.close()
             raise
         self._opened = opened
-        if self._abandoned:
+        if self._abandoned:  # whichever side comes last closes what nobody wants
             opened.close()
         return opened
 
     def abandon(self) -> None:
-        """Close the socket, now or when it is there."""
+        """Let whatever the thread waits for end at once; a name that is being looked up takes its time."""
         self._abandoned = True
         if self._opened is not None:
             self._opened.close()
+        elif self._socket is not None:
+            with contextlib.suppress(OSError):  # it is closed, or not connected
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _connect(self) -> socket.socket:
+        """Try each of the broker's addresses in turn."""
+        options = self._options
+        failure = OSError(f"{options.host} has no address")
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            options.host, options.port, type=socket.SOCK_STREAM
+        ):
+            opened = self._socket = socket.socket(family, kind, protocol)
+            try:
+                self._give_up_if_abandoned()
+                opened.settimeout(options.timeout_s)
+                opened.connect(address)
+            except OSError as error:
+                opened.close()
+                failure = error
+            else:
+                return opened
+        raise failure
+
+    def _give_up_if_abandoned(self) -> None:
+        if self._abandoned:
+            raise OSError("it is not wanted any more")

@@ -22,8 +22,9 @@ from appliance.core.messaging import Message
 from appliance.core.settings import load_settings
 from appliance.core.types import Health
 from appliance.fleet.diagnostics import unpack
+from appliance.fleet.means import FleetMeans
 from appliance.fleet.overlay import with_hub_settings
-from appliance.fleet.room import Fleet, FleetMeans, open_fleet
+from appliance.fleet.room import Fleet, open_fleet
 from appliance.observe.metrics import Metrics
 from appliance.registry.versions import open_registry
 from appliance.store.database import Database

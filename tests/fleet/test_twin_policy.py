@@ -20,7 +20,15 @@ from appliance.core.settings import (
     setting_fields,
     setting_types,
 )
-from appliance.fleet.twin_policy import LOCAL_ONLY, MOST_NAME_CHARACTERS, MOST_REFUSALS, compare, decide, overlay
+from appliance.fleet.twin_policy import (
+    LOCAL_ONLY,
+    MOST_NAME_CHARACTERS,
+    MOST_REFUSALS,
+    compare,
+    decide,
+    overlay,
+    pending,
+)
 
 DEFAULTS = Settings()
 FREE_TEXT = {"model", "embedding_model", "rerank_model", "execution_providers"}
@@ -208,3 +216,14 @@ def test_every_literal_of_a_setting_is_described() -> None:
 def test_overlay_of_nothing_is_what_was() -> None:
     effective = [EffectiveSetting("queue_size", 64, "default", "")]
     assert overlay(Settings(), effective, desired()) == effective
+
+
+def test_what_another_value_waits_for_is_the_next_start() -> None:
+    local = Settings(max_choices=3)
+    in_force = {name: getattr(local, name) for name in setting_fields()}
+    decision = decide(
+        desired(settings={"queue_size": 5, "log_level": "debug", "max_choices": 4}), local, {"max_choices": "x"}
+    )
+    assert pending(decision, local, in_force) == ["queue_size"]
+    assert pending(decision, local, {**in_force, "queue_size": 5}) == []
+    assert pending(decide(desired(), local, {}), local, {**in_force, "queue_size": 5}) == ["queue_size"], "taken back"
