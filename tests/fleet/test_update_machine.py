@@ -23,6 +23,7 @@ from appliance.fleet.update_machine import (
     Stumbled,
     Update,
     after,
+    canceling,
     due,
     expire,
     supersedes,
@@ -166,6 +167,10 @@ def test_a_recall_goes_back_and_fetches_nothing() -> None:
     assert after(replace(NEW, recall=True), Refused("nothing_to_recall", "")).ending == "rejected"
     fetched = replace(NEW, recall=True, state="fetched")
     assert due(fetched, 0.0)[0] == "stage"  # a state that a recall never has, and that hurts nothing
+
+
+def test_a_job_that_cancels_others_is_over_at_once() -> None:
+    assert (canceling(NEW).state, canceling(NEW).code) == ("canceled", "canceled")
 
 
 def test_only_a_higher_version_counts() -> None:
