@@ -18,6 +18,7 @@ from appliance.core.errors import InvalidRequestError, SettingsError
 from appliance.core.fleet import DeviceState, down
 from appliance.core.hub_settings import HubSettings
 from appliance.core.messaging import Message
+from appliance.hub.simulation.figures import SimulationFigures
 from appliance.hub.simulation.fleet import SimulatedFleet, allow_descriptors
 from appliance.hub.simulation.identities import SimulatedIdentities
 from appliance.hub.simulation.run import connection_options, make_known, simulate
@@ -152,7 +153,7 @@ async def test_a_hold_off_of_the_hub_is_kept(broker: Broker, tmp_path: Path) -> 
 
 def test_a_simulation_runs_beside_its_hub_and_says_what_it_saw(tmp_path: Path, broker: Broker) -> None:
     settings = hub_settings(tmp_path / "hub", broker)
-    told = []
+    told: list[SimulationFigures] = []
     with hub_process(settings):
         scenario = Scenario(batch_every_s=0.5)
         found = simulate(settings, 5, "toy-", scenario, seconds=6.0, progress=told.append)
