@@ -39,7 +39,7 @@ from appliance.store.private_files import read_file
 logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 20.0
-ANSWER_TIMEOUT_S = 15.0
+ANSWER_TIMEOUT_S = 6.0
 SHORTEST_PAUSE_S = 2.0
 LONGEST_PAUSE_S = 60.0
 
