@@ -128,7 +128,7 @@ def test_a_release_reaches_a_box_a_bad_one_does_not_and_there_is_a_way_back(
     operator.add_release(2)
     current = operator.start_rollout(2)
     until(lambda: answering(box) == "tiny:2", lambda: (rollout(), box.log))
-    until(lambda: rollout()["state"] == "done", rollout)
+    until(lambda: rollout()["state"] == "completed", rollout)
     assert answering(box, "tiny:1") == "tiny:1", "the version before is kept"
 
     operator.add_release(3, "least_tokens_per_second = 1e9\n")
