@@ -163,12 +163,12 @@ async def test_a_signed_document_is_kept_applied_and_reported(database: Database
 
 
 async def test_what_was_accepted_holds_after_a_restart_without_a_hub(database: Database, path: Path) -> None:
-    box = Box(database, keys=[HUB])
-    await box.take(signed(Desired("box", 3, {"log_level": "error", "queue_size": 5}, {"health": 60}, {"chat": "7"})))
+    wanted = Desired("box", 3, {"log_level": "error", "queue_size": 5}, {"health": 60}, {"chat": "7"})
+    await TwinStore(database).accept(wanted)  # and the power went before anything was done of it
     again = Box(database, keys=[])
     again.link.connected = False
     assert again.twin._local.in_force["queue_size"] == 5
-    assert stored_desired(path) == box.store.desired()
+    assert stored_desired(path) == wanted
     async with again.running():
         await until(lambda: again.versions.asked)
     assert again.rates == [{"health": 60}]
