@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from appliance.core.errors import SettingsError
 from appliance.core.setting_sources import EffectiveSetting, Sources, check_tls, fields_of, load, setting
-from appliance.core.settings import HUB_ENVIRONMENT_PREFIX, Bytes, Count, Port, Seconds
+from appliance.core.settings import HUB_ENVIRONMENT_PREFIX, Bytes, BytesOrZero, Count, Port, Seconds
 
 _OTHER_VARIABLES = frozenset({"APPLIANCE_HUB_CONFIG"})
 
