@@ -4,7 +4,7 @@
 
 A real mosquitto with the hub's configuration, the hub's own part that serves blocks, and a device in a process of its
 own behind `tests.fleet.shaping`, whose docstring says how the link is modelled. The share of the link counts the file's
-bytes against what the link could have carried between the first request and the end. The extra bytes of a run with kills
+bytes against what the link could have carried between the first request and the end. Extra bytes of a run with kills
 against one without are counted twice: as what reached the device's program, and as what was put on the link, where each
 kill also costs what was on its way: half a round trip there, half a round trip until the broker hears of it, and what
 waits behind a lost segment. No program that keeps the link full can save that.
@@ -183,7 +183,7 @@ async def _download(hub: Hub, link: Link, arguments: list[str], kills: int, leng
 
 
 async def _until_passed(link: Link, passed: int, process: asyncio.subprocess.Process) -> None:
-    while link.down.bytes_passed < passed and process.returncode is None:
+    while link.down.bytes_passed < passed and process.returncode is None:  # noqa: ASYNC110  (bytes that pass announce nothing)
         await asyncio.sleep(0.005)
 
 
