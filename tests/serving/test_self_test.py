@@ -96,9 +96,9 @@ async def test_memory_that_cannot_be_had_is_refused_to_the_child_alone(box: Box)
 
 async def test_a_version_that_hangs_is_ended_by_the_clock(box: Box) -> None:
     own = psutil.Process()
+    known = set(own.children())
 
     async def stop_the_child() -> None:
-        known = set(own.children())
         while not (new := set(own.children()) - known):  # noqa: ASYNC110  (a process has no event)
             await asyncio.sleep(0.01)
         [child] = new
@@ -113,9 +113,9 @@ async def test_a_version_that_hangs_is_ended_by_the_clock(box: Box) -> None:
 
 async def test_a_version_killed_from_outside_ran_out_of_memory_as_far_as_anyone_can_tell(box: Box) -> None:
     own = psutil.Process()
+    known = set(own.children())
 
     async def kill_the_child() -> None:
-        known = set(own.children())
         while not (new := set(own.children()) - known):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         os.kill(new.pop().pid, signal.SIGKILL)
