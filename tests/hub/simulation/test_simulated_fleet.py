@@ -146,9 +146,9 @@ async def test_a_hold_off_of_the_hub_is_kept(broker: Broker, tmp_path: Path) -> 
         async with living(fleet):
             await until(lambda: fleet.figures().received >= DEVICES, "all have heard it")
             broker.restart()
-            await hub.link.until_connected()
-            await hub.link.publish(Message("ea/1/all/hub", b'{"status":"up","at":2}'))
-            assert (fleet.figures().connected, fleet.figures().connects) == (0, DEVICES)
+            await until(lambda: hub.link.figures.connects == 2, "whoever was not asked to hold off is back")
+            await until(lambda: fleet.figures().connected == 0, "all have noticed")
+            assert fleet.figures().connects == DEVICES
 
 
 def test_a_simulation_runs_beside_its_hub_and_says_what_it_saw(tmp_path: Path, broker: Broker) -> None:
