@@ -171,12 +171,8 @@ def test_a_device_that_is_made_known_twice_is_there_once(tmp_path: Path, broker:
     make_known(settings, NAMES)
     make_known(settings, NAMES)
     with looking_at(settings) as devices:
-<<<<<<< HEAD
         counts = devices.counts()
     assert (counts["unreached"], sum(counts.values())) == (DEVICES, DEVICES)
-=======
-        assert (devices.counts()["unreached"], sum(devices.counts().values())) == (DEVICES, DEVICES)
->>>>>>> messaging
 
 
 def test_more_sockets_than_the_machine_allows_are_refused_before_anything_is_done() -> None:
