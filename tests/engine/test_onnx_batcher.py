@@ -268,3 +268,19 @@ def test_an_item_with_more_rows_than_are_asked_for_runs_alone() -> None:
     batcher.submit(1, items(1, 1, rows=4))
     assert len(batcher.next_batch(most_rows=2)) == 1
     assert batcher.rows == 4
+
+
+def test_of_many_small_jobs_those_nearest_in_length_share_a_batch() -> None:
+    batcher = Batcher(rows=64, tokens=512)
+    for job, length in enumerate([20, 9, 31, 18, 8, 30, 21, 19]):
+        batcher.submit(job, items(length))
+    batches = [{each.job for each in batcher.next_batch(most_rows=4)} for _ in range(2)]
+    assert batches == [{0, 3, 6, 7}, {1, 2, 4, 5}], "the oldest leads, and then the oldest of the rest"
+    assert batcher.idle
+
+
+def test_the_nearest_in_length_do_not_come_before_what_is_more_urgent() -> None:
+    batcher = Batcher(rows=64, tokens=512)
+    for job, (length, priority) in enumerate([(20, 0), (20, 2), (30, 0), (20, 2)]):
+        batcher.submit(job, items(length), priority=Priority(priority))
+    assert [each.job for each in batcher.next_batch(most_rows=2)] == [0, 2]

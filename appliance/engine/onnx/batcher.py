@@ -3,11 +3,11 @@
 A batch closes at a number of rows, or at a number of tokens *with padding*: its longest row times its rows. What waits
 is batched at once, nothing is ever held back for company.
 
-The jobs take turns to lead. The leader's longest item begins the batch; then the jobs in turn add the item that is
-nearest to it in length, an item each and round again, as long as it fits and lengths stay near enough that little is
-padded. Whoever got nothing in comes before all who did. So the items of one large job are packed in order of length,
-a job of thousands holds up none of one, and nobody starves: of its own priority a job waits for at most one batch of
-each job that was there before it, and time lifts its priority.
+The jobs take turns to lead. The leader's longest item begins the batch; then the other jobs, of one priority those with
+the nearest lengths first, add the item that is nearest to it in length, an item each and round again, as long as it
+fits and lengths stay near enough that little is padded. Whoever got nothing in comes before all who did. So the items
+of one large job are packed in order of length, a job of thousands holds up none of one, and nobody starves: of its own
+priority a job waits for at most one batch of each job that was there before it, and time lifts its priority.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from appliance.core.types import Priority
 from appliance.engine.onnx.work import Item
@@ -154,7 +155,7 @@ class Batcher:
         frame = _Frame(min(self._rows, most_rows), self._tokens)
         batch = [self._lead(turns[0], key, frame)]
         if key is not None:
-            turns = [*turns[1:], turns[0]]
+            turns = [*sorted(turns[1:], key=partial(self._nearness, key=key, length=frame.longest, now=now)), turns[0]]
             while turns:
                 added = [place for number in turns if (place := self._add(number, key, frame))]
                 batch += added
@@ -162,6 +163,14 @@ class Batcher:
         for number in dict.fromkeys(place.job for place in batch):
             self._note_served(number, now)
         return batch
+
+    def _nearness(self, number: int, *, key: Hashable, length: int, now: float) -> tuple[int, int, int]:
+        """Return what sorts the jobs that join a batch: priority, how near their items are in length, and turn."""
+        job = self._jobs[number]
+        group = job.groups.get(key, ())
+        above = bisect_right(group, (length, len(job.items)))
+        near = [abs(group[each][0] - length) for each in (above - 1, above) if 0 <= each < len(group)]
+        return job.tier(now), min(near, default=0), job.turn
 
     def _lead(self, number: int, key: Hashable, frame: _Frame) -> Place:
         return self._take(number, key, -1, frame)
