@@ -28,6 +28,7 @@ from appliance.fleet.device_ledger import DeviceLedger
 from appliance.fleet.diagnostics import DiagnosticsSources
 from appliance.fleet.hub_watch import HubWatch
 from appliance.fleet.identity import Identity, IdentityFolder
+from appliance.fleet.job_acks import JobAcknowledgements
 from appliance.fleet.journal import Journal
 from appliance.fleet.means import FleetMeans
 from appliance.fleet.part import Asking, FleetPart
@@ -135,6 +136,8 @@ class FleetSession:
             parts.append(updates)
         if telemetry is not None:
             parts += [telemetry.sending, telemetry.collector]
+        elif updates is not None:
+            parts.append(JobAcknowledgements(updates.acknowledged))
         self._agent = agent = FleetAgent(
             device,
             identity.instance,

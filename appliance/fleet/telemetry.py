@@ -115,14 +115,12 @@ class Telemetry:
 
     async def handle(self, kind: DownKind, message: Message) -> None:  # noqa: ARG002
         """Take an acknowledgement."""
-        try:
-            ack = msgspec.json.decode(message.payload, type=TelemetryAck)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            LOGGER.warning("an acknowledgement of telemetry makes no sense: %s", error)
+        ack = read_ack(message)
+        if ack is None:
             return
-        if ack.stream == "job" and ack.boot == 0:
+        if (up_to := acknowledged_reports(ack)) is not None:
             if self._job_acknowledged is not None:
-                self._job_acknowledged(ack.up_to)
+                self._job_acknowledged(up_to)
         elif not 0 < ack.first <= ack.up_to:
             LOGGER.warning("an acknowledgement of telemetry is from %d to %d", ack.first, ack.up_to)
         else:
@@ -263,3 +261,17 @@ def _told(row: Row) -> TelemetryRow:
     # What is JSON already goes as it is; a gap's body is made here.
     body = content(row) if row.kind == GAP else msgspec.Raw(row.body)
     return TelemetryRow(row.last, row.until, row.kind, cast("dict[str, Any]", body))
+
+
+def read_ack(message: Message) -> TelemetryAck | None:
+    """Return an acknowledgement, or None and a log line if it makes no sense."""
+    try:
+        return msgspec.json.decode(message.payload, type=TelemetryAck)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        LOGGER.warning("an acknowledgement of telemetry makes no sense: %s", error)
+        return None
+
+
+def acknowledged_reports(ack: TelemetryAck) -> int | None:
+    """Return up to which sequence job reports are acknowledged, or None if it is of telemetry."""
+    return ack.up_to if ack.stream == "job" and ack.boot == 0 else None

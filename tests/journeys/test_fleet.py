@@ -92,9 +92,9 @@ def operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Operat
     run([HUB, "stop", "--data", operator.data], timeout=60)
 
 
-@pytest.fixture
-def box(operator: Operator, tmp_path: Path) -> Iterator[ServerProcess]:
-    """Return a box with version 1 that is enrolled and runs."""
+@pytest.fixture(params=["on", "off"])
+def box(operator: Operator, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
+    """Return a box with version 1 that is enrolled and runs, with telemetry or without."""
     data, claim = tmp_path / "box", tmp_path / "claim.json"
     first = write_tiny_llama(tmp_path / "tiny-1.gguf", seed=1)
     program = [sys.executable, "-m", "appliance"]
@@ -104,7 +104,7 @@ def box(operator: Operator, tmp_path: Path) -> Iterator[ServerProcess]:
     enrolled = run([*program, "fleet", "enrol", claim, "--id", "box-1", "--data", data], timeout=60)
     assert enrolled.returncode == 0, enrolled.stderr
     flags = ("--model", "tiny", "--context-cells", "1024")
-    with server_process(data, tmp_path, *flags) as server:
+    with server_process(data, tmp_path, *flags, environment={"APPLIANCE_FLEET_TELEMETRY": request.param}) as server:
         server.wait_until_ready()
         yield server
 
