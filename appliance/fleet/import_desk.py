@@ -115,9 +115,7 @@ class ImportDesk:
     def tidy(self, now: float) -> None:
         """Remove old answers that nobody fetched."""
         for path in self._files("answer"):
-            with storage_errors(path):
-                old = path.stat().st_mtime < now - KEPT_S
-            if old:
+            if _modified(path) < now - KEPT_S:
                 remove_file(path)
 
     def _files(self, kind: str) -> list[Path]:
@@ -125,7 +123,7 @@ class ImportDesk:
             if not self._folder.is_dir():
                 return []
             paths = [path for path in self._folder.glob(f"*.{kind}") if _FILE.fullmatch(path.name)]
-            return sorted(paths, key=lambda path: (path.stat().st_mtime, path.name))
+            return sorted(paths, key=lambda path: (_modified(path), path.name))
 
     def _read(self, name: str, kind: type[S]) -> S | None:
         try:
@@ -133,6 +131,15 @@ class ImportDesk:
             return None if content is None else msgspec.json.decode(content, type=kind)
         except (ApplianceError, msgspec.DecodeError):
             return None
+
+
+def _modified(path: Path) -> float:
+    """Return when a file was written, in Unix seconds; 0 if the other end has removed it meanwhile."""
+    with storage_errors(path):
+        try:
+            return path.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
 
 
 def from_folder(job: Job, folder: Path) -> Job:

@@ -132,7 +132,7 @@ class Imports:
     async def _begin(self, name: str) -> ImportAnswer | None:
         """Verify what was brought and take it on; return an answer if there is nothing to do."""
         request = await asyncio.to_thread(self._desk.request, name)
-        if request is None:
+        if request is None:  # torn, or taken back this moment
             raise InvalidRequestError(f"The request {name} to import a folder cannot be read.")
         if request.expires <= self._clock.unix():
             raise DeadlineExceededError(

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from appliance.cli import fleet_import
 from appliance.cli.fleet import command as fleet_command
 from appliance.core.errors import ConflictError, UnavailableError
-from appliance.core.fleet import Job
+from appliance.core.fleet import Answer, Job, Question
 from appliance.core.releases import Release, ReleaseFile
 from appliance.core.settings import Settings, load_settings
 from appliance.fleet.identity import HubAddress
@@ -55,6 +55,13 @@ class Signed:
         return await self.trust.piece_list(release, file)
 
 
+class Unreadable(FolderAsking):
+    """A stick whose files do not come."""
+
+    async def ask(self, question: Question, *, timeout_s: float = 10.0) -> Answer:
+        raise UnavailableError(f"{question.path} did not come.", code="hub_slow")
+
+
 class Site:
     """A closed site: a box that was enrolled once, and an operator who comes from the hub with a stick."""
 
@@ -64,6 +71,7 @@ class Site:
         self.hub.silent = True
         self.blobs = ReleaseBlobs(folder / "hub-blobs")
         self.desk = ImportDesk(folder / "data" / "fleet" / "imports")
+        self.asking: type[FolderAsking] = FolderAsking
         self._open()
 
     def _open(self) -> None:
@@ -77,7 +85,7 @@ class Site:
             self.desk,
             self.box.journal,
             installing=self.box.updates,
-            trust_of=lambda stick: Trust(DEVICE, record, FolderAsking(stick), release_floor=floor, built=START - DAY),
+            trust_of=lambda stick: Trust(DEVICE, record, self.asking(stick), release_floor=floor, built=START - DAY),
             versions=self.box.versions,
             clock=self.box.clock,
             look_s=0.01,
@@ -348,6 +356,34 @@ async def test_an_import_supersedes_what_the_hub_wants_but_no_trial(site: Site) 
     assert (answer.installed, answer.code) == (False, "update_on_trial")
     with pytest.raises(ConflictError):
         await site.box.journal.take_local(job)
+
+
+async def test_what_a_hubs_job_began_is_undone_before_an_import_begins(site: Site) -> None:
+    job = site.hub.job(site.release(2).release, version=7)
+    assert await site.box.journal.take(job)
+    await site.box.journal.take_local(msgspec.structs.replace(job, id="import-1", version=0))
+    first = site.box.journal.current()
+    assert first is not None
+    assert (first.update.version, first.update.ending) == (7, "canceled")
+    assert site.box.journal.local(job.id) is None
+    assert site.box.journal.newest() == 7
+
+
+async def test_a_folder_that_cannot_be_read_is_not_answered_out_of_the_record(site: Site) -> None:
+    stick = site.export("stick", site.release(2))
+    await site.imported(stick)
+    await site.settled()
+    site.asking = Unreadable
+    answer = await site.imported(stick)
+    assert (answer.installed, answer.code) == (False, "hub_slow")
+
+
+async def test_a_hub_that_is_broken_does_not_stop_an_import(site: Site) -> None:
+    stick = site.export("stick", site.release(2))
+    site.hub.silent = False
+    site.hub.hide("metadata/")
+    assert (await site.imported(stick)).installed
+    assert site.hub.asked == []
 
 
 async def test_a_request_that_is_late_or_torn_is_answered_and_installs_nothing(site: Site) -> None:
