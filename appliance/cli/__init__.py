@@ -20,7 +20,7 @@ VERBS = {
     "docs": "Add, list, search, remove and check documents on a running server.",
     "bench": "Measure this box: throughput, latency, memory.",
     "eval": "Measure how well your own documents are found.",
-    "fleet": "Enrol this box at a hub, show how it stands, leave the hub.",
+    "fleet": "Enrol this box at a hub, import releases from a folder, leave the hub.",
     "hub": "Run a hub for many boxes: enrolment, telemetry, signed model updates.",
 }
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from appliance.cli.fleet_import import import_folder
 from appliance.cli.options import Context, verb_options
 from appliance.core.clock import SystemClock, iso_timestamp
 from appliance.core.errors import InvalidRequestError, UnavailableError
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 
 @click.group(epilog="Start with: appliance fleet enrol BUNDLE. The hub makes bundles: appliance hub ca claim FILE")
 def command() -> None:
-    """Enrol this box at a hub, show how it stands, leave the hub."""
+    """Enrol this box at a hub, import releases from a folder, leave the hub."""
+
+
+command.add_command(import_folder)
 
 
 @command.command(

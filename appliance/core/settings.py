@@ -301,6 +301,11 @@ class Settings:
         return self.data_dir / "fleet"
 
     @property
+    def fleet_imports_dir(self) -> Path:
+        """Return the folder where `appliance fleet import` hands requests to the server and gets its answers."""
+        return self.fleet_dir / "imports"
+
+    @property
     def fleet_path(self) -> Path:
         """Return the path of `fleet.db`: sessions, the twin, replies to commands and the journal of updates."""
         return self.data_dir / "fleet.db"

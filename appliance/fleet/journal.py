@@ -3,6 +3,9 @@
 A state is committed here, with its report, before its side effect begins; a result is only taken if the job still
 stands where the side effect was begun, so that a cancel that came meanwhile is not lost. Reports leave once the hub
 has acknowledged them.
+
+What a person at the box imports is a job too, whose document has version 0. It is numbered below 0, so that it takes
+no number from the hub's jobs, and the hub, which knows nothing of it, gets no reports of it.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from dataclasses import dataclass
 import msgspec
 
 from appliance.core.clock import Clock
+from appliance.core.errors import ConflictError
 from appliance.core.fleet import Job, JobReport
 from appliance.core.releases import Release
 from appliance.fleet.pieces import PieceList
@@ -27,6 +31,9 @@ MOST_REPORTS = 1000
 
 KEPT_JOBS = 50
 PERCENT_STEP = 5
+FIRST_LOCAL = -(2**53)
+"""Jobs of the box itself count up from here, so that among themselves too the newest is the highest."""
+
 _FETCHED = frozenset({"fetched", "staged", "testing", "trial", "confirmed", "rolled_back"})
 
 
@@ -46,6 +53,11 @@ class Entry:
     release: Release | None
     was_present: bool
 
+    @property
+    def is_local(self) -> bool:
+        """Tell whether a person at the box wants it, and not the hub."""
+        return self.update.version < 0
+
 
 class Journal:
     """The tables of `updates_schema`."""
@@ -58,6 +70,15 @@ class Journal:
         """Return the oldest job that is not over: what it began is undone before a newer one begins."""
         return self._database.read(_current)
 
+    def local(self, job: str) -> Entry | None:
+        """Return the job of this id that a person at the box wants, over or not."""
+
+        def look(connection: Connection) -> Entry | None:
+            row = connection.execute("SELECT version FROM updates WHERE job = ? AND version < 0", (job,)).fetchone()
+            return None if row is None else _entry(connection, row["version"])
+
+        return self._database.read(look)
+
     def newest(self) -> int:
         """Return the highest version of a job that was seen, 0 for none."""
         return self._database.read(_newest)
@@ -68,7 +89,34 @@ class Journal:
         Returns:
             False if this or a newer one was seen before; nothing was changed.
         """
-        return await self._database.write(lambda connection: self._take(connection, job))
+
+        def write(connection: Connection) -> bool:
+            if not supersedes(_newest(connection), job.version):
+                return False
+            self._begin(connection, job, job.version)
+            return True
+
+        return await self._database.write(write)
+
+    async def take_local(self, job: Job) -> None:
+        """Take on what a person at the box wants installed; every job that is not over is to end.
+
+        Raises:
+            ConflictError: One is on trial, which would be undone; nothing was changed.
+        """
+
+        def write(connection: Connection) -> None:
+            entry = _current(connection)
+            if entry is not None and entry.update.state == "trial":
+                raise ConflictError(
+                    f"The job {entry.update.job} is on trial, and another one now would undo it.",
+                    advice="`appliance models wishes` shows the trial; import when it is over.",
+                    code="update_on_trial",
+                )
+            last = connection.execute("SELECT max(version) FROM updates WHERE version < 0").fetchone()[0]
+            self._begin(connection, job, FIRST_LOCAL if last is None else last + 1)
+
+        await self._database.write(write)
 
     async def advance(self, begun: Update, event: Event) -> Update | None:
         """Write what has become of a side effect; None if the job stands elsewhere by now, so that it does not count.
@@ -221,14 +269,12 @@ class Journal:
             )
             connection.execute("DELETE FROM update_rolled_back WHERE digest = ?", (release.files[0].digest,))
 
-    def _take(self, connection: Connection, job: Job) -> bool:
-        if not supersedes(_newest(connection), job.version):
-            return False
+    def _begin(self, connection: Connection, job: Job, version: int) -> None:
         self._end_older(connection, job)
         attempts = _count_attempt(connection, job)
         update = Update(
             job.id,
-            job.version,
+            version,
             attempt=attempts,
             not_before=job.not_before,
             expires=job.expires,
@@ -238,11 +284,10 @@ class Journal:
             update = canceling(update)
         connection.execute(
             "INSERT INTO updates (version, job, document, progress, over) VALUES (?, ?, ?, ?, ?)",
-            (job.version, job.id, msgspec.json.encode(job), msgspec.json.encode(update), update.over),
+            (version, job.id, msgspec.json.encode(job), msgspec.json.encode(update), update.over),
         )
-        connection.execute("DELETE FROM updates WHERE over = 1 AND version <= ?", (job.version - KEPT_JOBS,))
+        connection.execute("DELETE FROM updates WHERE over = 1 AND version <= ?", (version - KEPT_JOBS,))
         self._report(connection, update, 0)
-        return True
 
     def _end_older(self, connection: Connection, job: Job) -> None:
         code = {"install": "superseded", "cancel": "canceled", "recall": "recalled"}[job.action]
@@ -267,6 +312,8 @@ class Journal:
             self._report(connection, new, 100 if new.state in _FETCHED else 0)
 
     def _report(self, connection: Connection, update: Update, percent: int, progress_of: int | None = None) -> None:
+        if update.version < 0:
+            return
         report = JobReport(
             job=update.job,
             version=update.version,
@@ -289,14 +336,15 @@ class Journal:
 
 
 def _newest(connection: Connection) -> int:
-    version: int = connection.execute("SELECT coalesce(max(version), 0) FROM updates").fetchone()[0]
+    version: int = connection.execute("SELECT coalesce(max(version), 0) FROM updates WHERE version > 0").fetchone()[0]
     return version
 
 
 def _current(connection: Connection) -> Entry | None:
     rows = connection.execute("SELECT version FROM updates WHERE over = 0 ORDER BY version").fetchall()
-    entries = (_entry(connection, row["version"]) for row in rows)
-    return next((each for each in entries if each is not None), None)
+    entries = [each for row in rows if (each := _entry(connection, row["version"])) is not None]
+    ending = (each for each in entries if each.update.ending is not None)  # the number alone does not tell the age
+    return next(ending, entries[0] if entries else None)
 
 
 def _entry(connection: Connection, version: int) -> Entry | None:

@@ -28,6 +28,8 @@ from appliance.fleet.device_ledger import DeviceLedger
 from appliance.fleet.diagnostics import DiagnosticsSources
 from appliance.fleet.hub_watch import HubWatch
 from appliance.fleet.identity import Identity, IdentityFolder
+from appliance.fleet.import_desk import ImportDesk
+from appliance.fleet.imports import Imports
 from appliance.fleet.job_acks import JobAcknowledgements
 from appliance.fleet.journal import Journal
 from appliance.fleet.means import FleetMeans
@@ -35,6 +37,7 @@ from appliance.fleet.part import Asking, FleetPart
 from appliance.fleet.renewal import Renewal
 from appliance.fleet.reported import box_facts
 from appliance.fleet.schema import open_fleet_database
+from appliance.fleet.signed_files import FolderAsking
 from appliance.fleet.telemetry import Telemetry
 from appliance.fleet.trust import Trust
 from appliance.fleet.trust_record import TrustRecord
@@ -133,7 +136,7 @@ class FleetSession:
             ),
         ]
         if updates is not None:
-            parts.append(updates)
+            parts += [updates, self._imports(device, database, journal, updates)]
         if telemetry is not None:
             parts += [telemetry.sending, telemetry.collector]
         elif updates is not None:
@@ -170,6 +173,20 @@ class FleetSession:
             registry=self._means.registry,
             versions=self._means.versions,
             settings=self._settings,
+            clock=self._clock,
+        )
+
+    def _imports(self, device: str, database: Database, journal: Journal, updates: Updates) -> Imports:
+        def trust_of(folder: Path) -> Trust:
+            return Trust(device, TrustRecord(database), FolderAsking(folder), release_floor=journal.floor)
+
+        assert self._means.versions is not None, "what installs needs them too"
+        return Imports(
+            ImportDesk(self._settings.fleet_imports_dir),
+            journal,
+            installing=updates,
+            trust_of=trust_of,
+            versions=self._means.versions,
             clock=self._clock,
         )
 

@@ -25,6 +25,7 @@ from appliance.core.releases import Release, ReleaseFile
 from appliance.core.wishes import ModelVersions, Soak, Wish
 from appliance.fleet.download import Download, Lies, in_thread, is_reserved, reserve
 from appliance.fleet.hub_source import HubBlocks
+from appliance.fleet.import_desk import folder_of
 from appliance.fleet.journal import PERCENT_STEP, Entry, Journal
 from appliance.fleet.pieces import PieceList, from_bitmap
 from appliance.fleet.sources import BlobSource, FolderSource, MirrorSource, Source, fetch, in_order
@@ -122,7 +123,8 @@ class Steps:
             return await self._look_for_damage(entry, error)
         except ApplianceError as error:
             LOGGER.warning("%s of the job %s did not work: %s", effect, entry.job.id, error)
-            may_pass = isinstance(error, _MAY_PASS) and error.code not in _STAYS
+            stays = error.code in _STAYS or (entry.is_local and isinstance(error, SourceError))
+            may_pass = isinstance(error, _MAY_PASS) and not stays
             if not (may_pass or error.code in _PASSES):
                 return Refused(error.code, str(error))
             spread = random.uniform(0.5, 1.0)  # noqa: S311  (it spreads load and keeps no secret)
@@ -260,6 +262,8 @@ class Steps:
 
     def _sources(self, entry: Entry, length: int) -> Sequence[Source]:
         release = _release(entry)
+        if entry.is_local:  # a person stands there and wants to hear at once what the folder lacks
+            return [BlobSource(lambda: self._staging.resembling(release)), FolderSource(folder_of(entry.job))]
         return in_order(
             length,
             here=BlobSource(lambda: self._staging.resembling(release)),

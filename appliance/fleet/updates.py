@@ -17,7 +17,7 @@ import msgspec
 
 from appliance.core.clock import Clock
 from appliance.core.errors import ApplianceError, UnavailableError
-from appliance.core.fleet import DownKind, JobReport, Question, up
+from appliance.core.fleet import DownKind, Job, JobReport, Question, up
 from appliance.core.messaging import Link, Message
 from appliance.fleet.hub_source import HubBlocks
 from appliance.fleet.journal import Entry, Journal
@@ -126,6 +126,17 @@ class Updates:
         self._news.set()
         self._report_news.set()
         return True
+
+    async def install(self, job: Job) -> None:
+        """Take on what a person at the box wants installed; who signed the release is checked like the hub's.
+
+        Raises:
+            ConflictError: Another job is on trial.
+        """
+        await self._journal.take_local(job)
+        LOGGER.info("%s: %s is to be installed from a folder", job.id, job.target)
+        self._news.set()
+        self._report_news.set()
 
     async def run(self) -> None:
         """Work until cancelled, connected or not."""

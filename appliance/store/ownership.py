@@ -46,6 +46,23 @@ def own(path: Path, in_use: Callable[[str], UnavailableError]) -> Hold:
         raise StorageError(f"{path} cannot be opened: {error.strerror}.", advice="Check its owner.") from error
 
 
+def is_owned(path: Path) -> bool:
+    """Tell whether a process has what the lock file stands for.
+
+    Raises:
+        StorageError: The file cannot be opened.
+    """
+    try:
+        os.close(lock(path, os.O_RDWR, exclusive=True))
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        raise StorageError(f"{path} cannot be opened: {error.strerror}.", advice="Check its owner.") from error
+    return False
+
+
 class Elsewhere:
     """Stands where the owner has an object: it has every method that there is, and each is refused before it begins.
 

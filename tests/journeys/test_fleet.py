@@ -143,3 +143,18 @@ def test_a_release_reaches_a_box_a_bad_one_does_not_and_there_is_a_way_back(
     )
     assert back.returncode == 0, back.stderr
     until(lambda: answering(box) == "tiny:1", lambda: box.log)
+
+
+def test_a_release_reaches_a_box_on_a_stick_while_hub_and_broker_are_gone(
+    operator: Operator, box: ServerProcess, tmp_path: Path
+) -> None:
+    operator.add_release(2)
+    operator.do("releases", "export", tmp_path / "stick", "tiny")
+    assert run([HUB, "stop", "--data", operator.data], timeout=60).returncode == 0
+    stick, data = str(tmp_path / "stick"), str(tmp_path / "box")
+    command = [sys.executable, "-m", "appliance", "fleet", "import", stick, "--data", data, "--wait", "60", "--json"]
+    imported = run(command, timeout=90)
+    assert imported.returncode == 0, (imported.stderr, box.log)
+    assert json.loads(imported.stdout)["version"] == "2"
+    until(lambda: answering(box) == "tiny:2", lambda: box.log)
+    assert answering(box, "tiny:1") == "tiny:1", "the version before is kept"

@@ -56,7 +56,13 @@ def test_sigterm_under_load_lets_answers_finish_and_exits_cleanly(tiny_data: Pat
 
 
 def test_sigterm_cuts_off_what_does_not_end_in_time_and_says_so_in_the_stream(tiny_data: Path, tmp_path: Path) -> None:
-    slow = {"APPLIANCE_SHUTDOWN_GRACE_S": "0.2", "AFTER": "40", "FAILURE": "hang", "STOP_S": "1"}
+    slow = {
+        "APPLIANCE_SHUTDOWN_GRACE_S": "0.2",
+        "AFTER": "40",
+        "APPLIANCE_STREAM_INTERVAL_S": "0",
+        "FAILURE": "hang",
+        "STOP_S": "1",
+    }
     with (
         server_process(tiny_data, tmp_path, "--model", "tiny", script=FAILING, environment=slow) as server,
         ThreadPoolExecutor(1) as threads,
@@ -131,7 +137,7 @@ def test_systemd_hears_ready_watchdog_status_and_stopping(tiny_data: Path, tmp_p
 
 
 def test_a_hanging_engine_starves_the_watchdog_and_turns_readiness_red(tiny_data: Path, tmp_path: Path) -> None:
-    fault = {"AFTER": "5", "FAILURE": "hang", "APPLIANCE_STALLED_ENGINE_S": "2"}
+    fault = {"AFTER": "5", "APPLIANCE_STREAM_INTERVAL_S": "0", "FAILURE": "hang", "APPLIANCE_STALLED_ENGINE_S": "2"}
     with notify_socket(tmp_path) as systemd:
         told = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "100000", **fault}
         with (
