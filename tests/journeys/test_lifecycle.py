@@ -22,6 +22,8 @@ from tests.journeys.processes import DEADLINE_S, ServerProcess, appliance, notif
 pytestmark = pytest.mark.slow
 
 FAILING = Path(__file__).with_name("failing_server.py")
+AT_ONCE = {"APPLIANCE_STREAM_INTERVAL_S": "0"}
+"""An engine that hangs delivers nothing more: what it had is to be out by then."""
 ENDLESS = {"ignore_eos": True}
 
 
@@ -137,7 +139,7 @@ def test_systemd_hears_ready_watchdog_status_and_stopping(tiny_data: Path, tmp_p
 
 
 def test_a_hanging_engine_starves_the_watchdog_and_turns_readiness_red(tiny_data: Path, tmp_path: Path) -> None:
-    fault = {"AFTER": "5", "APPLIANCE_STREAM_INTERVAL_S": "0", "FAILURE": "hang", "APPLIANCE_STALLED_ENGINE_S": "2"}
+    fault = {"AFTER": "5", **AT_ONCE, "FAILURE": "hang", "APPLIANCE_STALLED_ENGINE_S": "2"}
     with notify_socket(tmp_path) as systemd:
         told = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "100000", **fault}
         with (
