@@ -22,6 +22,9 @@ def compress(data: bytes) -> bytes:
     return zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True, write_content_size=True).compress(data)
 
 
+_NOTHING = compress(b"")
+
+
 def decompress(data: bytes, *, most: int = LARGEST_PLAIN_BYTES) -> bytes:
     """Return what a frame holds.
 
@@ -39,6 +42,8 @@ def decompress(data: bytes, *, most: int = LARGEST_PLAIN_BYTES) -> bytes:
             raise TooLargeError(
                 f"A zstd frame of {len(data)} bytes unpacks to {_stated(stated)}; at most {most} bytes are taken."
             )
+        if stated == 0 and data != _NOTHING:  # zstandard would return nothing without looking at the rest
+            raise InvalidRequestError(f"{len(data)} bytes are no sound zstd frame: it states that it is empty.")
         return zstandard.ZstdDecompressor().decompress(data, max_output_size=most, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise InvalidRequestError(f"{len(data)} bytes are no sound zstd frame: {error}.") from error

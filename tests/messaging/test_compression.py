@@ -47,6 +47,17 @@ def test_damage_is_noticed(data: bytes, place: int, change: int) -> None:
         assert decompress(bytes(packed)) == data
 
 
+def test_every_changed_byte_of_a_small_frame_is_noticed() -> None:
+    packed = compress(b"telemetry")
+    for place in range(len(packed)):
+        for change in range(1, 256):
+            damaged = bytearray(packed)
+            damaged[place] ^= change
+            with suppress(ApplianceError):
+                assert decompress(bytes(damaged)) == b"telemetry"
+    assert decompress(compress(b"")) == b""
+
+
 def test_what_is_cut_short_or_has_more_behind_it_is_refused() -> None:
     packed = compress(b"telemetry" * 100)
     for wrong in (b"", b"zstd", packed[:-1], packed[:10], packed + b"x", packed + packed):
