@@ -99,7 +99,8 @@ class Session:
             raise UnavailableError(f"{where} cannot be reached: {error}.") from error
         self._watch()
         try:
-            await asyncio.wait_for(self._accepted, self._options.timeout_s)
+            async with asyncio.timeout(self._options.timeout_s):
+                await self._accepted
         except TimeoutError as error:
             raise UnavailableError(f"{where} did not answer within {self._options.timeout_s:g} s.") from error
 
@@ -174,7 +175,8 @@ class Session:
         while not self.ended.is_set():
             self.tick()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.ended.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await self.ended.wait()
 
     def tick(self) -> None:
         """Do what `keep_alive` does once: for whoever has thousands of sessions and calls this now and then."""
@@ -196,7 +198,8 @@ class Session:
             raise UnavailableError(f"The connection to the broker broke: {self.reason or code.name}.")
         granted = self._grants[packet] = self._loop.create_future()
         try:
-            codes = await asyncio.wait_for(granted, self._options.timeout_s)
+            async with asyncio.timeout(self._options.timeout_s):
+                codes = await granted
         except TimeoutError as error:
             raise UnavailableError(
                 f"The broker did not grant subscriptions in {self._options.timeout_s:g} s."

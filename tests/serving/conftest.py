@@ -28,10 +28,15 @@ DEADLINE_S = 30.0
 
 
 class Box:
-    """Settings, database, registry and the folder they are in."""
+    """Settings, database, registry and the folder they are in.
+
+    Attributes:
+        context_length: Of the models that are added.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.context_length = 512
         self.database = Database(folder / "appliance.db")
         self.settings = Settings(
             data_dir=folder,
@@ -48,7 +53,8 @@ class Box:
 
     def add(self, name: str, *, seed: int = 0, chat_template: str | None = "default") -> None:
         template = {} if chat_template == "default" else {"chat_template": chat_template}
-        path = write_tiny_llama(self.folder / f"{name}-{seed}.gguf", seed=seed, **template)  # type: ignore[arg-type]
+        path = self.folder / f"{name}-{seed}.gguf"
+        write_tiny_llama(path, seed=seed, context_length=self.context_length, **template)  # type: ignore[arg-type]
         self.add_file(name, path)
 
     def add_file(self, name: str, path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,11 +25,15 @@ ENDLESS = SamplingParams(ignore_eos=True)
 
 
 @pytest.fixture
-def two(box: Box) -> Box:
-    """Return a box with `tiny:1` wished for, and `tiny:2` beside it."""
+def two(tmp_path: Path) -> Iterator[Box]:
+    """Return a box with `tiny:1` wished for, and `tiny:2` beside it, whose answers take longer than a change."""
+    box = Box(tmp_path)
+    box.settings, box.context_length = replace(box.settings, context_cells=4096), 4096
+    box.add("tiny")
     box.wishes.activate("tiny:1", origin="test", soak=None)
     box.add("tiny", seed=1)
-    return box
+    yield box
+    box.database.close()
 
 
 def ask(model: str = "tiny", sampling: SamplingParams | None = None) -> GenerationRequest:

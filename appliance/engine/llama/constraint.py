@@ -133,7 +133,8 @@ class Grammars:
         if grammar is None:
             return await asyncio.shield(done)
         try:
-            return await asyncio.wait_for(asyncio.shield(done), COMPILING_LIMIT_S)
+            async with asyncio.timeout(COMPILING_LIMIT_S):
+                return await asyncio.shield(done)
         except TimeoutError as error:
             problem = f"The grammar was not compiled within {COMPILING_LIMIT_S:g} s"
             raise _refusal(problem, grammar.param) from error

@@ -334,7 +334,8 @@ class LlamaEngine:
         """
         self._worker.stop()
         try:
-            await asyncio.wait_for(asyncio.shield(self.ended), STOP_TIMEOUT_S)
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await asyncio.shield(self.ended)
         except TimeoutError as error:
             raise EngineError(f"The engine of {self.name} did not stop within {STOP_TIMEOUT_S:g} s.") from error
         finally:
