@@ -308,13 +308,13 @@ class LoadedModels:
             raise refusal
         try:
             await self._make_room(registered)
+            self._problem = f"Loading {registered.full_name}."
             return await self._load(registered)
         except ApplianceError as error:
             await self._switch.load_failed(registered, error)
             raise
 
     async def _load(self, registered: RegisteredModel) -> LoadedModel:
-        self._problem = f"Loading {registered.full_name}."
         model = await self._loader.load(registered)
         model.engine.ended.add_done_callback(lambda _: self._wake.set())
         self._loaded[registered.full_name] = model
@@ -322,9 +322,8 @@ class LoadedModels:
         return model
 
     async def _load_version(self, registered: RegisteredModel) -> None:
-        problem = self._problem
+        """Load a version beside the one that answers, which alone says whether the box is ready."""
         await self._load(registered)
-        self._problem = problem  # whether the box is ready, the version that answers says
 
     async def _make_room(self, registered: RegisteredModel) -> None:
         """Unload idle models, longest unused first, until the number and the memory allow one more.

@@ -79,7 +79,9 @@ async def test_running_requests_finish_on_the_old_and_new_ones_go_to_the_new(two
         old = await floor.text.generate(ask(sampling=ENDLESS))
         wish(two, "tiny:2")
         floor.models.wake()
-        await until(lambda: floor.models.short_names.answering.get("tiny") == "tiny:2")
+        while floor.models.short_names.answering.get("tiny") != "tiny:2":
+            assert floor.models.health().ready, "the old version answers while the new one is loaded"
+            await asyncio.sleep(0.005)
         assert not old.ended
         assert await answered(floor) == "tiny:2"
         assert await answered(floor, "tiny:1") == "tiny:1"
