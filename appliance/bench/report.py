@@ -43,7 +43,7 @@ class Effort:
     waves: int = 3
 
 
-QUICK = Effort(runs=1, tokens=64, long_prompt_tokens=256, fill_tokens=64, answer_tokens=4, waves=1)
+QUICK = Effort(runs=1, tokens=192, long_prompt_tokens=256, fill_tokens=64, answer_tokens=4, waves=1)
 """Whether it works at all, in seconds; the figures mean little."""
 
 

@@ -105,7 +105,7 @@ class Settings:
         0.17, "Engine steps are cut to this length while anyone is streaming"
     )
     stream_interval_s: Annotated[float, Meta(ge=0, le=1)] = _setting(
-        0.04, "Tokens that come quicker than this are sent together; 0 sends each by itself"
+        0.02, "Tokens that come quicker than this are sent together; 0 sends each by itself"
     )
     parking_ram_bytes: BytesOrZero = _setting(
         48 * 1024 * 1024, "RAM for the KV states of conversations that wait for their next turn; 0 is none"
