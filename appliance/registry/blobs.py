@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -169,11 +169,16 @@ class Blobs:
         with storage_errors(self.partial_folder):
             oldest = time.time() - STALE_PARTIAL_S
             for path in sorted(self.partial_folder.glob("*")):
-                is_stale = path.stat().st_mtime < oldest
-                if path.is_dir() and is_stale:
-                    shutil.rmtree(path)
-                elif path.is_file() and (is_stale or path.name.startswith(_IMPORT)):
-                    _remove_unless(path, lambda: False)
+                with suppress(FileNotFoundError):  # its process has finished with it since
+                    _remove_if_stale(path, oldest)
+
+
+def _remove_if_stale(path: Path, oldest: float) -> None:
+    is_stale = path.stat().st_mtime < oldest
+    if path.is_dir() and is_stale:
+        shutil.rmtree(path)
+    elif path.is_file() and (is_stale or path.name.startswith(_IMPORT)):
+        _remove_unless(path, lambda: False)
 
 
 def _remove_unless(path: Path, is_used: Callable[[], bool]) -> int:

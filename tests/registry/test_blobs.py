@@ -239,3 +239,12 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None
 
 def test_holders_of_a_missing_file_are_none(tmp_path: Path) -> None:
     assert holders(tmp_path / "missing") == []
+
+
+def test_a_partial_file_that_is_finished_with_while_others_are_swept_disturbs_nobody(blobs: Blobs) -> None:
+    blobs.partial_folder.mkdir(parents=True)
+    orphan = blobs.partial_folder / "import-orphan"
+    orphan.touch()
+    (blobs.partial_folder / "import-gone").symlink_to("nowhere")  # listed, and not there when it is looked at
+    blobs.remove_stale_partials()
+    assert not orphan.exists()
