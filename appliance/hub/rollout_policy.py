@@ -9,7 +9,7 @@ doubt; doubt pauses, and failures beyond a share and a number end it. Both wait 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Literal
@@ -219,6 +219,28 @@ def retried(progress: Progress, now: float) -> Progress:
     return replace(
         progress, state="running", since=now, soaking=None, accepted_failures=0, accepts_silence=False, code=""
     )
+
+
+PersonStep = Literal["pause", "resume", "retry", "abort", "recall"]
+"""What a person may say to a rollout."""
+
+ALLOWED: Mapping[PersonStep, tuple[RolloutState, ...]] = {
+    "pause": ("running",),
+    "resume": ("paused", "failed"),
+    "retry": ("paused", "failed"),
+    "abort": ("running", "paused", "failed"),
+    "recall": ("running", "paused", "failed", "completed", "aborted"),
+}
+"""In which states of the rollout that makes sense."""
+
+
+def said(step: PersonStep, progress: Progress, wave: Tally, every: Tally, now: float) -> Progress:
+    """Return the progress after a person said so, in a state that allows it."""
+    if step == "resume":
+        return resumed(progress, wave, every, now)
+    if step == "retry":
+        return retried(progress, now)
+    return stopped(progress, "paused" if step == "pause" else "aborted", "person")
 
 
 def choose(plan: Plan, wave: int, members: int, candidates: Sequence[Candidate], seed: str) -> list[str]:

@@ -7,13 +7,13 @@ before anything is sent: a hub that is killed between the two finds it there, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from appliance.core.errors import ConflictError, NotFoundError
 from appliance.core.fleet import FINAL_STATES, Job, JobReport
-from appliance.hub.rollout_policy import IN_FLIGHT, Decision, Progress, RolloutState, Tally, after_report
+from appliance.hub.rollout_policy import ALLOWED, IN_FLIGHT, Decision, PersonStep, Progress, Tally, after_report, said
 from appliance.hub.rollout_records import DeviceJob, JobOf, Member, Rollout, Step
 from appliance.hub.rollout_rows import device_job_of, member_of, rollout_of, tally_of, text_of
 from appliance.security.audit import record
@@ -126,15 +126,13 @@ class SqliteRollouts:
     def change(
         self,
         rollout: str,
-        progress_of: Callable[[Progress, Tally, Tally], Progress],
+        step: PersonStep,
         *,
-        step: str,
-        allowed: Sequence[RolloutState],
         actor: str,
         now: float,
         reason: str = "",
     ) -> Rollout:
-        """Do what a person says, in one transaction: `pause`, `resume`, `retry`, `abort` or `recall`.
+        """Do what a person says, in one transaction.
 
         Raises:
             NotFoundError: There is no such rollout.
@@ -143,11 +141,12 @@ class SqliteRollouts:
 
         def update(connection: Connection) -> Rollout:
             found = _find(connection, rollout)
+            allowed = ALLOWED[step]
             if found.progress.state not in allowed:
                 raise ConflictError(
                     f"The rollout {rollout} is {found.progress.state}; {step} needs it to be {' or '.join(allowed)}."
                 )
-            progress = progress_of(found.progress, *_tallies(connection, found))
+            progress = said(step, found.progress, *_tallies(connection, found), now)
             _store(connection, rollout, progress)
             if step == "retry":
                 _queue_again(connection, found)

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from appliance.hub.rollout_policy import (
+    ALLOWED,
     Candidate,
     MemberState,
+    PersonStep,
     Plan,
     Progress,
     Tally,
@@ -21,6 +23,7 @@ from appliance.hub.rollout_policy import (
     decide,
     resumed,
     retried,
+    said,
     soaked,
     started,
     stopped,
@@ -125,6 +128,28 @@ def test_whoever_resumes_accepts_what_stopped_it_and_no_more() -> None:
 def test_whoever_retries_begins_counting_anew() -> None:
     again = retried(replace(stopped(SECOND, "failed", "too_many_failed"), accepted_failures=2), 500.0)
     assert again == Progress(wave=1, since=500.0)
+
+
+@pytest.mark.parametrize(
+    ("step", "state", "code"),
+    [
+        ("pause", "paused", "person"),
+        ("resume", "running", ""),
+        ("retry", "running", ""),
+        ("abort", "aborted", "person"),
+        ("recall", "aborted", "person"),
+    ],
+)
+def test_what_a_person_says_is_done_and_can_be_said_where_it_makes_sense(
+    step: PersonStep, state: str, code: str
+) -> None:
+    every = Tally(succeeded=8, failed=2)
+    before = stopped(SECOND, "failed", "too_many_failed")
+    after = said(step, before, every, every, 500.0)
+    assert (after.state, after.code) == (state, code)
+    assert after.accepted_failures == (2 if step == "resume" else 0)
+    assert (before.state in ALLOWED[step]) == (step != "pause")
+    assert ("completed" in ALLOWED[step]) == (step == "recall"), "what is over is over, but for a recall"
 
 
 def fleet(count: int, classes: int = 3) -> list[Candidate]:

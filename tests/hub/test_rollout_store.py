@@ -16,7 +16,7 @@ from appliance.core.errors import ConflictError, NotFoundError
 from appliance.core.fleet import Answer, DeviceState, Job, JobReport, Question, Reported
 from appliance.core.messaging import Message
 from appliance.hub.device_store import SqliteDevices
-from appliance.hub.rollout_policy import Decision, Plan, Progress, resumed, retried, started, stopped
+from appliance.hub.rollout_policy import Decision, Plan, Progress, started
 from appliance.hub.rollout_records import Audience, Options, Rollout
 from appliance.hub.rollout_store import SqliteRollouts
 from appliance.hub.rollouts import Rollouts, job_maker
@@ -174,9 +174,7 @@ async def test_a_failed_canary_pauses_and_a_person_goes_on_or_retries(fleet: Fle
     assert (found.progress.state, found.progress.code) == ("paused", "canary_failed")
     member = next(each for each in fleet.store.members("r-1") if each.device == bad.device)
     assert (member.state, member.code) == ("failed", "soak_errors")
-    fleet.store.change(
-        "r-1", lambda p, *_: retried(p, fleet.now), step="retry", allowed=["paused"], actor="ann", now=fleet.now
-    )
+    fleet.store.change("r-1", "retry", actor="ann", now=fleet.now)
     await fleet.turn()
     again = fleet.jobs()[bad.device]
     assert (again.version, again.force, again.id != bad.id) == (2, True, True)
@@ -232,15 +230,7 @@ async def test_too_many_failures_cancel_those_in_flight_and_abort_recalls_the_ot
     assert {(each.action, each.version) for each in canceled.values()} == {("cancel", 2)}
     await fleet.say(jobs[5], "confirmed")
     assert fleet.states()[jobs[5].device] == "succeeded", "success crossed the cancellation"
-    fleet.store.change(
-        "r-1",
-        lambda p, *_: stopped(p, "aborted", "person"),
-        step="recall",
-        allowed=["failed"],
-        actor="ann",
-        now=fleet.now,
-        reason="bad answers",
-    )
+    fleet.store.change("r-1", "recall", actor="ann", now=fleet.now, reason="bad answers")
     await fleet.turn()
     recalled = fleet.jobs()
     assert set(recalled) == {jobs[0].device, jobs[5].device}
@@ -439,12 +429,5 @@ async def test_a_quarantined_device_and_those_it_is_not_for_are_left_out(fleet: 
 async def test_what_a_person_says_in_the_wrong_state_is_refused(fleet: Fleet) -> None:
     fleet.begin()
     with pytest.raises(ConflictError, match="is running"):
-        fleet.store.change(
-            "r-1",
-            lambda p, wave, every: resumed(p, wave, every, 0.0),
-            step="resume",
-            allowed=["paused"],
-            actor="ann",
-            now=0.0,
-        )
+        fleet.store.change("r-1", "resume", actor="ann", now=0.0)
     assert fleet.steps() == ["begin"]

@@ -15,7 +15,7 @@ from appliance.core.clock import SystemClock, iso_timestamp
 from appliance.core.errors import InvalidRequestError, NotFoundError
 
 if TYPE_CHECKING:
-    from appliance.hub.rollout_policy import RolloutState
+    from appliance.hub.rollout_policy import PersonStep
     from appliance.hub.rollout_records import Member, Rollout
     from appliance.hub.rollout_store import SqliteRollouts
     from appliance.store.database import Database
@@ -183,16 +183,7 @@ def show(context: HubContext, *, rollout: str) -> None:
 @hub_verb_options
 def pause(context: HubContext, *, rollout: str, reason: str) -> None:
     """Give no more devices their job; those that have it go on."""
-    from appliance.hub.rollout_policy import stopped
-
-    _change(
-        context,
-        rollout,
-        "pause",
-        lambda progress, *_: stopped(progress, "paused", "person"),
-        reason=reason,
-        allowed=("running",),
-    )
+    _change(context, rollout, "pause", reason)
 
 
 @command.command()
@@ -201,17 +192,7 @@ def pause(context: HubContext, *, rollout: str, reason: str) -> None:
 @hub_verb_options
 def resume(context: HubContext, *, rollout: str, reason: str) -> None:
     """Go on with a rollout that is paused or has failed; what has failed until now is accepted."""
-    from appliance.hub.rollout_policy import resumed
-
-    now = SystemClock().unix()
-    _change(
-        context,
-        rollout,
-        "resume",
-        lambda progress, wave, every: resumed(progress, wave, every, now),
-        reason=reason,
-        allowed=("paused", "failed"),
-    )
+    _change(context, rollout, "resume", reason)
 
 
 @command.command()
@@ -220,17 +201,7 @@ def resume(context: HubContext, *, rollout: str, reason: str) -> None:
 @hub_verb_options
 def retry(context: HubContext, *, rollout: str, reason: str) -> None:
     """Go on, and have the devices try again that failed or were canceled."""
-    from appliance.hub.rollout_policy import retried
-
-    now = SystemClock().unix()
-    _change(
-        context,
-        rollout,
-        "retry",
-        lambda progress, *_: retried(progress, now),
-        reason=reason,
-        allowed=("paused", "failed"),
-    )
+    _change(context, rollout, "retry", reason)
 
 
 @command.command()
@@ -240,34 +211,14 @@ def retry(context: HubContext, *, rollout: str, reason: str) -> None:
 @hub_verb_options
 def abort(context: HubContext, *, rollout: str, recall: bool, reason: str) -> None:
     """End a rollout for good: devices in flight are told to stop."""
-    from appliance.hub.rollout_policy import stopped
-
-    also: tuple[RolloutState, ...] = ("completed", "aborted") if recall else ()
-    _change(
-        context,
-        rollout,
-        "recall" if recall else "abort",
-        lambda progress, *_: stopped(progress, "aborted", "person"),
-        reason=reason,
-        allowed=("running", "paused", "failed", *also),
-    )
+    _change(context, rollout, "recall" if recall else "abort", reason)
 
 
-def _change(
-    context: HubContext, rollout: str, step: str, progress_of: Any, *, reason: str, allowed: tuple[RolloutState, ...]
-) -> None:
+def _change(context: HubContext, rollout: str, step: PersonStep, reason: str) -> None:
     from appliance.security.audit import local_actor
 
     with _open(context) as (_, rollouts):
-        found = rollouts.change(
-            rollout,
-            progress_of,
-            step=step,
-            allowed=allowed,
-            actor=local_actor(),
-            now=SystemClock().unix(),
-            reason=reason,
-        )
+        found = rollouts.change(rollout, step, actor=local_actor(), now=SystemClock().unix(), reason=reason)
     if context.json:
         context.print_json(_document(found))
     else:

@@ -7,8 +7,8 @@ ended. A person's step is one transaction, which the running rollout notices.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated
 
 import anyio.to_thread
 import msgspec
@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 from appliance.core.clock import Clock
 from appliance.hub.http.devices import actor_of, answer
 from appliance.hub.release_records import ReleaseStore, SignedRelease
-from appliance.hub.rollout_policy import Progress, RolloutState, Tally, resumed, stopped
+from appliance.hub.rollout_policy import PersonStep, RolloutState
 from appliance.hub.rollout_records import Rollout
 from appliance.hub.rollout_store import SqliteRollouts
 from appliance.web.body import read_json
@@ -27,8 +27,6 @@ from appliance.web.routes import Operation
 from appliance.web.wire import Text, convert
 
 DEVICES_SHOWN = 100
-
-_OPEN: tuple[RolloutState, ...] = ("running", "paused", "failed")
 
 
 class ReleaseResponse(Struct, frozen=True, kw_only=True):
@@ -139,33 +137,22 @@ class RolloutResource:
 
     async def pause(self, request: Request) -> ASGIApp:
         """Give no more devices their job. Raises NotFoundError, ConflictError."""
-        return await self._step(request, "pause", lambda each, *_: stopped(each, "paused", "person"), ("running",))
+        return await self._step(request, "pause")
 
     async def resume(self, request: Request) -> ASGIApp:
         """Go on; what has failed until now is accepted. Raises NotFoundError, ConflictError."""
-        now = self._clock.unix()
-        return await self._step(
-            request, "resume", lambda each, wave, every: resumed(each, wave, every, now), ("paused", "failed")
-        )
+        return await self._step(request, "resume")
 
     async def abort(self, request: Request) -> ASGIApp:
         """End it for good; devices in flight are told to stop. Raises NotFoundError, ConflictError."""
-        return await self._step(request, "abort", lambda each, *_: stopped(each, "aborted", "person"), _OPEN)
+        return await self._step(request, "abort")
 
-    async def _step(
-        self,
-        request: Request,
-        step: Literal["pause", "resume", "abort"],
-        progress_of: Callable[[Progress, Tally, Tally], Progress],
-        allowed: Sequence[RolloutState],
-    ) -> ASGIApp:
+    async def _step(self, request: Request, step: PersonStep) -> ASGIApp:
         fields = await read_json(request, lambda document: convert(document, RolloutStepRequest), empty=b"{}")
         changed = await anyio.to_thread.run_sync(
             lambda: self._rollouts.change(
                 request.path_params["rollout"],
-                progress_of,
-                step=step,
-                allowed=allowed,
+                step,
                 actor=actor_of(request),
                 now=self._clock.unix(),
                 reason=fields.reason,
