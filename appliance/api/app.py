@@ -6,18 +6,14 @@ web pages, the router, the API key, the handler.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import msgspec
 from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Router
-from starlette.types import Receive, Scope, Send
 
 from appliance.api.body_limits import limit_of
-from appliance.api.health import HealthResponse, Observation
+from appliance.api.health import Observation
 from appliance.api.mcp.door import mcp_operations
 from appliance.api.oip.operations import inference_operations
 from appliance.api.openai.batches import batch_operations
@@ -34,13 +30,14 @@ from appliance.api.openai.tokenize import Tokenize, TokenizeChatRequest, Tokeniz
 from appliance.api.openapi import openapi_document
 from appliance.api.runtime import Runtime, RuntimeChangeRequest, RuntimeResponse
 from appliance.api.versions import VersionRequest, VersionResponse, Versions
-from appliance.core.errors import NotFoundError
 from appliance.observe.metrics import Metrics
 from appliance.web.auth import Authenticator
 from appliance.web.boundary import RequestBoundary
 from appliance.web.browsers import BrowserGuard
+from appliance.web.health import HealthResponse, answer_live
 from appliance.web.limits import BodyLimits
-from appliance.web.routes import Operation, starlette_routes
+from appliance.web.openapi import Document
+from appliance.web.routes import Operation, no_such_path, starlette_routes
 
 if TYPE_CHECKING:
     from appliance.core.agents import Agents
@@ -98,7 +95,7 @@ def create_app(
         health: What `/health` says.
     """
     authenticator = Authenticator(settings, keys)
-    document = _Document(lambda: openapi_document(operations, settings, keys_required=authenticator.required))
+    document = Document(lambda: openapi_document(operations, settings, keys_required=authenticator.required))
     operations = (
         *openai_operations(settings, text_models, conversations),
         *encoder_operations(settings, embedding_models, classifiers),
@@ -114,7 +111,7 @@ def create_app(
     return Router(
         routes=starlette_routes(operations, authenticator),
         redirect_slashes=False,  # a redirected POST loses its body in many clients
-        default=_no_such_path,
+        default=no_such_path,
         middleware=[
             Middleware(BodyLimits, settings, lambda path: limit_of(path, settings)),
             Middleware(RequestBoundary, metrics),
@@ -315,7 +312,7 @@ def admin_operations(tunable_models: TunableModels, versions: ModelVersions) -> 
     )
 
 
-def box_operations(observation: Observation, document: _Document) -> Sequence[Operation]:
+def box_operations(observation: Observation, document: Document) -> Sequence[Operation]:
     """Return the routes about the box itself."""
     return (
         Operation(
@@ -333,7 +330,7 @@ def box_operations(observation: Observation, document: _Document) -> Sequence[Op
             path="/health/live",
             operation_id="live",
             summary="Whether the process runs",
-            handler=observation.live,
+            handler=answer_live,
             access=None,
             response=HealthResponse,
         ),
@@ -355,20 +352,3 @@ def box_operations(observation: Observation, document: _Document) -> Sequence[Op
             access="inference",
         ),
     )
-
-
-class _Document:
-    """Serves the OpenAPI document, made on first use from the table of routes that it is itself in."""
-
-    def __init__(self, make: Callable[[], dict[str, object]]) -> None:
-        self._make = make
-        self._encoded = b""
-
-    async def get(self, _: Request) -> Response:
-        """Answer with the document."""
-        self._encoded = self._encoded or msgspec.json.encode(self._make())
-        return Response(self._encoded, media_type="application/json")
-
-
-async def _no_such_path(scope: Scope, _receive: Receive, _send: Send) -> None:
-    raise NotFoundError(f"There is no {scope['path'][:200]!r} here.", advice="GET /openapi.json lists what there is.")

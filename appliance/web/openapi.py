@@ -5,12 +5,14 @@ Format: OpenAPI 3.1, whose schemas are JSON Schema 2020-12.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
 import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
 
 from appliance import __version__
 from appliance.web.errors import ErrorResponse, InferenceError, is_inference_path
@@ -230,3 +232,17 @@ def _error(status: int, wire_type: type[msgspec.Struct]) -> dict[str, Any]:
 
 def _reference(wire_type: type[msgspec.Struct]) -> dict[str, str]:
     return {"$ref": REF.format(name=wire_type.__name__)}
+
+
+class Document:
+    """Serves the OpenAPI document, made on first use from the table of routes that it is itself in."""
+
+    def __init__(self, make: Callable[[], dict[str, Any]]) -> None:
+        """Make it with `make`."""
+        self._make = make
+        self._encoded = b""
+
+    async def get(self, _: Request) -> Response:
+        """Answer with the document."""
+        self._encoded = self._encoded or msgspec.json.encode(self._make())
+        return Response(self._encoded, media_type="application/json")

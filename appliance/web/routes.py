@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from appliance.core.errors import NotFoundError
 from appliance.web.auth import Authenticator
 from appliance.web.errors import MethodNotAllowedError
 
@@ -101,3 +102,12 @@ def starlette_routes(operations: Sequence[Operation], authenticator: Authenticat
     """Return one Starlette route a path; operations of one path must stand together in the table."""
     paths = groupby(operations, key=lambda each: each.path)
     return [Route(path, Resource(tuple(group), authenticator)) for path, group in paths]
+
+
+async def no_such_path(scope: Scope, _receive: Receive, _send: Send) -> None:
+    """Refuse a path that is not in the table.
+
+    Raises:
+        NotFoundError: Always.
+    """
+    raise NotFoundError(f"There is no {scope['path'][:200]!r} here.", advice="GET /openapi.json lists what there is.")

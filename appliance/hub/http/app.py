@@ -5,19 +5,17 @@ What a further part of the hub offers to operators is one more sequence of opera
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Router
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
-from appliance.core.errors import NotFoundError
 from appliance.core.hub_settings import HubSettings
-from appliance.hub.http.wire import FleetResponse, HealthResponse
+from appliance.hub.http.wire import FleetResponse
 from appliance.hub.operators import MAKE_KEY
 from appliance.hub.overview import Overview
 from appliance.observe.hub_metrics import HubMetrics
@@ -25,9 +23,10 @@ from appliance.observe.metrics import CONTENT_TYPE
 from appliance.web.auth import Authenticator, Keys
 from appliance.web.boundary import RequestBoundary
 from appliance.web.browsers import BrowserGuard
+from appliance.web.health import HealthResponse, answer_live, answer_ready, uncached
 from appliance.web.limits import BodyLimit, BodyLimits
-from appliance.web.openapi import About, openapi_document
-from appliance.web.routes import Operation, starlette_routes
+from appliance.web.openapi import About, Document, openapi_document
+from appliance.web.routes import Operation, no_such_path, starlette_routes
 
 __all__ = ["Router", "create_hub_app"]
 
@@ -51,13 +50,13 @@ def create_hub_app(
         metrics: Counts requests and is read by `/metrics`.
     """
     authenticator = Authenticator(settings, keys, make_key=MAKE_KEY)
-    document = _Document(lambda: openapi_document(table, _ABOUT, keys_required=authenticator.required))
+    document = Document(lambda: openapi_document(table, _ABOUT, keys_required=authenticator.required))
     table = (*operations, *_hub_operations(_Observation(overview, metrics), document))
     limit = BodyLimit("max_body_bytes", settings.max_body_bytes)
     return Router(
         routes=starlette_routes(table, authenticator),
         redirect_slashes=False,
-        default=_no_such_path,
+        default=no_such_path,
         middleware=[
             Middleware(BodyLimits, settings, lambda _: limit),
             Middleware(RequestBoundary, metrics),
@@ -66,7 +65,7 @@ def create_hub_app(
     )
 
 
-def _hub_operations(observation: _Observation, document: _Document) -> Sequence[Operation]:
+def _hub_operations(observation: _Observation, document: Document) -> Sequence[Operation]:
     return (
         Operation(
             method="GET",
@@ -82,7 +81,7 @@ def _hub_operations(observation: _Observation, document: _Document) -> Sequence[
             path="/healthz",
             operation_id="live",
             summary="Whether the process runs",
-            handler=observation.live,
+            handler=answer_live,
             access=None,
             response=HealthResponse,
         ),
@@ -125,41 +124,13 @@ class _Observation:
 
     async def fleet(self, _: Request) -> ASGIApp:
         """Answer with the fleet at a glance."""
-        return _json(msgspec.convert(self._overview.fleet(), FleetResponse, from_attributes=True), 200)
-
-    async def live(self, _: Request) -> ASGIApp:
-        """Answer 200: the process runs and its event loop turns."""
-        return _json(HealthResponse("ok"), 200)
+        return uncached(msgspec.convert(self._overview.fleet(), FleetResponse, from_attributes=True))
 
     async def ready(self, _: Request) -> ASGIApp:
         """Answer 200 when devices can be reached, otherwise 503 with the reason."""
-        reason = self._overview.unready()
-        return _json(HealthResponse("unavailable", reason) if reason else HealthResponse("ok"), 503 if reason else 200)
+        return answer_ready(self._overview.unready())
 
     async def metrics(self, _: Request) -> ASGIApp:
         """Answer with every series in Prometheus' text format."""
         self._metrics.show_devices(self._overview.counts())
         return Response(self._metrics.render(), headers={"content-type": CONTENT_TYPE})
-
-
-class _Document:
-    """Serves the OpenAPI document, made on first use from the table of routes that it is itself in."""
-
-    def __init__(self, make: Callable[[], dict[str, Any]]) -> None:
-        self._make = make
-        self._encoded = b""
-
-    async def get(self, _: Request) -> Response:
-        """Answer with the document."""
-        self._encoded = self._encoded or msgspec.json.encode(self._make())
-        return Response(self._encoded, media_type="application/json")
-
-
-def _json(value: msgspec.Struct, status: int) -> Response:
-    return Response(
-        msgspec.json.encode(value), status, headers={"cache-control": "no-store"}, media_type="application/json"
-    )
-
-
-async def _no_such_path(scope: Scope, _receive: Receive, _send: Send) -> None:
-    raise NotFoundError(f"There is no {scope['path'][:200]!r} here.", advice="GET /openapi.json lists what there is.")

@@ -218,13 +218,6 @@ class FleetResponse(Struct, frozen=True, kw_only=True):
     broker: bool
 
 
-class HealthResponse(Struct, frozen=True, omit_defaults=True):
-    """Whether the hub works, and the reason why not."""
-
-    status: Literal["ok", "unavailable"]
-    reason: str = ""
-
-
 def device_response(device: Device, desired_version: int) -> DeviceResponse:
     """Return a device as operators get it."""
     return DeviceResponse(
