@@ -209,8 +209,9 @@ def _print(whole: Run, killed: Run | None, length: int, path: Path | None) -> No
     }
     if killed is not None:
         extra = killed.received / whole.received - 1
-        figures[f"extra bytes of {killed.kills} kills, received"] = (extra, f"<= {TARGET_EXTRA}")
-        figures[f"extra bytes of {killed.kills} kills, on the link"] = (killed.bytes_down / whole.bytes_down - 1, "")
+        on_link = killed.bytes_down / whole.bytes_down - 1
+        figures[f"extra bytes of {killed.kills} kills, on the link"] = (on_link, f"<= {TARGET_EXTRA}")
+        figures[f"extra bytes of {killed.kills} kills, received"] = (extra, "")
     for name, (value, target) in figures.items():
         print(f"{name:40} {value:8.3f} {target}")
     print(f"whole: {whole}\nkilled: {killed}")
