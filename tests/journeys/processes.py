@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class ServerProcess:
             self.process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
         self.pool = urllib3.PoolManager(retries=False, timeout=DEADLINE_S)
         self.port = 0
+        self._clients = ExitStack()
 
     @property
     def url(self) -> str:
@@ -39,7 +40,17 @@ class ServerProcess:
         return self._log.read_text()
 
     def client(self, key: str = "none") -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=DEADLINE_S)
+        """Return a client of the official library, which is closed when the process is gone."""
+        client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=DEADLINE_S)
+        return self._clients.enter_context(client)
+
+    def close(self) -> None:
+        """Kill what still runs, and let go of every connection to it."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(DEADLINE_S)
+        self._clients.close()
+        self.pool.clear()
 
     def get(self, path: str, **headers: str) -> tuple[int, bytes]:
         response = self.pool.request("GET", f"{self.url}{path}", headers=headers)
@@ -96,10 +107,7 @@ def server_process(
     try:
         yield server
     finally:
-        server.pool.clear()
-        if server.process.poll() is None:
-            server.process.kill()
-            server.process.wait(DEADLINE_S)
+        server.close()
 
 
 def appliance(*arguments: str, data: Path) -> subprocess.CompletedProcess[str]:

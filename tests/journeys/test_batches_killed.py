@@ -48,10 +48,6 @@ def server(data: Path, folder: Path, kill: str = "") -> Iterator[ServerProcess]:
         yield subject
 
 
-def client_of(subject: ServerProcess) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{subject.url}/v1", api_key="any", max_retries=0, timeout=DEADLINE_S)
-
-
 def lines(point: str) -> bytes:
     written = b""
     for number in range(LINES):
@@ -69,7 +65,7 @@ def read(client: openai.OpenAI, file: str | None) -> list[Any]:
 def begin_and_die(subject: ServerProcess, point: str) -> str:
     """Return the id of the batch if it was acknowledged."""
     name = ""
-    with client_of(subject) as client:
+    with subject.client() as client:
         file = client.files.create(file=("lines.jsonl", lines(point)), purpose="batch")
         try:
             name = client.batches.create(
@@ -104,7 +100,7 @@ def test_a_batch_that_is_killed_at_any_step_goes_on_and_answers_each_line_once(d
 
 def judge_all(subject: ServerProcess, point: str, acknowledged: str, judged: set[str], notes: Path) -> None:
     """Look at the batch that was killed at a point, if there is one, and at who answered its lines."""
-    with client_of(subject) as client:
+    with subject.client() as client:
         new = [each.id for each in client.batches.list(limit=100) if each.id not in judged]
         assert len(new) == (point != "create:0:before"), point
         assert not acknowledged or new == [acknowledged], f"{point}: it was lost"
