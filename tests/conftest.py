@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,13 @@ from tests.tiny_gguf import write_tiny_llama
 def anyio_backend() -> tuple[str, dict[str, bool]]:
     """Run `async def` tests (marked `anyio`) on asyncio with uvloop, as the product does."""
     return "asyncio", {"use_uvloop": True}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_a_file_leaves_open_fails_there() -> Iterator[None]:
+    """Collect garbage after each file of tests, or a socket that it forgot fails a test of another, some time later."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
