@@ -147,7 +147,7 @@ def test_tenants_that_always_want_more_are_served_in_proportion_to_their_weights
         keep_all_waiting()
         server.step()
         counters = [server.fair.counter(f"key_{number}") for number in range(len(weights))]
-        assert max(counters) - min(counters) <= allowed
+        assert max(counters) - min(counters) <= allowed * (1 + 1e-9)  # the counters are sums of rounded quotients
     for number, weight in enumerate(weights):
         due = sum(server.service.values()) * weight / sum(weights)
         assert abs(server.service[f"key_{number}"] - due) <= 2 * allowed * max(weights)
