@@ -105,15 +105,20 @@ def squeeze(oldest: Iterable[Row], enough: Callable[[int, Row], bool]) -> tuple[
 
 
 def without(row: Row, first: int, last: int) -> list[Row]:
-    """Return what is left of a row when the hub has the sequences from `first` to `last` of its boot and stream."""
+    """Return what is left of a row when the hub has the sequences from `first` to `last` of its boot and stream.
+
+    A gap may span what the hub had before. Nobody knows whether what it has now was lost then: the gap goes on telling
+    as much as its sequences allow, not more than before, but one at least for each part that is left of it.
+    """
     if row.last < first or last < row.first:
         return [row]
     both = min(row.last, last) - max(row.first, first) + 1
     before, after = max(0, first - row.first), max(0, row.last - last)
-    left = max(row.lost - both, before + after)
+    left = min(row.lost, max(row.lost - both, before + after))
+    behind = max(1, min(after, left - 1)) if before else left
     rest = []
     if before:
-        rest.append(replace(row, last=first - 1, lost=left - after))
+        rest.append(replace(row, last=first - 1, lost=max(1, left - behind) if after else left))
     if after:
-        rest.append(replace(row, first=last + 1, lost=after if before else left))
+        rest.append(replace(row, first=last + 1, lost=behind))
     return rest

@@ -68,6 +68,14 @@ def test_what_the_hub_has_is_gone_and_the_rest_stays() -> None:
     assert (only.first, only.last, only.lost) == (1, 5, 25)
 
 
+def test_a_gap_that_spans_what_the_hub_had_never_tells_more_than_before() -> None:
+    (only,) = without(gap(1, 25, lost=17), 21, 35)
+    assert (only.first, only.last, only.lost) == (1, 20, 17)
+    parts = without(gap(1, 20, lost=3), 8, 9)
+    assert [(each.first, each.last, each.lost) for each in parts] == [(1, 7, 1), (10, 20, 2)]
+    assert [each.lost for each in without(gap(1, 20, lost=1), 8, 9)] == [1, 1], "nobody knows in which"
+
+
 @given(
     first=st.integers(1, 20),
     length=st.integers(1, 20),
