@@ -136,9 +136,15 @@ class Download:
         self._was_whole = self._partial.size == pieces.length
         self._right = from_bitmap(safe, pieces.count) if self._was_whole else set()
         self._blocks = self._hints.read() if self._was_whole else set()
+        self._was_begun = bool(self._right or self._blocks)
         self._inherited = {block // len(pieces.blocks(0)) for block in self._blocks} - self._right
         self._uncommitted = 0
         self._committed_at = clock.monotonic()
+
+    @property
+    def was_begun(self) -> bool:
+        """Tell whether something had come before this object was made: a process or a source has ended on the way."""
+        return self._was_begun
 
     @property
     def missing(self) -> list[int]:

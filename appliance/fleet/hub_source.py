@@ -2,14 +2,20 @@
 
 Requests and blocks are of QoS 0: whatever is lost is simply asked for again, and a broker that keeps nothing for us
 loses nothing of ours. A break of the connection costs what was on its way.
+
+    handle ──block, when it came──> asking: the window ──> writing: the disk ──wrong──> asked for again
+
+Asking does not wait for the disk: while a sync takes its time, the link would run empty.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NoReturn
 
 import msgspec
 
@@ -47,10 +53,12 @@ class HubBlocks:
         self._link = link
         self._clock = clock
         self._bytes_per_s = bytes_per_s
-        self._arrived: asyncio.Queue[Block] = asyncio.Queue(_MOST_QUEUED)
+        self._arrived: deque[tuple[Block, float]] = deque()
+        self._news = asyncio.Event()
         self._session = 0
         self._connected = asyncio.Event()
         self._digest = ""
+        self._gone = 0
 
     def connected(self) -> None:
         """Take note of a new connection."""
@@ -66,10 +74,11 @@ class HubBlocks:
             return
         if block.digest != self._digest:
             return
-        if self._arrived.full():
+        if len(self._arrived) >= _MOST_QUEUED:
             LOGGER.warning("a block was dropped: more came than were asked for")
             return
-        self._arrived.put_nowait(block)
+        self._arrived.append((block, self._clock.monotonic()))
+        self._news.set()
 
     def source(self, *, patient: bool) -> HubSource:
         """Return the hub as a source of files; a patient one waits for a connection, the other gives up."""
@@ -78,34 +87,36 @@ class HubBlocks:
     async def deliver(self, download: Download, *, patient: bool) -> None:
         """Ask for blocks until nothing is missing. Raises as `Source.deliver`."""
         self._digest = download.pieces.digest
+        window = Window(download.missing_blocks(), careful=download.was_begun)
+        writer = _Writer(download, window, self._news)
         try:
-            await self._deliver(download, patient=patient)
+            async with asyncio.TaskGroup() as group:
+                writing = group.create_task(writer.run(), name="blocks to the disk")
+                try:
+                    await self._fetch(download, window, writer, patient=patient)
+                finally:
+                    if not writing.done():
+                        await writer.finish()  # what has come is kept
+                    writing.cancel()
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
         finally:
             self._digest = ""
-            while not self._arrived.empty():
-                self._arrived.get_nowait()
+            self._arrived.clear()
 
-    async def _deliver(self, download: Download, *, patient: bool) -> None:
-        window = Window(download.missing_blocks())
+    async def _fetch(self, download: Download, window: Window, writer: _Writer, *, patient: bool) -> None:
         pace = Pace(self._bytes_per_s(), self._clock.monotonic())
-        session, gone = self._session, 0
+        session, self._gone = self._session, 0
         while not download.complete:
             await self._until_connected(patient=patient)
             if session != self._session:
                 session = self._session
                 window.disconnected()
-            if window.done:  # nothing is asked for, and yet pieces are missing
+            if window.done and not writer.unwritten:  # nothing is asked for, and yet pieces are missing
                 window.put_back(download.missing_blocks())
-            await self._ask(window, pace, download.pieces.digest)
-            block = await self._next(min(_TICK_S, pace.wait_s() or _TICK_S))
-            if block is None:
-                continue
-            if block.code:
-                gone += 1
-                self._check_gone(block, gone)
-            elif window.arrived(block.index, self._clock.monotonic()):
-                gone = 0
-                await self._take(download, window, block)
+            await self._ask(window, pace, download.pieces.digest, _MOST_QUEUED - writer.unwritten)
+            await self._wait(min(_TICK_S, pace.wait_s() or _TICK_S))
+            self._take_in(window, writer)
 
     async def _until_connected(self, *, patient: bool) -> None:
         if not self._link.connected:
@@ -119,9 +130,9 @@ class HubBlocks:
             if not self._link.connected:
                 self._connected.clear()
 
-    async def _ask(self, window: Window, pace: Pace, digest: str) -> None:
+    async def _ask(self, window: Window, pace: Pace, digest: str, room: int) -> None:
         now = self._clock.monotonic()
-        for ask in window.ask(now, pace.blocks(now)):
+        for ask in window.ask(now, min(pace.blocks(now), room - window.outstanding)):
             pace.take(len(ask.blocks))
             try:
                 await self._link.publish(self._request(ask, digest, now))
@@ -135,24 +146,61 @@ class HubBlocks:
         payload = msgspec.msgpack.encode(request)
         return Message(up(self._device, "blk"), payload, qos=0, expiry_s=BLOCK_EXPIRY_S)
 
-    async def _next(self, timeout_s: float) -> Block | None:
-        if not self._arrived.empty():
-            return self._arrived.get_nowait()
+    async def _wait(self, timeout_s: float) -> None:
+        """Wait until something has come or was written."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                return await self._arrived.get()
-        return None
+                await self._news.wait()
+        self._news.clear()
 
-    def _check_gone(self, block: Block, count: int) -> None:
-        if count >= GONE_ANSWERS or block.code != "gone":
+    def _take_in(self, window: Window, writer: _Writer) -> None:
+        while self._arrived:
+            block, came_at = self._arrived.popleft()
+            if block.code:
+                self._gone += 1
+                self._check_gone(block)
+            elif window.arrived(block.index, came_at):
+                self._gone = 0
+                writer.put(block)
+
+    def _check_gone(self, block: Block) -> None:
+        if self._gone >= GONE_ANSWERS or block.code != "gone":
             raise SourceError(f"The hub has no file sha256-{block.digest} ({block.code:.50}).", code=block.code[:50])
 
-    async def _take(self, download: Download, window: Window, block: Block) -> None:
-        verdict = await download.put_block(block.index, block.data, HubSource.name)
+
+class _Writer:
+    """Puts blocks into a download, one after the other."""
+
+    def __init__(self, download: Download, window: Window, news: asyncio.Event) -> None:
+        self._download = download
+        self._window = window
+        self._news = news
+        self._blocks: asyncio.Queue[Block] = asyncio.Queue()
+        self.unwritten = 0
+
+    def put(self, block: Block) -> None:
+        """Have a block written."""
+        self.unwritten += 1
+        self._blocks.put_nowait(block)
+
+    async def run(self) -> NoReturn:
+        """Write until cancelled. Raises as `Download.put_block`."""
+        while True:
+            await self._write(await self._blocks.get())
+
+    async def finish(self) -> None:
+        """Wait until all blocks are written; they never are once `run` has ended."""
+        await self._blocks.join()
+
+    async def _write(self, block: Block) -> None:
+        verdict = await self._download.put_block(block.index, block.data, HubSource.name)
         if verdict is Verdict.WRONG:
-            window.put_back(download.pieces.blocks(block.index // BLOCKS_A_PIECE))
+            self._window.put_back(self._download.pieces.blocks(block.index // BLOCKS_A_PIECE))
         elif verdict is Verdict.MALFORMED:
-            window.put_back([block.index])
+            self._window.put_back([block.index])
+        self.unwritten -= 1
+        self._blocks.task_done()
+        self._news.set()
 
 
 class HubSource:

@@ -1,16 +1,10 @@
-"""Which blocks to ask the hub for, and when: a window that fills the link without making others on it wait.
+"""Which blocks to ask the hub for, and when.
 
     wanted ──ask──> outstanding ──arrived──> done
        ^                │
        └── late: max(2 s, 4 x smoothed round trip), or the connection broke
 
-Blocks wait in the same queues as commands do, so the round trip of a block tells what a command would take. Where
-blocks come at a rate `r`, and the fastest took `t0`, a window of `r (t0 + q)` leaves a queue of `q` seconds, as in BBR
-(Cardwell et al., 2016). The contract shrinks the window when the round trip has grown by more than 500 ms; steering
-there only would swing around that, so `q` is 150 ms. The best rate of the last rounds counts: a block that was sent
-again on the way is no queue. And `t0` is of the last 10 s: when it is older, the window is a quarter for a round trip
-to see what the way takes now, so that a busy broker or another network is not taken for a queue of ours, which a
-smaller window would not shorten.
+How many may be outstanding is `fleet.window_size`'s to say.
 """
 
 from __future__ import annotations
@@ -20,15 +14,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from appliance.core.fleet import BLOCK_BYTES
+from appliance.fleet.window_size import WindowSize
 
 FIRST_BYTES = 128 * 1024
 LARGEST_BYTES = 4 * 1024 * 1024
 LEAST_PATIENCE_S = 2.0
 LONGEST_PATIENCE_S = 60.0
-QUEUE_S = 0.15
-ROUNDS = 4
-LEAST_COUNTS_S = 10.0
-LEAST_BLOCKS = 2
+BATCHES = 8
+"""Requests that a window is asked for with: few of several blocks rather than one for each."""
 
 BLOCKS_A_REQUEST = 128
 """Bits of `BlockRequest.missing`."""
@@ -65,25 +58,25 @@ class _Asked:
 class Window:
     """The blocks of one download that are still to come. Times are seconds of any clock that never goes back."""
 
-    def __init__(self, wanted: Iterable[int], *, first_bytes: int = FIRST_BYTES) -> None:
+    def __init__(self, wanted: Iterable[int], *, first_bytes: int = FIRST_BYTES, careful: bool = False) -> None:
+        """Ask for nothing yet.
+
+        Args:
+            wanted: Indexes of the blocks.
+            first_bytes: How much may be outstanding at first.
+            careful: Whether the download was interrupted before, and so may be again.
+        """
         self._wanted = deque(sorted(wanted))
         self._asked: dict[int, _Asked] = {}
         self._repeated: set[int] = set()
-        self._blocks = first_bytes // BLOCK_BYTES
-        self._least: float | None = None
-        self._least_at = 0.0
-        self._before_look: int | None = None
+        self._size = _first_size(first_bytes, careful=careful)
         self._smoothed: float | None = None
-        self._round_from = float("-inf")
-        self._is_new = True
-        self._came = 0
-        self._rates: deque[float] = deque(maxlen=ROUNDS)
         self._shrunk_at = float("-inf")
 
     @property
     def size_bytes(self) -> int:
         """Return how much may be outstanding."""
-        return self._blocks * BLOCK_BYTES
+        return self._size.blocks * BLOCK_BYTES
 
     @property
     def outstanding(self) -> int:
@@ -108,9 +101,12 @@ class Window:
             at_most: Blocks that a cap of the bandwidth allows.
         """
         self._expire(now)
-        room = min(self._blocks - len(self._asked), at_most, len(self._wanted))
-        if room < 1 or (self._asked and room < min(self._blocks // 4, len(self._wanted))):
-            return []  # few requests of several blocks rather than one for each
+        free = self._size.blocks - len(self._asked)
+        room = min(free, at_most, len(self._wanted))
+        if room < 1 or (self._asked and room < min(self._size.blocks // BATCHES, len(self._wanted))):
+            return []
+        if room == free:
+            self._size.filled()
         taken = sorted(self._wanted.popleft() for _ in range(room))
         for block in taken:
             self._asked[block] = _Asked(now, again=block in self._repeated)
@@ -121,8 +117,11 @@ class Window:
         asked = self._asked.pop(block, None)
         if asked is None:
             return self._late(block)
+        self._size.came()
         if not asked.again:  # else it is not known which request this answers
-            self._time(asked, now)
+            took = now - asked.at
+            self._smoothed = took if self._smoothed is None else self._smoothed + (took - self._smoothed) / 8
+            self._size.took(asked.at, now)
         return True
 
     def put_back(self, blocks: Iterable[int]) -> None:
@@ -133,10 +132,8 @@ class Window:
         """Want again what was outstanding, and find the size of the window anew: the next link may be another."""
         self._return(self._asked)
         self._asked.clear()
-        self._blocks = FIRST_BYTES // BLOCK_BYTES
-        self._least = self._smoothed = self._before_look = None
-        self._is_new = True
-        self._rates = deque(maxlen=ROUNDS)
+        self._size = _first_size(FIRST_BYTES, careful=True)
+        self._smoothed = None
 
     def next_expiry(self) -> float | None:
         """Return when the oldest outstanding block is late, or None if nothing is outstanding."""
@@ -158,41 +155,12 @@ class Window:
         self._return(late)
         if now - self._shrunk_at >= self.patience_s:  # once for all that were lost together
             self._shrunk_at = now
-            self._blocks = max(1, self._blocks // 2)
+            self._size.halve()
 
     def _return(self, blocks: Iterable[int]) -> None:
         returned = sorted(blocks, reverse=True)
         self._wanted.extendleft(returned)
         self._repeated.update(returned)
-
-    def _time(self, asked: _Asked, now: float) -> None:
-        took = now - asked.at
-        self._smoothed = took if self._smoothed is None else self._smoothed + (took - self._smoothed) / 8
-        if self._least is None or took <= self._least:
-            self._least, self._least_at = took, now
-        self._came += 1
-        if asked.at >= self._round_from:  # asked for after the round began: a round trip has passed
-            self._rates.append(self._came / max(now - max(self._round_from, asked.at), 1e-6))
-            self._came = 0
-            self._is_new = self._is_new and took - self._least < QUEUE_S / 3
-            if self._before_look is not None:
-                self._blocks, self._before_look = self._before_look, None
-            elif now - self._least_at > LEAST_COUNTS_S:
-                self._before_look, self._least = self._blocks, None
-                self._blocks = max(1, self._blocks // 4)
-            else:
-                self._steer(max(self._rates) * (self._least + QUEUE_S))
-            self._round_from = now
-
-    def _steer(self, fitting: float) -> None:
-        """Grow by half at first; when there is a queue, grow to the window that fits, or come half way down to it."""
-        if self._is_new:
-            wanted = 1.5 * self._blocks
-        elif fitting < self._blocks:
-            wanted = (fitting + self._blocks) / 2
-        else:
-            wanted = min(fitting, 1.25 * self._blocks + 1)
-        self._blocks = max(LEAST_BLOCKS, min(round(wanted), LARGEST_BYTES // BLOCK_BYTES))
 
 
 class Pace:
@@ -219,6 +187,10 @@ class Pace:
     def wait_s(self) -> float:
         """Return the seconds until there is one block, 0 if there is one or no cap."""
         return max(0.0, (BLOCK_BYTES - self._there) / self._rate) if self._rate else 0.0
+
+
+def _first_size(first_bytes: int, *, careful: bool) -> WindowSize:
+    return WindowSize(first_bytes / BLOCK_BYTES, LARGEST_BYTES / BLOCK_BYTES, careful=careful)
 
 
 def _requests(blocks: list[int]) -> list[Ask]:

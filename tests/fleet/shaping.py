@@ -51,16 +51,18 @@ class Direction:
         """Forward a connection until it ends."""
         now = asyncio.get_running_loop().time
         arriving: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
-        async with asyncio.TaskGroup() as group:
-            delivering = group.create_task(self._deliver(arriving, writer))
-            with suppress(OSError):
-                while data := await reader.read(READ_BYTES):
-                    arriving.put_nowait((self._send(len(data), now()), data))
-                    waiting_s = self.free_at - now() - self.buffer_bytes / self.bytes_per_s
-                    if waiting_s > 0:
-                        await asyncio.sleep(waiting_s)
-            arriving.put_nowait((now() + self.round_trip_s / 2, b""))
-            await delivering
+        try:
+            async with asyncio.TaskGroup() as group:
+                delivering = group.create_task(self._deliver(arriving, writer))
+                with suppress(OSError):
+                    while data := await reader.read(READ_BYTES):
+                        arriving.put_nowait((self._send(len(data), now()), data))
+                        waiting_s = self.free_at - now() - self.buffer_bytes / self.bytes_per_s
+                        if waiting_s > 0:
+                            await asyncio.sleep(waiting_s)
+                arriving.put_nowait((now() + self.round_trip_s / 2, b""))
+                await delivering
+        finally:
             self._drop_unsent(now())
 
     def _send(self, size: int, now: float) -> float:
@@ -155,11 +157,14 @@ class Link:
         self._breaks.add(cut)
         try:
             async with asyncio.TaskGroup() as group:
-                for task in (
+                ways = [
                     group.create_task(self.up.forward(reader, far_writer)),
                     group.create_task(self.down.forward(far_reader, writer)),
-                ):
-                    task.add_done_callback(lambda _: cut())
+                ]
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+                cut()
+                for each in ways:
+                    each.cancel()  # what was read from the sender and is not on the link yet is not sent any more
         except asyncio.CancelledError:
             return  # the test is over, and asyncio would log it
         finally:

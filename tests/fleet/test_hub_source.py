@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from appliance.fleet.journal import Journal
 from appliance.fleet.pieces import PieceList
 from appliance.fleet.schema import open_fleet_database
 from appliance.fleet.sources import fetch
+from appliance.hub.block_turns import asked_for
 from appliance.hub.blocks import Blocks
 from appliance.messaging.connection import Connection
 from appliance.registry.blobs import Blobs
@@ -261,6 +263,87 @@ async def test_a_full_disk_is_a_storage_error_and_what_came_before_stays(
     assert target.is_right()
     sent = {block_of(each).index for each in wire.hub_link.sent}
     assert len(sent) <= PIECES.block_count - 29, "blocks that were written are not asked for again"
+
+
+MOST_WAITING = 20
+
+
+def busy_disk(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Let nothing be written until the event is set, and few blocks wait for it."""
+    from appliance.fleet import download, hub_source
+
+    free = threading.Event()
+    original = download.write_all
+
+    def write(descriptor: int, data: bytes, offset: int) -> None:
+        assert free.wait(60.0)
+        original(descriptor, data, offset)
+
+    monkeypatch.setattr(download, "write_all", write)
+    monkeypatch.setattr(hub_source, "_MOST_QUEUED", MOST_WAITING)
+    return free
+
+
+async def until_busy(wire: Wire) -> None:
+    await wire.hub_link.wait_for(MOST_WAITING, timeout_s=30.0)
+    for _ in range(100):
+        await asyncio.sleep(0)
+
+
+async def test_blocks_are_asked_for_while_the_disk_is_busy_but_not_without_end(
+    target: Target, released: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = busy_disk(monkeypatch)
+    wire = Wire(released)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(wire.deliver(target))
+        try:
+            await until_busy(wire)
+            assert len(wire.hub_link.sent) == MOST_WAITING
+        finally:
+            free.set()
+    assert target.is_right()
+
+
+async def test_a_download_that_is_given_up_keeps_every_block_that_has_come(
+    target: Target, released: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = busy_disk(monkeypatch)
+    wire = Wire(released)
+    async with asyncio.TaskGroup() as group:
+        delivering = group.create_task(wire.deliver(target))
+        try:
+            await until_busy(wire)
+            delivering.cancel()
+        finally:
+            free.set()
+        await asyncio.wait({delivering})
+    with target.open() as opened:
+        assert len(opened.missing_blocks()) == PIECES.block_count - MOST_WAITING
+
+
+async def test_a_download_that_was_interrupted_asks_for_little_at_a_time(target: Target, released: Path) -> None:
+    path = released / f"sha256-{PIECES.digest}"
+
+    def delete(message: Message) -> list[Message]:
+        if block_of(message).index == 40:
+            path.unlink(missing_ok=True)
+        return [message]
+
+    first = Wire(released, delete)
+    await first.deliver(target)
+    assert not target.is_right()
+    path.write_bytes(CONTENT)
+    second = Wire(released)
+    await second.deliver(target)
+    assert target.is_right()
+    assert largest_request(first) > 4
+    assert largest_request(second) <= 2, "less than 64 blocks have come"
+
+
+def largest_request(wire: Wire) -> int:
+    requests = [msgspec.msgpack.decode(each.payload, type=BlockRequest) for each in wire.link.sent]
+    return max(len(asked_for(each.first, each.missing)) for each in requests)
 
 
 async def test_hints_that_lie_cost_a_piece_and_no_more(target: Target, released: Path) -> None:

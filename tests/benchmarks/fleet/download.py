@@ -7,7 +7,8 @@ own behind `tests.fleet.shaping`, whose docstring says how the link is modelled.
 bytes against what the link could have carried between the first request and the end. Extra bytes of a run with kills
 against one without are counted twice: as what reached the device's program, and as what was put on the link, where each
 kill also costs what was on its way: half a round trip there, half a round trip until the broker hears of it, and what
-waits behind a lost segment. No program that keeps the link full can save that.
+waits behind a lost segment. On a full link of 2 MB/s that is 0.17 s or 330 kB, with 20 kills 6.6 % of 100 MB and the
+halves of 20 blocks; so what was interrupted keeps less on its way, see `appliance.fleet.window_size`, and takes longer.
 """
 
 from __future__ import annotations
@@ -212,11 +213,19 @@ def _print(whole: Run, killed: Run | None, length: int, path: Path | None) -> No
         on_link = killed.bytes_down / whole.bytes_down - 1
         figures[f"extra bytes of {killed.kills} kills, on the link"] = (on_link, f"<= {TARGET_EXTRA}")
         figures[f"extra bytes of {killed.kills} kills, received"] = (extra, "")
+        print(f"{'seconds; with kills':40} {whole.seconds:8.1f}; {killed.seconds:.1f}")
     for name, (value, target) in figures.items():
-        print(f"{name:40} {value:8.3f} {target}")
+        print(f"{name:40} {value:8.3f} {target}{_verdict(value, target)}")
     print(f"whole: {whole}\nkilled: {killed}")
     if path is not None:
         path.write_text(json.dumps({"whole": asdict(whole), "killed": killed and asdict(killed)}, indent=2))
+
+
+def _verdict(value: float, target: str) -> str:
+    if not target:
+        return ""
+    sign, limit = target.split()
+    return " reached" if (value >= float(limit) if sign == ">=" else value <= float(limit)) else " MISSED"
 
 
 def _options() -> argparse.Namespace:
