@@ -29,7 +29,7 @@ from appliance.core.errors import InvalidRequestError, PermissionDeniedError, To
 from appliance.core.messaging import Message, Subscription
 from appliance.messaging.opening import Opening
 from appliance.messaging.options import ConnectionOptions, Will
-from appliance.messaging.watcher import READABLE, WRITABLE, Watcher, watcher
+from appliance.messaging.watcher import BROKEN, READABLE, WRITABLE, Watcher, watcher
 
 LOGGER = logging.getLogger("appliance.messaging")
 
@@ -67,6 +67,8 @@ class Session:
         self._client = _client(options)
         self._descriptor = -1
         self._watcher: Watcher | None = None
+        self._write_due = False
+        self._paused = False
         self._accepted: asyncio.Future[None] = self._loop.create_future()
         self._confirmations: dict[int, asyncio.Future[ReasonCode]] = {}
         self._grants: dict[int, asyncio.Future[list[ReasonCode]]] = {}
@@ -120,7 +122,6 @@ class Session:
         client.on_publish = self._on_publish
         client.on_message = self._on_message
         client.on_socket_register_write = self._on_writing
-        client.on_socket_unregister_write = self._on_written
         client.on_socket_close = self._on_closing
         client.on_socket_open = self._on_opened
         options = self._options
@@ -137,7 +138,23 @@ class Session:
             self._watcher.forget(self._descriptor)
             self._descriptor = -1
 
+    def pause(self) -> None:
+        """Read no further, so that TCP holds the broker up; that it seems silent then is no reason to give it up."""
+        self._paused = True
+        if self._watcher is not None:
+            self._watcher.want_reading(self._descriptor, False)
+
+    def resume(self) -> None:
+        """Read on after `pause`."""
+        self._paused = False
+        if self._watcher is not None:
+            self._watcher.want_reading(self._descriptor, True)
+        self._loop.call_soon(self._read)  # what TLS has decrypted already wakes no one up
+
     def _ready(self, events: int) -> None:
+        if self._paused and events & BROKEN:
+            self._end("reset by the broker")
+            return
         if events & WRITABLE:
             self._write()
         if events & READABLE:
@@ -145,7 +162,7 @@ class Session:
 
     def _read(self) -> None:
         for _ in range(_PACKETS_AT_ONCE):
-            if self.ended.is_set() or not self._drive(self._client.loop_read):
+            if self._paused or self.ended.is_set() or not self._drive(self._client.loop_read):
                 return
             opened = self._client.socket()
             # What TLS has decrypted already wakes no one up.
@@ -154,8 +171,9 @@ class Session:
         self._loop.call_soon(self._read)
 
     def _write(self) -> None:
-        if not self.ended.is_set():
-            self._drive(self._client.loop_write)
+        self._write_due = False
+        if not self.ended.is_set() and self._drive(self._client.loop_write) and self._watcher is not None:
+            self._watcher.want_writing(self._descriptor, self._client.want_write())
 
     def _drive(self, step: Callable[[], MQTTErrorCode]) -> bool:
         try:
@@ -180,7 +198,7 @@ class Session:
 
     def tick(self) -> None:
         """Do what `keep_alive` does once: for whoever has thousands of sessions and calls this now and then."""
-        if not self.ended.is_set():
+        if not self.ended.is_set() and not self._paused:
             self._drive(self._client.loop_misc)
 
     async def subscribe(self, subscriptions: Sequence[Subscription]) -> None:
@@ -299,12 +317,10 @@ class Session:
         self._watcher.watch(self._descriptor, self._ready)
 
     def _on_writing(self, _client: Client, _data: object, _socket: object) -> None:
-        if self._watcher is not None:
-            self._watcher.want_writing(self._descriptor, True)
-
-    def _on_written(self, _client: Client, _data: object, _socket: object) -> None:
-        if self._watcher is not None:
-            self._watcher.want_writing(self._descriptor, False)
+        """Write at the end of this turn of the loop, all that was said in it: the socket nearly always has room."""
+        if not self._write_due:
+            self._write_due = True
+            self._loop.call_soon(self._write)
 
     def _on_closing(self, _client: Client, _data: object, _socket: object) -> None:
         self._unwatch()
