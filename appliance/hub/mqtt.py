@@ -33,6 +33,10 @@ SESSION_EXPIRY_S = 24 * 3600
 TIMEOUT_S = 30.0
 """What the broker kept of all devices may come before its answer to us."""
 
+SHORT_GAP_S = 60.0
+"""So long the broker's queue for us holds all that a fleet says, also when all of it connects again: after it, births
+and reported twins are not asked for again, in front of which nothing else would get through."""
+
 STATE_EVERY_S = 60.0
 FAREWELL_S = 2.0
 RETRY_S, LONGEST_RETRY_S = 0.5, 30.0
@@ -60,27 +64,22 @@ class HubLink:
             raise UnavailableError("The hub has no connection to the broker yet.")
         await self._connection.publish(message)
 
-    async def run(
-        self, receive: Receive, subscriptions: Sequence[Subscription], on_connecting: Callable[[], None]
-    ) -> None:
-        """Stay connected until cancelled; before each connecting, `on_connecting` is called.
+    async def run(self, receive: Receive, subscriptions: Sequence[Subscription], on_anew: Callable[[], None]) -> None:
+        """Stay connected until cancelled; `on_anew` is called before the broker says anew who is there.
 
         Raises:
             StorageError: The database cannot be written to, and will not be.
         """
-
-        def will() -> Will:
-            on_connecting()  # before the first message of the new session, of which the broker may have very many
-            return Will(_state_message(HubState("down", self._clock.unix())))
-
         self._connection = Connection(
             connection_options(self._settings),
             lambda message: self._keep_at_it(receive, message),
             subscriptions=subscriptions,
-            will=will,
+            will=lambda: Will(_state_message(HubState("down", self._clock.unix()))),
             on_connected=self._say_up,
             lanes=LANES,
             at_once=True,
+            short_gap_s=SHORT_GAP_S,
+            on_anew=on_anew,
             clock=self._clock,
         )
         async with asyncio.TaskGroup() as tasks:

@@ -54,6 +54,7 @@ class Session:
         reason: Why it ended.
         on_end: Called at the end; for whoever does not want to wait for `ended`.
         largest_packet: What the broker takes, in bytes.
+        resumed: The broker had kept our session, with its subscriptions and what came for them.
     """
 
     def __init__(self, options: ConnectionOptions, will: Will | None, arrived: Arrived) -> None:
@@ -61,6 +62,7 @@ class Session:
         self.reason = ""
         self.on_end: Callable[[], None] | None = None
         self.largest_packet = LARGEST_MQTT_PACKET
+        self.resumed = False
         self._options = options
         self._arrived = arrived
         self._loop = asyncio.get_running_loop()
@@ -201,16 +203,21 @@ class Session:
         if not self.ended.is_set() and not self._paused:
             self._drive(self._client.loop_misc)
 
-    async def subscribe(self, subscriptions: Sequence[Subscription]) -> None:
+    async def subscribe(self, subscriptions: Sequence[Subscription], *, anew: bool = True) -> None:
         """Subscribe, and return once the broker has granted it all.
+
+        Args:
+            subscriptions: To what.
+            anew: Have what the broker keeps (retained) sent also for subscriptions that it already has.
 
         Raises:
             UnavailableError: It refused one, did not answer in time, or the connection broke.
         """
         if not subscriptions:
             return
+        kept = SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE if anew else SubscribeOptions.RETAIN_SEND_IF_NEW_SUB
         code, packet = self._client.subscribe(
-            [(each.topic_filter, SubscribeOptions(qos=each.qos)) for each in subscriptions]
+            [(each.topic_filter, SubscribeOptions(qos=each.qos, retainHandling=kept)) for each in subscriptions]
         )
         if packet is None or self.ended.is_set():
             raise UnavailableError(f"The connection to the broker broke: {self.reason or code.name}.")
@@ -326,13 +333,14 @@ class Session:
         self._unwatch()
 
     def _on_connect(
-        self, _client: Client, _data: object, _flags: ConnectFlags, code: ReasonCode, properties: Properties | None
+        self, _client: Client, _data: object, flags: ConnectFlags, code: ReasonCode, properties: Properties | None
     ) -> None:
         if self._accepted.done():
             return
         if code.value >= _FAILURES_FROM:
             self._accepted.set_exception(UnavailableError(f"The broker refused the connection: {code}."))
             return
+        self.resumed = flags.session_present
         self.largest_packet = getattr(properties, "MaximumPacketSize", LARGEST_MQTT_PACKET)
         most = min(self._options.most_in_flight, getattr(properties, "ReceiveMaximum", 65_535))
         self._window = asyncio.Semaphore(most)  # no one waits for it yet

@@ -208,6 +208,41 @@ async def test_what_a_broker_kept_of_many_is_read_no_faster_than_it_is_handled(b
     assert len(set(backlog.handled)) == KEPT
 
 
+async def test_after_a_short_gap_only_a_broker_that_forgot_us_says_again_what_it_keeps(broker: Broker) -> None:
+    state = up("box-1", "state")
+    after_it = Message(down("box-1", "des"), b"the broker has our acknowledgement when it takes this")
+    heard: list[bytes] = []
+    anew: list[int] = []
+
+    async def hear(message: Message) -> None:
+        heard.append(message.payload)
+
+    link = Connection(
+        replace(broker.options(HUB_NAME), clean_start=False, session_expiry_s=600),
+        hear,
+        subscriptions=[Subscription("ea/1/up/+/state")],
+        short_gap_s=60.0,
+        on_anew=lambda: anew.append(link.figures.connects),
+        uniform=lambda: 0.0,
+    )
+    async with Peer(broker.options("box-1")) as box:
+        await box.link.publish(Message(state, b"kept", retain=True))
+        async with running(link):
+            await until(lambda: heard == [b"kept"])
+            await link.publish(after_it)
+            broker.restart()
+            await until(lambda: link.figures.connects == 2 and box.link.connected)
+            await box.link.publish(Message(state, b"news", retain=True))
+            await until(lambda: heard == [b"kept", b"news"])
+            await link.publish(after_it)
+            broker.restart(memory=False)
+            await until(lambda: link.figures.connects == 3 and box.link.connected)
+            await box.link.publish(Message(state, b"more", retain=True))
+            await until(lambda: b"more" in heard)
+    assert heard == [b"kept", b"news", b"more"]
+    assert anew == [0, 2], "at the beginning, and when the broker had lost its memory"
+
+
 @on_both_loops
 async def test_a_reset_is_noticed_also_while_nothing_is_read(broker: Broker) -> None:
     await keep_much(broker)

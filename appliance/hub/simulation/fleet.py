@@ -12,6 +12,7 @@ import random
 import resource
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import msgspec
 
@@ -84,14 +85,13 @@ class SimulatedFleet:
 
     def figures(self) -> SimulationFigures:
         """Return what has been seen so far."""
-        counts, devices = self._counts, [box.device for box in self._boxes]
+        counts, devices = replace(self._counts, jobs={}), [box.device for box in self._boxes]
         counts.lost = sum(each.gone for each in devices)
         counts.batches = sum(each.told for each in devices)
         counts.committed = sum(each.kept for each in devices)
         counts.overflowed = sum(each.overflowed for each in devices)
         counts.repeated = sum(each.repeated for each in devices)
         counts.asked = sum(each.asked for each in devices)
-        counts.jobs = {}
         for each in devices:
             for state, number in each.finished.items():
                 counts.jobs[state] = counts.jobs.get(state, 0) + number
@@ -168,7 +168,7 @@ class SimulatedFleet:
                 await self._hear(session, box, *box.inbox.popleft())
             await self._send(session, box, device.due(self._clock.unix()))
             session.tick()
-            if not box.inbox and not session.ended.is_set():
+            if not box.inbox and not session.ended.is_set() and not device.gone:
                 await box.news(min(_IDLE_S, max(0.0, device.due_at - self._clock.unix())))
 
     async def _hear(self, session: Session, box: _Box, message: Message, packet: int) -> None:

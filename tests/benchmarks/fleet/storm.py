@@ -61,6 +61,7 @@ class Ends:
     broker: subprocess.Popen[bytes] | None = None
     hub: subprocess.Popen[bytes] | None = None
     most_memory: dict[str, int] = field(default_factory=dict)
+    earlier_broker_s: float = 0.0
 
     def start_broker(self) -> None:
         assert MOSQUITTO is not None, "mosquitto is not installed; on Debian: apt-get install mosquitto"
@@ -77,6 +78,7 @@ class Ends:
 
     def restart_broker(self) -> None:
         assert self.broker is not None
+        self.earlier_broker_s = self.cpu()["broker"]
         self.broker.terminate()
         self.broker.wait(timeout=60)
         self.start_broker()
@@ -100,7 +102,7 @@ class Ends:
         for name, process in (("hub", self.hub), ("broker", self.broker)):
             if process is not None:
                 times = psutil.Process(process.pid).cpu_times()
-                found[name] = times.user + times.system
+                found[name] = times.user + times.system + (self.earlier_broker_s if name == "broker" else 0.0)
         return found
 
 
@@ -293,7 +295,7 @@ def verdicts(figures: Figures) -> Iterator[str]:
         ("memory of the hub, MB", figures["most memory of the hub, MB"], 400.0),
         *(
             (f"p99 from publish to commit and back, {phase}, s", figures[f"{phase}: {_P99}"], 2.0)
-            for phase in ("first rush", "steady", "restart", "rollout", "gone on")
+            for phase in ("first rush", "steady", "restart", "rollout")
             if f"{phase}: {_P99}" in figures
         ),
     ]
@@ -308,6 +310,8 @@ def verdicts(figures: Figures) -> Iterator[str]:
             ),
             ("devices for which a job was made", figures["rollout: devices for which a job was made"], canaries),
         ]
+    if f"gone on: {_P99}" in figures:
+        yield f"no target  p99 while up to half of them install, in {JOB_S:g} s each: {figures[f'gone on: {_P99}']:,.3f} s"
     for what, value, most in measured:
         yield f"{'reached' if value <= most else 'MISSED'}  {what}: {value:,.3f}, at most {most:g}"
 
