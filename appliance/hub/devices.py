@@ -43,7 +43,7 @@ class Devices:
         self._clock = clock
         self._reporting: list[Reporting] = []
         self._dispatcher: Dispatcher | None = None
-        self._connected_at: float | None = None
+        self._anew_since: float | None = None
 
     def on_report(self, reporting: Reporting) -> None:
         """Have somebody told of each new reported twin."""
@@ -53,9 +53,9 @@ class Devices:
         """Note whom the dispatcher hears of."""
         self._dispatcher = dispatcher
 
-    def connected(self) -> None:
-        """Note that the broker was reached: from now on it says anew who is there."""
-        self._connected_at = self._clock.unix()
+    def said_anew(self) -> None:
+        """Note that from now on the broker says anew who is there."""
+        self._anew_since = self._clock.unix()
 
     async def handle(self, device: str, kind: UpKind, rest: str, message: Message) -> None:  # noqa: ARG002
         """Take in a state or a reported twin."""
@@ -79,9 +79,9 @@ class Devices:
             await asyncio.sleep(SEEN_EVERY_S)
             await self.write_seen()
             await self._clear_forgotten()
-            since = self._connected_at
+            since = self._anew_since
             if since is not None and self._clock.unix() - since > RECONNECT_S:
-                self._connected_at = None
+                self._anew_since = None
                 lost = await self.store.lose_unconfirmed(since)
                 if lost:
                     logger.warning("%d devices did not come back to the broker and count as lost", lost)

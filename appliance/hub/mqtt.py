@@ -1,6 +1,7 @@
 """The hub at the broker: one session that the broker keeps, so that what a killed hub had not committed comes again.
 
-    up      said after each connecting, and again every minute, with the hub's clock
+    up      said after each connecting, and again every minute, with the hub's clock; then at most once, since ten
+            thousand boxes would each confirm it, and the next one comes in a minute
     down    the Will; and the last word of an orderly stop
 
 A message is acknowledged when its part has it on the disk. A full disk holds the messages up, here and then at the
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import msgspec
 
@@ -28,6 +30,13 @@ LANES = 256
 """Messages worked on at once; those that wait for the disk together share one commit."""
 
 SESSION_EXPIRY_S = 24 * 3600
+TIMEOUT_S = 30.0
+"""What the broker kept of all devices may come before its answer to us."""
+
+SHORT_GAP_S = 60.0
+"""So long the broker's queue for us holds all that a fleet says, also when all of it connects again: after it, births
+and reported twins are not asked for again, in front of which nothing else would get through."""
+
 STATE_EVERY_S = 60.0
 FAREWELL_S = 2.0
 RETRY_S, LONGEST_RETRY_S = 0.5, 30.0
@@ -55,26 +64,22 @@ class HubLink:
             raise UnavailableError("The hub has no connection to the broker yet.")
         await self._connection.publish(message)
 
-    async def run(
-        self, receive: Receive, subscriptions: Sequence[Subscription], on_connected: Callable[[], None]
-    ) -> None:
-        """Stay connected until cancelled.
+    async def run(self, receive: Receive, subscriptions: Sequence[Subscription], on_anew: Callable[[], None]) -> None:
+        """Stay connected until cancelled; `on_anew` is called before the broker says anew who is there.
 
         Raises:
             StorageError: The database cannot be written to, and will not be.
         """
-
-        async def greet() -> None:
-            on_connected()
-            await self._say_up()
-
         self._connection = Connection(
             connection_options(self._settings),
             lambda message: self._keep_at_it(receive, message),
             subscriptions=subscriptions,
             will=lambda: Will(_state_message(HubState("down", self._clock.unix()))),
-            on_connected=greet,
+            on_connected=self._say_up,
             lanes=LANES,
+            at_once=True,
+            short_gap_s=SHORT_GAP_S,
+            on_anew=on_anew,
             clock=self._clock,
         )
         async with asyncio.TaskGroup() as tasks:
@@ -96,15 +101,15 @@ class HubLink:
         except (ApplianceError, TimeoutError) as error:
             logger.info("the broker did not take the farewell: %s", error or f"not within {FAREWELL_S:g} s")
 
-    async def _say_up(self) -> None:
-        await self.publish(_state_message(HubState("up", self._clock.unix())))
+    async def _say_up(self, qos: Literal[0, 1] = 1) -> None:
+        await self.publish(_state_message(HubState("up", self._clock.unix()), qos))
 
     async def _tell_time(self) -> None:
         while True:
             await asyncio.sleep(STATE_EVERY_S)
             if self.connected:
                 try:
-                    await self._say_up()
+                    await self._say_up(qos=0)
                 except ApplianceError as error:
                     logger.info("the hub's time could not be told: %s", error)
 
@@ -137,8 +142,9 @@ def connection_options(settings: HubSettings) -> ConnectionOptions:
         session_expiry_s=SESSION_EXPIRY_S,
         receive_maximum=4 * LANES,
         most_in_flight=LANES,
+        timeout_s=TIMEOUT_S,
     )
 
 
-def _state_message(state: HubState) -> Message:
-    return Message(HUB_TOPIC, msgspec.json.encode(state), retain=True)
+def _state_message(state: HubState, qos: Literal[0, 1] = 1) -> Message:
+    return Message(HUB_TOPIC, msgspec.json.encode(state), qos, retain=True)

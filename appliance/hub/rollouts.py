@@ -143,7 +143,7 @@ class Rollouts:
         """
         now = self._clock.unix()
         decision = decide(rollout.plan, rollout.progress, *self.store.tallies(rollout), now)
-        progress, joining = self._follow(rollout, decision, now)
+        progress, joining = await self._follow(rollout, decision, now)
         if decision.action == "wait" and not joining:
             return rollout.progress.state == "running" and await self._give(rollout) > 0
         if joining and decision.action == "wait":
@@ -152,30 +152,30 @@ class Rollouts:
             logger.info("rollout %s: %s: %s", rollout.id, decision.action, decision.reason)
         return True
 
-    def _follow(self, rollout: Rollout, decision: Decision, now: float) -> tuple[Progress, Sequence[str]]:
+    async def _follow(self, rollout: Rollout, decision: Decision, now: float) -> tuple[Progress, Sequence[str]]:
         """Return the progress after a decision, and who joins."""
         before = rollout.progress
         if decision.action == "start":
-            left = self._candidates(rollout)
+            left = await self._candidates(rollout)
             members = len(self.store.members(rollout.id))
             return started(before, now), choose(rollout.plan, before.wave + 1, members, left, rollout.id)
         if decision.action == "wait":
-            return before, self._newcomers(rollout, now)
+            return before, await self._newcomers(rollout, now)
         if decision.action == "soak":
             return soaked(before, now), ()
         state = {"pause": "paused", "fail": "failed", "complete": "completed"}[decision.action]
         return stopped(before, state, decision.code), ()  # type: ignore[arg-type]
 
-    def _newcomers(self, rollout: Rollout, now: float) -> Sequence[str]:
+    async def _newcomers(self, rollout: Rollout, now: float) -> Sequence[str]:
         progress = rollout.progress
         if progress.state != "running" or progress.wave < rollout.plan.last_wave:
             return ()
         if now - self._looked.get(rollout.id, 0.0) < NEWCOMERS_EVERY_S:
             return ()
         self._looked[rollout.id] = now
-        return [each.device for each in self._candidates(rollout)]
+        return [each.device for each in await self._candidates(rollout)]
 
-    def _candidates(self, rollout: Rollout) -> list[Candidate]:
+    async def _candidates(self, rollout: Rollout) -> list[Candidate]:
         """Return the devices that a rollout is for and that are not in it yet."""
         members = {each.device for each in self.store.members(rollout.id)}
         named = set(rollout.audience.devices)
@@ -184,6 +184,7 @@ class Rollouts:
         after = ""
         while page := self._devices.list(which, limit=_PAGE, after=after):
             after = page[-1].id
+            await asyncio.sleep(0)  # a page of a large fleet takes a while, and messages wait
             found += [
                 Candidate(each.id, each.hardware, each.status == "online")
                 for each in page

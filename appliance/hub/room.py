@@ -207,7 +207,7 @@ class Hub:
 
     async def _stay_connected(self) -> None:
         subscriptions = self.dispatcher.subscriptions(self.means.settings.shared_group)
-        await self.link.run(self.dispatcher.receive, subscriptions, self.means.presence.connected)
+        await self.link.run(self.dispatcher.receive, subscriptions, self.means.presence.said_anew)
 
     async def _tell_systemd(self) -> None:
         """Say that we are ready, and feed the watchdog for as long as the loop turns."""

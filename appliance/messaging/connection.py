@@ -66,6 +66,9 @@ class Connection:
         on_connected: Callable[[], Awaitable[None]] | None = None,
         on_disconnected: Callable[[str], Awaitable[None]] | None = None,
         lanes: int = 1,
+        at_once: bool = False,
+        short_gap_s: float = 0.0,
+        on_anew: Callable[[], None] | None = None,
         clock: Clock | None = None,
         uniform: Callable[[], float] = random.random,
     ) -> None:
@@ -81,6 +84,11 @@ class Connection:
                 would not reach it.
             on_disconnected: Awaited after each session's end with the reason, such as `Session taken over`.
             lanes: Messages handled at the same time; those of one topic one after the other.
+            at_once: Messages are handled from the broker's acceptance on, before `on_connected`: for whoever may be
+                sent so many that the broker's other answers come behind them.
+            short_gap_s: After a gap no longer than this, a broker that kept our session is not asked again for all that
+                it keeps (retained): what came meanwhile is in its queue.
+            on_anew: Called before the broker says again all that it keeps; at once, or when it has lost our session.
             clock: Tells how long a connection stood.
             uniform: Returns a random number from 0 to 1.
         """
@@ -96,7 +104,12 @@ class Connection:
         self._session: Session | None = None
         self._up = asyncio.Event()
         self._lanes: list[asyncio.Queue[_Waiting]] = [asyncio.Queue() for _ in range(lanes)]
+        self._at_once = at_once
+        self._short_gap_s = short_gap_s
+        self._on_anew = on_anew
+        self._left_at: float | None = None
         self._early: list[_Waiting] | None = None
+        self._paused: Session | None = None
         self._waiting = 0
         self._waiting_bytes = 0
         self._owed = 0
@@ -165,23 +178,35 @@ class Connection:
         session: Session | None = None
         since: float | None = None
         self.figures.attempts += 1
-        self._early = []
+        self._early = None if self._at_once else []
+        anew = self._left_at is None or self._clock.monotonic() - self._left_at > self._short_gap_s
         try:
-            session = await Session.open(self._options, await self._next_will(), self._arrived)
-            await session.subscribe(self._subscriptions)
+            will = await self._next_will()
+            self._tell_anew(anew)
+            session = await Session.open(self._options, will, self._arrived)
+            self._tell_anew(not anew and not session.resumed)
+            if self._at_once:
+                self._session = session
+            await session.subscribe(self._subscriptions, anew=anew)
             since = self._clock.monotonic()
             await self._stay(session)
         except ApplianceError as error:
             LOGGER.warning("%s", error)
         finally:
-            self._session = None
+            self._session = self._paused = None
             self._up.clear()
             self._release_early()
             if session is not None:
                 session.close(with_will=not self._leaving)
+            if since is not None:
+                self._left_at = self._clock.monotonic()
         if session is not None and self._on_disconnected is not None:
             await self._on_disconnected(session.reason)
         return None if since is None else self._clock.monotonic() - since
+
+    def _tell_anew(self, anew: bool) -> None:
+        if anew and self._on_anew is not None:
+            self._on_anew()
 
     async def _next_will(self) -> Will | None:
         made = self._will() if self._will else None
@@ -216,9 +241,13 @@ class Connection:
     def _arrived(self, session: Session, message: Message, packet: int) -> None:
         self.figures.received += 1
         if message.qos:
-            if self._owed >= 2 * self._options.receive_maximum:  # of sessions before, mostly
+            enough = self._owed >= 2 * self._options.receive_maximum
+            if enough and self._early is not None:
                 session.give_up("messages come faster than they are handled")
                 return
+            if enough:  # of sessions before; and mosquitto 2.0 sends all it has once one is acknowledged
+                session.pause()
+                self._paused = session
             self._owed += 1
         elif self._waiting >= MOST_WAITING or self._waiting_bytes + len(message.payload) > MOST_WAITING_BYTES:
             self.figures.dropped += 1
@@ -253,3 +282,6 @@ class Connection:
                 self._owed -= message.qos
             if packet:
                 session.acknowledge(packet)
+            if self._paused is not None and self._owed <= self._options.receive_maximum:
+                paused, self._paused = self._paused, None
+                paused.resume()

@@ -29,7 +29,7 @@ from appliance.core.errors import InvalidRequestError, PermissionDeniedError, To
 from appliance.core.messaging import Message, Subscription
 from appliance.messaging.opening import Opening
 from appliance.messaging.options import ConnectionOptions, Will
-from appliance.messaging.watcher import READABLE, WRITABLE, Watcher, watcher
+from appliance.messaging.watcher import BROKEN, READABLE, WRITABLE, Watcher, watcher
 
 LOGGER = logging.getLogger("appliance.messaging")
 
@@ -54,6 +54,7 @@ class Session:
         reason: Why it ended.
         on_end: Called at the end; for whoever does not want to wait for `ended`.
         largest_packet: What the broker takes, in bytes.
+        resumed: The broker had kept our session, with its subscriptions and what came for them.
     """
 
     def __init__(self, options: ConnectionOptions, will: Will | None, arrived: Arrived) -> None:
@@ -61,12 +62,15 @@ class Session:
         self.reason = ""
         self.on_end: Callable[[], None] | None = None
         self.largest_packet = LARGEST_MQTT_PACKET
+        self.resumed = False
         self._options = options
         self._arrived = arrived
         self._loop = asyncio.get_running_loop()
         self._client = _client(options)
         self._descriptor = -1
         self._watcher: Watcher | None = None
+        self._write_due = False
+        self._paused = False
         self._accepted: asyncio.Future[None] = self._loop.create_future()
         self._confirmations: dict[int, asyncio.Future[ReasonCode]] = {}
         self._grants: dict[int, asyncio.Future[list[ReasonCode]]] = {}
@@ -120,7 +124,6 @@ class Session:
         client.on_publish = self._on_publish
         client.on_message = self._on_message
         client.on_socket_register_write = self._on_writing
-        client.on_socket_unregister_write = self._on_written
         client.on_socket_close = self._on_closing
         client.on_socket_open = self._on_opened
         options = self._options
@@ -137,7 +140,23 @@ class Session:
             self._watcher.forget(self._descriptor)
             self._descriptor = -1
 
+    def pause(self) -> None:
+        """Read no further, so that TCP holds the broker up; that it seems silent then is no reason to give it up."""
+        self._paused = True
+        if self._watcher is not None:
+            self._watcher.want_reading(self._descriptor, False)
+
+    def resume(self) -> None:
+        """Read on after `pause`."""
+        self._paused = False
+        if self._watcher is not None:
+            self._watcher.want_reading(self._descriptor, True)
+        self._loop.call_soon(self._read)  # what TLS has decrypted already wakes no one up
+
     def _ready(self, events: int) -> None:
+        if self._paused and events & BROKEN:
+            self._end("reset by the broker")
+            return
         if events & WRITABLE:
             self._write()
         if events & READABLE:
@@ -145,7 +164,7 @@ class Session:
 
     def _read(self) -> None:
         for _ in range(_PACKETS_AT_ONCE):
-            if self.ended.is_set() or not self._drive(self._client.loop_read):
+            if self._paused or self.ended.is_set() or not self._drive(self._client.loop_read):
                 return
             opened = self._client.socket()
             # What TLS has decrypted already wakes no one up.
@@ -154,8 +173,9 @@ class Session:
         self._loop.call_soon(self._read)
 
     def _write(self) -> None:
-        if not self.ended.is_set():
-            self._drive(self._client.loop_write)
+        self._write_due = False
+        if not self.ended.is_set() and self._drive(self._client.loop_write) and self._watcher is not None:
+            self._watcher.want_writing(self._descriptor, self._client.want_write())
 
     def _drive(self, step: Callable[[], MQTTErrorCode]) -> bool:
         try:
@@ -180,19 +200,24 @@ class Session:
 
     def tick(self) -> None:
         """Do what `keep_alive` does once: for whoever has thousands of sessions and calls this now and then."""
-        if not self.ended.is_set():
+        if not self.ended.is_set() and not self._paused:
             self._drive(self._client.loop_misc)
 
-    async def subscribe(self, subscriptions: Sequence[Subscription]) -> None:
+    async def subscribe(self, subscriptions: Sequence[Subscription], *, anew: bool = True) -> None:
         """Subscribe, and return once the broker has granted it all.
+
+        Args:
+            subscriptions: To what.
+            anew: Have what the broker keeps (retained) sent also for subscriptions that it already has.
 
         Raises:
             UnavailableError: It refused one, did not answer in time, or the connection broke.
         """
         if not subscriptions:
             return
+        kept = SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE if anew else SubscribeOptions.RETAIN_SEND_IF_NEW_SUB
         code, packet = self._client.subscribe(
-            [(each.topic_filter, SubscribeOptions(qos=each.qos)) for each in subscriptions]
+            [(each.topic_filter, SubscribeOptions(qos=each.qos, retainHandling=kept)) for each in subscriptions]
         )
         if packet is None or self.ended.is_set():
             raise UnavailableError(f"The connection to the broker broke: {self.reason or code.name}.")
@@ -299,24 +324,23 @@ class Session:
         self._watcher.watch(self._descriptor, self._ready)
 
     def _on_writing(self, _client: Client, _data: object, _socket: object) -> None:
-        if self._watcher is not None:
-            self._watcher.want_writing(self._descriptor, True)
-
-    def _on_written(self, _client: Client, _data: object, _socket: object) -> None:
-        if self._watcher is not None:
-            self._watcher.want_writing(self._descriptor, False)
+        """Write at the end of this turn of the loop, all that was said in it: the socket nearly always has room."""
+        if not self._write_due:
+            self._write_due = True
+            self._loop.call_soon(self._write)
 
     def _on_closing(self, _client: Client, _data: object, _socket: object) -> None:
         self._unwatch()
 
     def _on_connect(
-        self, _client: Client, _data: object, _flags: ConnectFlags, code: ReasonCode, properties: Properties | None
+        self, _client: Client, _data: object, flags: ConnectFlags, code: ReasonCode, properties: Properties | None
     ) -> None:
         if self._accepted.done():
             return
         if code.value >= _FAILURES_FROM:
             self._accepted.set_exception(UnavailableError(f"The broker refused the connection: {code}."))
             return
+        self.resumed = flags.session_present
         self.largest_packet = getattr(properties, "MaximumPacketSize", LARGEST_MQTT_PACKET)
         most = min(self._options.most_in_flight, getattr(properties, "ReceiveMaximum", 65_535))
         self._window = asyncio.Semaphore(most)  # no one waits for it yet

@@ -72,6 +72,8 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, open
     with contextlib.suppress(OSError):
         while data := await reader.read(65_536):
             await open_.wait()
+            if writer.transport.is_closing():  # it was cut meanwhile, and uvloop takes no more
+                return
             writer.write(data)
             await writer.drain()
 

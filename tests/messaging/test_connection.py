@@ -155,6 +155,109 @@ async def test_acknowledgements_keep_the_order_of_the_messages(broker: Broker) -
         session.close(with_will=False)
 
 
+KEPT = 600
+WINDOW = 32
+
+
+class Backlog:
+    """Handles what the broker kept: all, or some and then no more until told to go on."""
+
+    def __init__(self, before_a_pause: int = KEPT) -> None:
+        self.handled: list[str] = []
+        self.go_on = asyncio.Event()
+        self._before_a_pause = before_a_pause
+
+    async def handle(self, message: Message) -> None:
+        if len(self.handled) >= self._before_a_pause:
+            await self.go_on.wait()
+        self.handled.append(message.topic)
+
+
+async def keep_much(broker: Broker) -> None:
+    """Have the broker keep more messages than a window holds many times over."""
+    async with Peer(broker.options(HUB_NAME)) as hub, asyncio.TaskGroup() as group:
+        for number in range(KEPT):
+            group.create_task(hub.link.publish(Message(up(f"box-{number}", "state"), b"kept", retain=True)))
+
+
+def slow_hub(broker: Broker, backlog: Backlog, port: int) -> Connection:
+    options = replace(
+        broker.options(HUB_NAME), port=port, clean_start=False, session_expiry_s=600, receive_maximum=WINDOW
+    )
+    states = [Subscription("ea/1/up/+/state")]
+    return Connection(options, backlog.handle, subscriptions=states, lanes=8, at_once=True, uniform=lambda: 0.0)
+
+
+@on_both_loops
+async def test_what_a_broker_kept_of_many_is_read_no_faster_than_it_is_handled(broker: Broker) -> None:
+    """Mosquitto 2.0 sends all it has once one is acknowledged, whatever window it was told; see its issue 2301."""
+    await keep_much(broker)
+    backlog = Backlog(before_a_pause=WINDOW)
+    link = slow_hub(broker, backlog, broker.port)
+    async with running(link):
+        await until(lambda: link.figures.received > 2 * WINDOW)
+        async with Peer(broker.options("box-1"), HUB_TOPIC) as box:  # the broker has had time to send more
+            await box.link.publish(Message(up("box-1", "res"), b"a round trip"))
+        assert link.figures.received < KEPT / 2
+        backlog.go_on.set()
+        await until(lambda: len(backlog.handled) == KEPT)
+        broker.restart()
+        await until(lambda: len(backlog.handled) == 2 * KEPT)
+        await link.until_connected()
+    assert link.figures.connects == 2, "the flood is no reason to break off"
+    assert len(set(backlog.handled)) == KEPT
+
+
+async def test_after_a_short_gap_only_a_broker_that_forgot_us_says_again_what_it_keeps(broker: Broker) -> None:
+    state = up("box-1", "state")
+    after_it = Message(down("box-1", "des"), b"the broker has our acknowledgement when it takes this")
+    heard: list[bytes] = []
+    anew: list[int] = []
+
+    async def hear(message: Message) -> None:
+        heard.append(message.payload)
+
+    link = Connection(
+        replace(broker.options(HUB_NAME), clean_start=False, session_expiry_s=600),
+        hear,
+        subscriptions=[Subscription("ea/1/up/+/state")],
+        short_gap_s=60.0,
+        on_anew=lambda: anew.append(link.figures.connects),
+        uniform=lambda: 0.0,
+    )
+    async with Peer(broker.options("box-1")) as box:
+        await box.link.publish(Message(state, b"kept", retain=True))
+        async with running(link):
+            await until(lambda: heard == [b"kept"])
+            await link.publish(after_it)
+            broker.restart()
+            await until(lambda: link.figures.connects == 2 and box.link.connected)
+            await box.link.publish(Message(state, b"news", retain=True))
+            await until(lambda: heard == [b"kept", b"news"])
+            await link.publish(after_it)
+            broker.restart(memory=False)
+            await until(lambda: link.figures.connects == 3 and box.link.connected)
+            await box.link.publish(Message(state, b"more", retain=True))
+            await until(lambda: b"more" in heard)
+    assert heard == [b"kept", b"news", b"more"]
+    assert anew == [0, 2], "at the beginning, and when the broker had lost its memory"
+
+
+@on_both_loops
+async def test_a_reset_is_noticed_also_while_nothing_is_read(broker: Broker) -> None:
+    await keep_much(broker)
+    backlog = Backlog(before_a_pause=WINDOW)
+    async with relay(broker.port) as between:
+        link = slow_hub(broker, backlog, between.port)
+        async with running(link):
+            await until(lambda: link.figures.received > 2 * WINDOW)
+            between.reset()
+            await until(lambda: not link.connected)
+            backlog.go_on.set()
+            await until(lambda: len(set(backlog.handled)) == KEPT)
+            await link.until_connected()
+
+
 @on_both_loops
 async def test_a_slow_handler_is_sent_no_more_than_the_window(broker: Broker) -> None:
     handling: list[bytes] = []

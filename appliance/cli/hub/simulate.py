@@ -78,5 +78,7 @@ def command(
     click.echo(f"Connected:  {found.connected:,} of {found.devices:,}, {found.connects:,} times in all")
     click.echo(f"Telemetry:  {found.committed:,} of {found.batches:,} batches committed")
     click.echo(f"Round trip: {found.p50_s:.3f} s in the middle, {found.p99_s:.3f} s at the 99th percentile")
+    if found.asked:
+        click.echo(f"Jobs:       {found.asked:,} devices were given one")
     for state, number in sorted(found.jobs.items()):
         click.echo(f"Updates:    {number:,} {state}")

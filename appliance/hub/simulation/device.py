@@ -80,6 +80,7 @@ class SimulatedDevice:
         told: Batches that it was first sent.
         kept: Of these, those that the hub has acknowledged.
         overflowed: Batches and reports that went unacknowledged because others came.
+        repeated: Batches and reports that were said again.
     """
 
     def __init__(self, device: str, scenario: Scenario, now: float, *, epoch: int = 0, boot: int = 1) -> None:
@@ -90,7 +91,7 @@ class SimulatedDevice:
         self.gone = False
         self.hold_off_s = 0.0
         self.finished: dict[str, int] = {}
-        self.told = self.kept = self.overflowed = 0
+        self.told = self.kept = self.overflowed = self.repeated = 0
         self._scenario = scenario
         self._boot = boot
         self._began = now
@@ -129,6 +130,16 @@ class SimulatedDevice:
     def stop_telling(self) -> None:
         """Make no further batch; those that wait are still sent again."""
         self._next_batch = float("inf")
+
+    @property
+    def asked(self) -> bool:
+        """Tell whether it was ever given a job."""
+        return self._job > 0
+
+    @property
+    def said(self) -> tuple[int, int]:
+        """Return the epoch of its newest birth and the version of its newest reported twin."""
+        return self.epoch, self._reported_version
 
     @property
     def due_at(self) -> float:
@@ -219,9 +230,11 @@ class SimulatedDevice:
     def _repeated(self, now: float, *, after_s: float) -> Iterator[Said]:
         for report in list(self._reports.values()):
             if report.again(now, after_s):
+                self.repeated += 1
                 yield self._packed(report.said)
         for batch in list(self._batches.values()):
             if batch.again(now, after_s):
+                self.repeated += 1
                 yield batch.said
 
     def _say(self, said: Said) -> Iterator[Said]:

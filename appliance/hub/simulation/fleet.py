@@ -12,6 +12,7 @@ import random
 import resource
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import msgspec
 
@@ -84,18 +85,32 @@ class SimulatedFleet:
 
     def figures(self) -> SimulationFigures:
         """Return what has been seen so far."""
-        counts, devices = self._counts, [box.device for box in self._boxes]
-        counts.connected = sum(box.connected for box in self._boxes)
+        counts, devices = replace(self._counts, jobs={}), [box.device for box in self._boxes]
         counts.lost = sum(each.gone for each in devices)
         counts.batches = sum(each.told for each in devices)
         counts.committed = sum(each.kept for each in devices)
         counts.overflowed = sum(each.overflowed for each in devices)
-        counts.jobs = {}
+        counts.repeated = sum(each.repeated for each in devices)
+        counts.asked = sum(each.asked for each in devices)
         for each in devices:
             for state, number in each.finished.items():
                 counts.jobs[state] = counts.jobs.get(state, 0) + number
-        counts.p50_s, counts.p99_s = self._latencies.percentile(0.5), self._latencies.percentile(0.99)
+        counts.p50_s, counts.p99_s = self._latencies.percentiles(0.5, 0.99)
         return counts
+
+    @property
+    def connected(self) -> int:
+        """Return how many devices are connected; costs nothing, so that it can be asked often."""
+        return self._counts.connected
+
+    @property
+    def connects(self) -> int:
+        """Return how many times the broker accepted one; costs nothing either."""
+        return self._counts.connects
+
+    def said(self) -> dict[str, tuple[int, int]]:
+        """Return by device the epoch of its newest birth and the version of its newest reported twin."""
+        return {box.device.id: box.device.said for box in self._boxes}
 
     def forget_latencies(self) -> None:
         """Let the percentiles speak of what comes from now on."""
@@ -131,6 +146,7 @@ class SimulatedFleet:
         try:
             await session.subscribe([Subscription(f"{ROOT}/dn/{device.id}/#"), Subscription(HUB_TOPIC)])
             self._counts.connects += 1
+            self._counts.connected += 1
             box.session = session
             session.on_end = box.wake
             await self._send(session, box, device.greet(self._clock.unix()))
@@ -139,6 +155,8 @@ class SimulatedFleet:
             self._counts.unsent += 1
             self._counts.problem = str(error)
         finally:
+            if box.session is not None:
+                self._counts.connected -= 1
             box.session = None
             session.abort()
         return self._clock.monotonic() - since
@@ -150,7 +168,7 @@ class SimulatedFleet:
                 await self._hear(session, box, *box.inbox.popleft())
             await self._send(session, box, device.due(self._clock.unix()))
             session.tick()
-            if not box.inbox and not session.ended.is_set():
+            if not box.inbox and not session.ended.is_set() and not device.gone:
                 await box.news(min(_IDLE_S, max(0.0, device.due_at - self._clock.unix())))
 
     async def _hear(self, session: Session, box: _Box, message: Message, packet: int) -> None:
@@ -196,10 +214,6 @@ class _Box:
         self.session: Session | None = None
         self.inbox: deque[tuple[Message, int]] = deque()
         self._event = asyncio.Event()
-
-    @property
-    def connected(self) -> bool:
-        return self.session is not None and not self.session.ended.is_set()
 
     def arrive(self, _session: Session, message: Message, packet: int) -> None:
         self.inbox.append((message, packet))

@@ -349,3 +349,13 @@ class Life(RuleBasedStateMachine):
 
 
 TestLife = Life.TestCase
+
+
+def test_it_counts_what_it_said_again_and_knows_whether_it_was_ever_asked() -> None:
+    device = SimulatedDevice(ID, QUIET, NOW, epoch=7)
+    device.begin(NOW)
+    list(device.greet(NOW))
+    assert (device.said, device.asked, device.repeated) == ((8, 8), False, 0)
+    list(device.receive(job(1), NOW))
+    list(device.greet(NOW + 1))
+    assert (device.asked, device.repeated) == (True, 1)
