@@ -235,6 +235,28 @@ class Steps:
         if wish is None or release.version not in (wish.version, wish.previous):
             await in_thread(self._staging.unregister, release)
 
+    async def tidy(self, entry: Entry) -> bool:
+        """Remove a version that went back from its trial, unless somebody wants it by now.
+
+        What speaks against it (`rolled_back`) stays in the journal. While a process has it loaded it stays.
+
+        Returns:
+            Whether that is done with.
+        """
+        release = _release(entry)
+        wish = self._versions.wish(release.model)
+        if wish is None or release.version not in (wish.meant, wish.previous):
+            try:
+                if await in_thread(self._staging.is_present, release):
+                    await in_thread(self._staging.unregister, release)
+                    LOGGER.info("%s is removed: it went back from its trial", _full_name(release))
+            except ConflictError as error:
+                LOGGER.info("%s stays for now: %s", _full_name(release), error)
+                if error.code != "model_exists":
+                    return False
+        await self._journal.tidied(entry.update.version)
+        return True
+
     async def _look_for_damage(self, entry: Entry, error: DamagedFileError) -> Event:
         """Drop the pieces that are wrong on the disk; if none is, the release itself contradicts itself."""
         pieces = next(each for each in self._journal.piece_lists(entry.update.version) if each.digest == error.digest)

@@ -90,14 +90,15 @@ class Wishes:
             version: Only if this one is wished for still, unless it is "".
 
         Raises:
-            NotFoundError: There is no wish; or somebody asks, and there was no version before.
+            NotFoundError: There is no wish; or somebody asks, it is on trial no more, and none was before it. A first
+                version that is given up on trial leaves the name without a meaning.
         """
 
         def change(connection: Connection) -> Wish:
             current = self._known(connection, name)
             if version not in ("", current.version):
                 return _wish(connection, name)
-            if current.previous is None and code == ON_REQUEST and current.state != "rolled_back":
+            if current.previous is None and code == ON_REQUEST and current.state == "confirmed":
                 raise NotFoundError(
                     f"There was no version of {name} before {current.version}; nothing was changed.",
                     advice=f"Pull or import another one, then: appliance models activate {name}:VERSION",
