@@ -1,7 +1,7 @@
 """What the hub says of itself on `all/hub`: whether it is there, what its clock says, and to hold off for a while.
 
-Nothing of it is trusted further than the hub's own commands and jobs: its time judges only their expiry. What a kept (retained)
-message says of the time is as old as the message, so only a fresh one or an answer counts.
+Nothing of it is trusted further than the hub's own commands and jobs: its time judges only their expiry. What a kept
+(retained) message says of the time is as old as the message, so only a fresh one or an answer counts.
 """
 
 from __future__ import annotations

@@ -78,6 +78,14 @@ class _Stored:
     trouble: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Jobs:
+    """Who is asked for the current job, and the time by which jobs open and expire."""
+
+    asking: Asking
+    clock: Clock
+
+
 class FleetSession:
     """One attempt to speak for this box."""
 
@@ -127,7 +135,7 @@ class FleetSession:
         clock = HubClock(self._clock, hub)
         journal = Journal(database, clock, stored.mark.raise_floor)
         trust = Trust(device, TrustRecord(database), asking, release_floor=journal.floor)
-        updates = self._updates(device, connection, journal, trust, asking, clock)
+        updates = self._updates(device, connection, journal, trust, _Jobs(asking, clock))
         acknowledged = None if updates is None else updates.acknowledged
         telemetry = None if outbox is None else self._telemetry(identity, connection, outbox, hub, acknowledged)
         alarm = _log_alarm if telemetry is None else telemetry.collector.note
@@ -175,7 +183,7 @@ class FleetSession:
                 tasks.create_task(outbox.run(), name="fleet outbox")
 
     def _updates(
-        self, device: str, connection: Connection, journal: Journal, trust: Trust, asking: Asking, clock: Clock
+        self, device: str, connection: Connection, journal: Journal, trust: Trust, jobs: _Jobs
     ) -> Updates | None:
         if self._means.versions is None:
             return None
@@ -184,11 +192,11 @@ class FleetSession:
             connection,
             journal,
             releases=trust,
-            asking=asking,
+            asking=jobs.asking,
             registry=self._means.registry,
             versions=self._means.versions,
             settings=self._settings,
-            clock=clock,
+            clock=jobs.clock,
         )
 
     def _imports(self, device: str, database: Database, journal: Journal, updates: Updates, jobs: Clock) -> Imports:

@@ -22,7 +22,7 @@ from appliance.core.errors import (
 )
 from appliance.core.fleet import Job
 from appliance.core.releases import Release, ReleaseFile
-from appliance.core.wishes import ModelVersions, Soak, Wish
+from appliance.core.wishes import REQUESTED, ModelVersions, Soak, Wish
 from appliance.fleet.download import Download, Lies, in_thread, is_reserved, reserve
 from appliance.fleet.hub_source import HubBlocks
 from appliance.fleet.import_desk import folder_of
@@ -215,8 +215,9 @@ class Steps:
         release = _release(entry)
         if _is_meant(self._versions.wish(release.model), release):
             reason = f"{entry.update.code or 'recalled'}: {entry.update.detail}"
+            code = REQUESTED if entry.update.recall else entry.update.code or REQUESTED
             try:
-                await self._versions.rollback(release.model, origin=_origin(entry), reason=reason)
+                await self._versions.rollback(release.model, origin=_origin(entry), reason=reason, code=code)
             except NotFoundError as error:  # it was the first version: there is nothing to go back to
                 return Refused("no_previous_version", str(error))
         return Done()

@@ -193,10 +193,14 @@ async def test_a_part_that_finds_the_record_damaged_ends_the_session_for_the_nex
     database: Database,
 ) -> None:
     bench = Bench(database, Part("cmd", fails=UnreadableDatabaseError("The database is damaged.")))
-    with pytest.raises(ExceptionGroup) as ended:
+
+    async def session() -> None:
         async with asyncio.timeout(30), asyncio.TaskGroup() as group:
             group.create_task(bench.agent.run())
             await bench.agent.receive(Message("ea/1/dn/box/cmd", b""))
+
+    with pytest.raises(ExceptionGroup) as ended:
+        await session()
     assert ended.group_contains(UnreadableDatabaseError)
 
 

@@ -24,10 +24,10 @@ from appliance.core.fleet import (
 )
 from appliance.core.messaging import Message, Subscription
 from appliance.fleet.asking import Questions
-from appliance.security.certificates import HUB_NAME
 from appliance.hub.blocks import Blocks
 from appliance.messaging.connection import Connection
 from appliance.registry.install import import_model
+from appliance.security.certificates import HUB_NAME
 from tests.fleet.broker import Broker
 from tests.fleet.links import until
 from tests.fleet.updating import DEVICE, MODEL, Releases, UpdatingBox, sealed, tiny_model

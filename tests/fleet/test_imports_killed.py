@@ -29,7 +29,7 @@ def test_an_import_that_is_killed_anywhere_is_brought_to_its_end_by_the_next_sta
         then = life["then"]
         assert then["meant"] == "v1", life
         assert then["versions"] == ["1", "v1"], life
-        assert then["right"] and then["old"], life
-        assert then["partial"] == [] and then["requests"] == [], life
+        assert (then["right"], then["old"]) == (True, True), life
+        assert (then["partial"], then["requests"]) == ([], []), life
         assert not then["open"], life
         assert (then["floor"], then["newest"], then["reports"]) == (1, 0, 0), "the hub's jobs keep their numbers"

@@ -39,8 +39,13 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "data" / "fleet.db"
 
 
-async def lived(path: Path) -> None:
+def lived(path: Path) -> None:
     """Leave a record behind: three sessions, a floor, a model that was rolled back, marks and what was seen."""
+    asyncio.run(_lived(path))
+    opened(path)[0].close()  # the floor that was written above goes into the mark at the next start
+
+
+async def _lived(path: Path) -> None:
     database, mark, trouble = opened(path)
     assert trouble == ""
     ledger = DeviceLedger(database, mark.raise_epoch)
@@ -61,7 +66,6 @@ async def lived(path: Path) -> None:
 
     await database.write(write)
     database.close()
-    opened(path)[0].close()  # the floor that was written above goes into the mark at the next start
 
 
 def facts(path: Path) -> tuple[int, int, str | None, int]:
@@ -79,31 +83,19 @@ def facts(path: Path) -> tuple[int, int, str | None, int]:
         database.close()
 
 
-def content_of(path: Path) -> bytes:
-    return path.read_bytes()
-
-
-def write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-
-
-def is_there(path: Path) -> bool:
-    return path.exists()
-
-
 def aside(path: Path) -> Path:
     return path.with_name("fleet.db.damaged")
 
 
-async def test_a_sound_record_is_opened_as_it_is(path: Path) -> None:
-    await lived(path)
+def test_a_sound_record_is_opened_as_it_is(path: Path) -> None:
+    lived(path)
     assert facts(path) == (3, 3, "soak_errors: why", 21)
     assert not aside(path).exists()
 
 
-async def test_a_record_with_a_bad_page_anywhere_keeps_what_must_never_fall(path: Path) -> None:
+def test_a_record_with_a_bad_page_anywhere_keeps_what_must_never_fall(path: Path) -> None:
     """Each page in turn is overwritten; the marks hold, and of the rest at most that page's table is lost."""
-    await lived(path)
+    lived(path)
     sound, mark = path.read_bytes(), path.with_suffix(".mark").read_bytes()
     refused = rescued = 0
     for start in range(0, len(sound), PAGE):
@@ -124,8 +116,8 @@ async def test_a_record_with_a_bad_page_anywhere_keeps_what_must_never_fall(path
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, PAGE, PAGE + 1, 3 * PAGE, -PAGE, -100])
-async def test_a_torn_or_empty_record_keeps_what_must_never_fall(path: Path, size: int) -> None:
-    await lived(path)
+def test_a_torn_or_empty_record_keeps_what_must_never_fall(path: Path, size: int) -> None:
+    lived(path)
     sound = path.read_bytes()
     path.write_bytes(sound[:size])
     epoch, floor, _, sequence = facts(path)
@@ -137,17 +129,17 @@ async def test_a_torn_or_empty_record_keeps_what_must_never_fall(path: Path, siz
         assert size in (0, 1, -100)
 
 
-async def test_a_record_that_is_gone_keeps_what_must_never_fall(path: Path) -> None:
-    await lived(path)
+def test_a_record_that_is_gone_keeps_what_must_never_fall(path: Path) -> None:
+    lived(path)
     path.unlink()
     epoch, floor, why, sequence = facts(path)
     assert (epoch, floor, why) == (3, 3, None)
     assert sequence > MARGIN
 
 
-async def test_a_log_that_is_torn_anywhere_leaves_a_record_that_is_whole(path: Path, tmp_path: Path) -> None:
+def test_a_log_that_is_torn_anywhere_leaves_a_record_that_is_whole(path: Path, tmp_path: Path) -> None:
     """What a transaction had written is there or not, whatever is left of the write-ahead log."""
-    await lived(path)
+    lived(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as writer:
         for number in range(4, 9):
             writer.execute("UPDATE device SET epoch = ?", (number,))
@@ -168,8 +160,8 @@ async def test_a_log_that_is_torn_anywhere_leaves_a_record_that_is_whole(path: P
     assert found == set(range(3, 9))
 
 
-async def test_a_log_with_flipped_bits_leaves_a_record_that_is_whole(path: Path, tmp_path: Path) -> None:
-    await lived(path)
+def test_a_log_with_flipped_bits_leaves_a_record_that_is_whole(path: Path, tmp_path: Path) -> None:
+    lived(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as writer:
         for number in range(4, 9):
             writer.execute("UPDATE device SET epoch = ?", (number,))
@@ -189,15 +181,15 @@ async def test_a_log_with_flipped_bits_leaves_a_record_that_is_whole(path: Path,
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff" * 100, b'{"epoch": -1}', b'{"epoch": "3"}', b"[" * 100_000])
-async def test_a_torn_mark_is_made_anew_from_the_record(path: Path, content: bytes) -> None:
-    await lived(path)
+def test_a_torn_mark_is_made_anew_from_the_record(path: Path, content: bytes) -> None:
+    lived(path)
     path.with_suffix(".mark").write_bytes(content)
     assert facts(path)[:2] == (3, 3)
     assert MarkFile(path.with_suffix(".mark")).mark == Mark(3, 21 - 1, {"chat": 3})
 
 
-async def test_with_record_and_mark_both_damaged_the_box_begins_above_its_former_sessions(path: Path) -> None:
-    await lived(path)
+def test_with_record_and_mark_both_damaged_the_box_begins_above_its_former_sessions(path: Path) -> None:
+    lived(path)
     path.with_suffix(".mark").write_bytes(b"torn")
     path.write_bytes(b"no database " * 1000)
     epoch, floor, _, sequence = facts(path)
@@ -206,8 +198,8 @@ async def test_with_record_and_mark_both_damaged_the_box_begins_above_its_former
     assert floor == 0, "nothing is left to tell"
 
 
-async def test_a_record_of_a_newer_program_is_left_alone(path: Path) -> None:
-    await lived(path)
+def test_a_record_of_a_newer_program_is_left_alone(path: Path) -> None:
+    lived(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("INSERT INTO schema_migrations VALUES (99, 'later', 'now')")
     before = path.read_bytes()
@@ -223,10 +215,10 @@ class KilledError(Exception):
 
 
 @pytest.mark.parametrize("change", range(1, 12))
-async def test_a_rescue_that_is_broken_off_anywhere_is_done_again(
+def test_a_rescue_that_is_broken_off_anywhere_is_done_again(
     path: Path, change: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await lived(path)
+    lived(path)
     sound = path.read_bytes()
     path.write_bytes(sound[: 2 * PAGE] + random.Random(1).randbytes(PAGE) + sound[3 * PAGE :])
     left = change
@@ -257,10 +249,10 @@ async def test_a_rescue_that_is_broken_off_anywhere_is_done_again(
     assert not path.with_suffix(".new").exists()
 
 
-async def test_a_disk_that_is_full_leaves_the_damaged_record_for_the_next_try(
+def test_a_disk_that_is_full_leaves_the_damaged_record_for_the_next_try(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await lived(path)
+    lived(path)
     path.write_bytes(path.read_bytes()[: 2 * PAGE])
     with monkeypatch.context() as patched:
 
