@@ -20,7 +20,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from appliance.core.errors import ApplianceError, UnreadableDatabaseError
+from appliance.core.errors import ApplianceError, StorageError, UnreadableDatabaseError
 from appliance.fleet.schema import open_fleet_database
 from appliance.store.database import Connection, Database
 from appliance.store.private_files import read_file, remove_file, rename_file, write_file
@@ -31,6 +31,8 @@ LOGGER = logging.getLogger("appliance.fleet")
 MARGIN = 1_000_000
 """More reports than are ever made between two starts."""
 _NEW_YEAR_2024 = 1_704_067_200
+_LARGEST = 2**40
+"""No box has had so many sessions: a flipped bit says so."""
 
 Number = Annotated[int, Meta(ge=0, le=2**53)]
 
@@ -55,7 +57,7 @@ class MarkFile:
     def __init__(self, path: Path) -> None:
         """Use this file, which is made when there is something to keep."""
         self._path = path
-        self._mark = self._read()
+        self._mark = self._written = self._read()
         self._turn = asyncio.Lock()
 
     @property
@@ -64,11 +66,12 @@ class MarkFile:
         return self._mark
 
     def keep(self, mark: Mark) -> None:
-        """Replace it, if that changes anything."""
-        if mark != self._mark:
-            self._mark = mark
+        """Replace it, if that changes anything; what could not be written is written with the next change."""
+        self._mark = mark
+        if mark != self._written:
             try:
                 write_file(self._path, msgspec.json.encode(mark))
+                self._written = mark
             except ApplianceError as error:
                 LOGGER.warning("the mark beside the fleet's record is not kept: %s", error)
 
@@ -157,17 +160,21 @@ def _rescue(path: Path) -> None:
         LOGGER.warning("rows that were carried over: %s", carry_over(aside(path), database))
     finally:
         database.close()
+    log = new.with_name(f"{new.name}-wal")
+    if log.exists() and log.stat().st_size:
+        raise StorageError(f"The new {path.name} could not be finished; the damaged one is kept beside it.")
     rename_file(new, path)
 
 
 def _reconcile(connection: Connection, mark: Mark, was_damaged: bool, now: float) -> Mark:
     """Bring record and mark to the higher of both."""
     epoch = int(connection.execute("SELECT epoch FROM device").fetchone()[0])
+    is_possible = 0 <= epoch <= _LARGEST
     row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'update_reports'").fetchone()
     reports = 0 if row is None else int(row[0])
-    if was_damaged or epoch < mark.epoch:
+    if was_damaged or not is_possible or epoch < mark.epoch:
         began = 0 if mark.epoch else max(0, int((now - _NEW_YEAR_2024) // 60))  # more than there were sessions
-        epoch = max(epoch, mark.epoch, began)
+        epoch = max(epoch if is_possible else 0, mark.epoch, began)
         reports = max(reports, mark.reports, began) + MARGIN
         connection.execute("UPDATE device SET epoch = ?", (epoch,))
         connection.execute("DELETE FROM sqlite_sequence WHERE name = 'update_reports'")

@@ -262,6 +262,9 @@ class Steps:
         """Drop the pieces that are wrong on the disk; if none is, the release itself contradicts itself."""
         pieces = next(each for each in self._journal.piece_lists(entry.update.version) if each.digest == error.digest)
         try:
+            if not await in_thread(is_reserved, self._blobs, pieces):  # torn, or grown: its length alone is wrong
+                await self._journal.commit(pieces.digest, b"")
+                await in_thread(reserve, self._blobs, pieces)
             with self._open(pieces, Lies(), _Teller(self._journal, entry, [])) as download:
                 await download.drop_wrong()
                 if download.complete:

@@ -198,6 +198,24 @@ def test_with_record_and_mark_both_damaged_the_box_begins_above_its_former_sessi
     assert floor == 0, "nothing is left to tell"
 
 
+def test_an_epoch_that_cannot_be_is_not_believed(path: Path) -> None:
+    lived(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("UPDATE device SET epoch = 4611686018427387907")  # 3, and one bit
+    assert facts(path)[:3] == (3, 3, "soak_errors: why")
+
+
+def test_a_mark_that_the_disk_did_not_take_is_written_with_the_next_change(path: Path) -> None:
+    lived(path)
+    file = MarkFile(path.with_suffix(".mark"))
+    path.with_suffix(".mark").unlink()
+    path.with_suffix(".mark").mkdir()
+    asyncio.run(file.raise_epoch(4))
+    path.with_suffix(".mark").rmdir()
+    asyncio.run(file.raise_floor("chat", 2))
+    assert MarkFile(path.with_suffix(".mark")).mark == Mark(4, 20, {"chat": 3}), "a floor never falls"
+
+
 def test_a_record_of_a_newer_program_is_left_alone(path: Path) -> None:
     lived(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:

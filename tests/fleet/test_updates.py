@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -386,8 +386,27 @@ async def test_an_unacknowledged_report_is_sent_again_in_the_next_session_and_ho
     opened.close()
 
 
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+
+
+def torn(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def lengthened(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"more")
+
+
+@pytest.mark.parametrize("spoil", [flipped, torn, emptied, lengthened])
 async def test_a_file_that_rots_before_it_is_staged_is_fetched_again(
-    box: UpdatingBox, job: Job, monkeypatch: pytest.MonkeyPatch
+    box: UpdatingBox, job: Job, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None]
 ) -> None:
     perform = box.steps.perform
     rotten: list[Path] = []
@@ -395,9 +414,8 @@ async def test_a_file_that_rots_before_it_is_staged_is_fetched_again(
     async def rot(effect: Effect, entry: Entry) -> Event:
         if effect == "stage" and not rotten:
             (path,) = box.blobs.partial_folder.glob("sha256-" + "[0-9a-f]" * 64)
-            content = bytearray(path.read_bytes())
-            content[1000] ^= 1
-            path.write_bytes(content)
+            spoil(path)
+            assert meant(box) == "1"
             rotten.append(path)
         return await perform(effect, entry)
 
