@@ -56,7 +56,7 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
 
 
 def job_of(bench: Bench, **changes: float) -> Job:
-    return msgspec.structs.replace(bench.job, **changes)  # type: ignore[arg-type]
+    return msgspec.structs.replace(bench.job, **changes)
 
 
 @pytest.mark.parametrize("opened", [(0.0, True), (NOW + TEN_YEARS, True)], indirect=True, ids=["1970", "ahead"])

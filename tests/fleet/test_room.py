@@ -25,6 +25,7 @@ from appliance.fleet.command_ledger import CommandLedger
 from appliance.fleet.diagnostics import unpack
 from appliance.fleet.means import FleetMeans
 from appliance.fleet.overlay import with_hub_settings
+from appliance.fleet.recovery import MarkFile, open_or_rescue
 from appliance.fleet.room import Fleet, open_fleet
 from appliance.observe.metrics import Metrics
 from appliance.registry.versions import open_registry
@@ -295,22 +296,25 @@ async def test_a_box_whose_record_is_damaged_comes_back_as_itself_and_is_taken_f
 
 
 async def unreadable(*_: object) -> bool:
-    raise UnreadableDatabaseError("The database is damaged.")  # SQLite tells once the page is no longer in its cache
+    raise UnreadableDatabaseError("The database is damaged.")  # SQLite says so once a page is not in its cache any more
 
 
 async def test_a_record_that_rots_while_the_box_runs_is_mended_without_a_restart(
     hub: SmallHub, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def rotten(path: Path, now: float) -> tuple[Database, MarkFile, str]:
+        path.write_bytes(b"rot" * 10_000)
+        return open_or_rescue(path, now)
+
     monkeypatch.setattr("appliance.fleet.room.AGAIN_S", 0.05)
-    accept = CommandLedger.accept
     async with Box(data).running():
         await hub.until(lambda: hub.states and hub.reports)
         epoch = hub.states[-1].epoch
-        (data / "fleet.db").write_bytes(b"rot" * 10_000)
-        monkeypatch.setattr(CommandLedger, "accept", unreadable)
-        await hub.ask("ping")
-        await hub.until(lambda: hub.states[-1].epoch > epoch and hub.states[-1].status == "online")
-        monkeypatch.setattr(CommandLedger, "accept", accept)
+        with monkeypatch.context() as patched:
+            patched.setattr("appliance.fleet.session.open_or_rescue", rotten)
+            patched.setattr(CommandLedger, "accept", unreadable)
+            await hub.ask("ping")
+            await hub.until(lambda: hub.states[-1].epoch > epoch and hub.states[-1].status == "online")
         assert (await hub.command("ping")).ok
     assert (data / "fleet.db.damaged").exists()
 
