@@ -14,6 +14,9 @@ from typing import Literal, Protocol
 
 from appliance.core.releases import Criteria
 
+REQUESTED = "requested"
+"""Code of a way back that somebody asked for."""
+
 WishState = Literal["trial", "confirmed", "rolled_back"]
 
 
@@ -113,8 +116,15 @@ class ModelVersions(Protocol):
         """
         ...
 
-    async def rollback(self, name: str, *, origin: str, reason: str) -> Wish:
+    async def rollback(self, name: str, *, origin: str, reason: str, code: str = REQUESTED) -> Wish:
         """Write the wish that a name means the version before again; durable when this returns.
+
+        Args:
+            name: The model's short name.
+            origin: Who wishes it.
+            reason: For a person.
+            code: The same for programs. Only for another than `REQUESTED` a first version is given up too, so that
+                the name means nothing.
 
         Raises:
             NotFoundError: The name has no wish, or there was no version before.

@@ -22,7 +22,7 @@ import msgspec
 
 from appliance import __version__
 from appliance.core.clock import Clock
-from appliance.core.errors import ApplianceError
+from appliance.core.errors import ApplianceError, UnreadableDatabaseError
 from appliance.core.fleet import HUB_TOPIC, ROOT, DeviceState, DownKind, Question, up
 from appliance.core.messaging import Link, Message, Subscription
 from appliance.fleet.clones import HOLD_OFF_S, CloneWatch
@@ -96,6 +96,8 @@ class FleetAgent:
         self._alarm_again = self._since
         self._state = DeviceState(0, "lost", 0.0, __version__, instance)
         self._connected = asyncio.Event()
+        self._damaged = asyncio.Event()
+        self._damage: UnreadableDatabaseError | None = None
 
     # The session, as the connection tells of it
 
@@ -105,7 +107,11 @@ class FleetAgent:
         Raises:
             StorageError: The epoch cannot be written; a session without one of its own must not be.
         """
-        epoch = await self._ledger.next_epoch()
+        try:
+            epoch = await self._ledger.next_epoch()
+        except UnreadableDatabaseError as error:
+            self._note_damage(error)
+            raise
         self._since = self._clock.monotonic()
         self._state = DeviceState(epoch, "lost", self._clock.unix(), __version__, self._instance)
         return self._message("lost")
@@ -165,11 +171,25 @@ class FleetAgent:
     # Work in between
 
     async def run(self) -> None:
-        """Let the parts work until cancelled, connected or not."""
+        """Let the parts work until cancelled, connected or not.
+
+        Raises:
+            UnreadableDatabaseError: What is stored has been damaged meanwhile: the next session mends it.
+        """
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._end_when_damaged(), name="fleet record")
             tasks.create_task(self._learn_time(), name="fleet time")
             for part in self._parts:
                 tasks.create_task(self._keep_running(part), name=f"fleet {type(part).__name__}")
+
+    def _note_damage(self, error: UnreadableDatabaseError) -> None:
+        self._damage = error
+        self._damaged.set()
+
+    async def _end_when_damaged(self) -> None:
+        await self._damaged.wait()
+        assert self._damage is not None, "it is set before the event"
+        raise self._damage
 
     async def _keep_running(self, part: FleetPart) -> None:
         failures = 0
@@ -182,6 +202,8 @@ class FleetAgent:
         """Return whether a part's work ended well; what it raises is logged and goes no further."""
         try:
             await work
+        except UnreadableDatabaseError as error:
+            self._note_damage(error)
         except ApplianceError as error:
             LOGGER.warning("%s of the fleet's agent failed: %s", type(part).__name__, error)
         except Exception:

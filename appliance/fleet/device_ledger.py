@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from appliance.store.database import Connection, Database
 
 
 class DeviceLedger:
     """Owns the table `device` of `fleet.db`."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, copy: Callable[[int], Awaitable[None]] | None = None) -> None:
+        """Keep it in `fleet.db`, and each new epoch in a copy as well."""
         self._database = database
+        self._copy = copy
 
     @property
     def epoch(self) -> int:
@@ -22,4 +26,7 @@ class DeviceLedger:
         def write(connection: Connection) -> int:
             return int(connection.execute("UPDATE device SET epoch = epoch + 1 RETURNING epoch").fetchone()[0])
 
-        return await self._database.write(write)
+        epoch = await self._database.write(write)
+        if self._copy is not None:
+            await self._copy(epoch)
+        return epoch

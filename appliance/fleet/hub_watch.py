@@ -1,7 +1,7 @@
 """What the hub says of itself on `all/hub`: whether it is there, what its clock says, and to hold off for a while.
 
-Nothing of it is trusted further than the hub's own commands: its time judges only their expiry. What a kept (retained)
-message says of the time is as old as the message, so only a fresh one or an answer counts.
+Nothing of it is trusted further than the hub's own commands and jobs: its time judges only their expiry. What a kept
+(retained) message says of the time is as old as the message, so only a fresh one or an answer counts.
 """
 
 from __future__ import annotations
@@ -91,3 +91,20 @@ class HubWatch:
         """Wake those who wait; whoever comes later waits for the next news."""
         self._news.set()
         self._news = asyncio.Event()
+
+
+class HubClock:
+    """The time by which jobs open and expire: the hub, which wrote it there, says what time it is."""
+
+    def __init__(self, clock: Clock, hub: HubWatch) -> None:
+        """Go by our own clock until the hub's time was heard."""
+        self._clock = clock
+        self._hub = hub
+
+    def monotonic(self) -> float:
+        """Return seconds from an arbitrary start; never goes back."""
+        return self._clock.monotonic()
+
+    def unix(self) -> float:
+        """Return seconds since 1970 by the hub's clock as far as it was heard, else by our own."""
+        return self._hub.unix()

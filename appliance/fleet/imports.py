@@ -67,6 +67,7 @@ class Imports:
         trust_of: TrustOf,
         versions: ModelVersions,
         clock: Clock,
+        job_time: Callable[[], float] | None = None,
         look_s: float = LOOK_S,
     ) -> None:
         """Take what the work needs.
@@ -78,6 +79,7 @@ class Imports:
             trust_of: Verifies a folder.
             versions: The model wishes.
             clock: For deadlines.
+            job_time: The time by which jobs expire, if that is not the clock's.
             look_s: How often the desk is looked at.
         """
         self._desk = desk
@@ -86,6 +88,7 @@ class Imports:
         self._trust_of = trust_of
         self._versions = versions
         self._clock = clock
+        self._job_time = job_time or clock.unix
         self._look_s = look_s
         self._told: dict[str, ImportAnswer] = {}
 
@@ -148,7 +151,8 @@ class Imports:
         if wish is not None and wish.meant == release.version and wish.state == "confirmed":
             detail = f"{release.model}:{release.version} is what this box runs already."
             return ImportAnswer("confirmed", True, True, release.model, release.version, 100, "", detail)
-        job = msgspec.structs.replace(job, id=_job_id(name), expires=request.expires, force=request.force)
+        expires = request.expires - self._clock.unix() + self._job_time()
+        job = msgspec.structs.replace(job, id=_job_id(name), expires=expires, force=request.force)
         await self._installing.install(from_folder(job, folder))
         return None
 

@@ -11,7 +11,7 @@ no number from the hub's jobs, and the hub, which knows nothing of it, gets no r
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -33,6 +33,9 @@ KEPT_JOBS = 50
 PERCENT_STEP = 5
 FIRST_LOCAL = -(2**53)
 """Jobs of the box itself count up from here, so that among themselves too the newest is the highest."""
+
+CopyFloor = Callable[[str, int], Awaitable[None]]
+"""Keeps the counter of a model's newest confirmed release elsewhere too; durable when it returns."""
 
 _FETCHED = frozenset({"fetched", "staged", "testing", "trial", "confirmed", "rolled_back"})
 
@@ -62,9 +65,11 @@ class Entry:
 class Journal:
     """The tables of `updates_schema`."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock, copy_floor: CopyFloor | None = None) -> None:
+        """Keep them in `fleet.db`, and each new floor in a copy as well."""
         self._database = database
         self._clock = clock
+        self._copy_floor = copy_floor
 
     def current(self) -> Entry | None:
         """Return the oldest job that is not over: what it began is undone before a newer one begins."""
@@ -78,6 +83,17 @@ class Journal:
             return None if row is None else _entry(connection, row["version"])
 
         return self._database.read(look)
+
+    def leftover(self) -> Entry | None:
+        """Return a job that went back from its trial, whose version is registered still; None if there is none."""
+        sql = "SELECT version FROM updates WHERE leftover = 1 ORDER BY version"
+        found = self._database.read(lambda each: [_entry(each, row["version"]) for row in each.execute(sql).fetchall()])
+        return next((each for each in found if each is not None and each.release is not None), None)
+
+    async def tidied(self, version: int) -> None:
+        """Note that nothing is left of a job's version, or that it is somebody else's now."""
+        sql = "UPDATE updates SET leftover = 0 WHERE version = ?"
+        await self._database.write(lambda connection: connection.execute(sql, (version,)) and None)
 
     def newest(self) -> int:
         """Return the highest version of a job that was seen, 0 for none."""
@@ -134,9 +150,18 @@ class Journal:
             self._store(connection, begun, new)
             if entry.release is not None and not new.recall:
                 self._conclude(connection, entry.release, new)
+                if new.state == "confirmed":
+                    confirmed.append(entry.release)
+                elif new.over and begun.state == "trial" and not entry.was_present:
+                    connection.execute("UPDATE updates SET leftover = 1 WHERE version = ?", (begun.version,))
             return new
 
-        return await self._database.write(write)
+        confirmed: list[Release] = []
+        written = await self._database.write(write)
+        if self._copy_floor is not None:
+            for release in confirmed:
+                await self._copy_floor(release.model, release.counter)
+        return written
 
     async def expire(self, begun: Update) -> None:
         """End a job whose time is over."""
@@ -207,11 +232,8 @@ class Journal:
 
     def rolled_back(self, digest: str) -> str | None:
         """Return why a model file was rolled back here, or None if it was not."""
-        row = self._database.read(
-            lambda connection: connection.execute(
-                "SELECT code, detail FROM update_rolled_back WHERE digest = ?", (digest,)
-            ).fetchone()
-        )
+        sql = "SELECT code, detail FROM update_rolled_back WHERE digest = ?"
+        row = self._database.read(lambda connection: connection.execute(sql, (digest,)).fetchone())
         return f"{row['code']}: {row['detail']}" if row else None
 
     async def tell_percent(self, begun: Update, percent: int) -> None:
@@ -246,9 +268,7 @@ class Journal:
     def floor(self, model: str) -> int:
         """Return the counter of the newest release of a model that was confirmed here: no older one is installed."""
         row = self._database.read(
-            lambda connection: connection.execute(
-                "SELECT counter FROM update_floors WHERE model = ?", (model,)
-            ).fetchone()
+            lambda each: each.execute("SELECT counter FROM update_floors WHERE model = ?", (model,)).fetchone()
         )
         return row["counter"] if row else 0
 

@@ -26,7 +26,7 @@ from appliance.fleet.command_ledger import CommandLedger
 from appliance.fleet.commands import Commands
 from appliance.fleet.device_ledger import DeviceLedger
 from appliance.fleet.diagnostics import DiagnosticsSources
-from appliance.fleet.hub_watch import HubWatch
+from appliance.fleet.hub_watch import HubClock, HubWatch
 from appliance.fleet.identity import Identity, IdentityFolder
 from appliance.fleet.import_desk import ImportDesk
 from appliance.fleet.imports import Imports
@@ -34,9 +34,9 @@ from appliance.fleet.job_acks import JobAcknowledgements
 from appliance.fleet.journal import Journal
 from appliance.fleet.means import FleetMeans
 from appliance.fleet.part import Asking, FleetPart
+from appliance.fleet.recovery import MarkFile, open_or_rescue
 from appliance.fleet.renewal import Renewal
 from appliance.fleet.reported import box_facts
-from appliance.fleet.schema import open_fleet_database
 from appliance.fleet.signed_files import FolderAsking
 from appliance.fleet.telemetry import Telemetry
 from appliance.fleet.trust import Trust
@@ -68,6 +68,24 @@ class _Telemetry:
     collector: Collector
 
 
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """What a session opened; `trouble` is what was wrong with the database, or ""."""
+
+    database: Database
+    mark: MarkFile
+    outbox: Outbox | None
+    trouble: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Jobs:
+    """Who is asked for the current job, and the time by which jobs open and expire."""
+
+    asking: Asking
+    clock: Clock
+
+
 class FleetSession:
     """One attempt to speak for this box."""
 
@@ -97,7 +115,8 @@ class FleetSession:
         """
         async with AsyncExitStack() as stack:
             stack.enter_context(await asyncio.to_thread(own, self._settings.fleet_lock_path, _in_use))
-            database = await asyncio.to_thread(open_fleet_database, self._settings.fleet_path)
+            path, now = self._settings.fleet_path, self._clock.unix()
+            database, mark, trouble = await asyncio.to_thread(open_or_rescue, path, now)
             stack.callback(database.close)
             root = await asyncio.to_thread(identity.root.read_bytes)
             await TrustRecord(database).anchor(root)
@@ -107,14 +126,16 @@ class FleetSession:
                 limits = Limits(bytes=self._settings.fleet_outbox_bytes)
                 outbox = await asyncio.to_thread(Outbox, self._settings.telemetry_path, self._clock, limits)
                 stack.push_async_callback(outbox.close)
-            await self._speak(identity, database, outbox)
+            await self._speak(identity, _Stored(database, mark, outbox, trouble))
 
-    async def _speak(self, identity: Identity, database: Database, outbox: Outbox | None) -> None:
+    async def _speak(self, identity: Identity, stored: _Stored) -> None:
+        database, outbox = stored.database, stored.outbox
         connection, device, hub = self._connection(identity), identity.device, HubWatch(self._clock)
         asking = Questions(device, connection)
-        journal = Journal(database, self._clock)
+        clock = HubClock(self._clock, hub)
+        journal = Journal(database, clock, stored.mark.raise_floor)
         trust = Trust(device, TrustRecord(database), asking, release_floor=journal.floor)
-        updates = self._updates(device, connection, journal, trust, asking)
+        updates = self._updates(device, connection, journal, trust, _Jobs(asking, clock))
         acknowledged = None if updates is None else updates.acknowledged
         telemetry = None if outbox is None else self._telemetry(identity, connection, outbox, hub, acknowledged)
         alarm = _log_alarm if telemetry is None else telemetry.collector.note
@@ -136,7 +157,7 @@ class FleetSession:
             ),
         ]
         if updates is not None:
-            parts += [updates, self._imports(device, database, journal, updates)]
+            parts += [updates, self._imports(device, database, journal, updates, clock)]
         if telemetry is not None:
             parts += [telemetry.sending, telemetry.collector]
         elif updates is not None:
@@ -145,7 +166,7 @@ class FleetSession:
             device,
             identity.instance,
             connection,
-            DeviceLedger(database),
+            DeviceLedger(database, stored.mark.raise_epoch),
             hub=hub,
             asking=asking,
             parts=parts,
@@ -153,6 +174,8 @@ class FleetSession:
             metrics=metrics,
             alarm=alarm,
         )
+        if stored.trouble:
+            await alarm("record_damaged", {"what": stored.trouble[:300]})
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(agent.run(), name="fleet parts")
             tasks.create_task(connection.run(), name="fleet connection")
@@ -160,7 +183,7 @@ class FleetSession:
                 tasks.create_task(outbox.run(), name="fleet outbox")
 
     def _updates(
-        self, device: str, connection: Connection, journal: Journal, trust: Trust, asking: Asking
+        self, device: str, connection: Connection, journal: Journal, trust: Trust, jobs: _Jobs
     ) -> Updates | None:
         if self._means.versions is None:
             return None
@@ -169,14 +192,14 @@ class FleetSession:
             connection,
             journal,
             releases=trust,
-            asking=asking,
+            asking=jobs.asking,
             registry=self._means.registry,
             versions=self._means.versions,
             settings=self._settings,
-            clock=self._clock,
+            clock=jobs.clock,
         )
 
-    def _imports(self, device: str, database: Database, journal: Journal, updates: Updates) -> Imports:
+    def _imports(self, device: str, database: Database, journal: Journal, updates: Updates, jobs: Clock) -> Imports:
         def trust_of(folder: Path) -> Trust:
             return Trust(device, TrustRecord(database), FolderAsking(folder), release_floor=journal.floor)
 
@@ -188,6 +211,7 @@ class FleetSession:
             trust_of=trust_of,
             versions=self._means.versions,
             clock=self._clock,
+            job_time=jobs.unix,
         )
 
     def _telemetry(

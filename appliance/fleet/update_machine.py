@@ -148,7 +148,7 @@ def due(update: Update, now: float) -> tuple[Effect, float]:
     """Return the one side effect that is due, and for `wait` until when to wait, in Unix seconds."""
     if update.over:
         return "none", 0.0
-    if now < update.retry_at:
+    if now < update.retry_at <= now + LONGEST_PAUSE_S:  # no pause is longer, so a clock has gone back meanwhile
         return "wait", update.retry_at
     if update.state == "reserved" and not update.ending and now < update.not_before:
         return "wait", update.not_before

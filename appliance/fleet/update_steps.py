@@ -22,7 +22,7 @@ from appliance.core.errors import (
 )
 from appliance.core.fleet import Job
 from appliance.core.releases import Release, ReleaseFile
-from appliance.core.wishes import ModelVersions, Soak, Wish
+from appliance.core.wishes import REQUESTED, ModelVersions, Soak, Wish
 from appliance.fleet.download import Download, Lies, in_thread, is_reserved, reserve
 from appliance.fleet.hub_source import HubBlocks
 from appliance.fleet.import_desk import folder_of
@@ -215,8 +215,9 @@ class Steps:
         release = _release(entry)
         if _is_meant(self._versions.wish(release.model), release):
             reason = f"{entry.update.code or 'recalled'}: {entry.update.detail}"
+            code = REQUESTED if entry.update.recall else entry.update.code or REQUESTED
             try:
-                await self._versions.rollback(release.model, origin=_origin(entry), reason=reason)
+                await self._versions.rollback(release.model, origin=_origin(entry), reason=reason, code=code)
             except NotFoundError as error:  # it was the first version: there is nothing to go back to
                 return Refused("no_previous_version", str(error))
         return Done()
@@ -235,10 +236,35 @@ class Steps:
         if wish is None or release.version not in (wish.version, wish.previous):
             await in_thread(self._staging.unregister, release)
 
+    async def tidy(self, entry: Entry) -> bool:
+        """Remove a version that went back from its trial, unless somebody wants it by now.
+
+        What speaks against it (`rolled_back`) stays in the journal. While a process has it loaded it stays.
+
+        Returns:
+            Whether that is done with.
+        """
+        release = _release(entry)
+        wish = self._versions.wish(release.model)
+        if wish is None or release.version not in (wish.meant, wish.previous):
+            try:
+                if await in_thread(self._staging.is_present, release):
+                    await in_thread(self._staging.unregister, release)
+                    LOGGER.info("%s is removed: it went back from its trial", _full_name(release))
+            except ConflictError as error:
+                LOGGER.info("%s stays for now: %s", _full_name(release), error)
+                if error.code != "model_exists":
+                    return False
+        await self._journal.tidied(entry.update.version)
+        return True
+
     async def _look_for_damage(self, entry: Entry, error: DamagedFileError) -> Event:
         """Drop the pieces that are wrong on the disk; if none is, the release itself contradicts itself."""
         pieces = next(each for each in self._journal.piece_lists(entry.update.version) if each.digest == error.digest)
         try:
+            if not await in_thread(is_reserved, self._blobs, pieces):  # torn, or grown: its length alone is wrong
+                await self._journal.commit(pieces.digest, b"")
+                await in_thread(reserve, self._blobs, pieces)
             with self._open(pieces, Lies(), _Teller(self._journal, entry, [])) as download:
                 await download.drop_wrong()
                 if download.complete:

@@ -16,7 +16,7 @@ from contextlib import suppress
 import msgspec
 
 from appliance.core.clock import Clock
-from appliance.core.errors import ApplianceError, UnavailableError
+from appliance.core.errors import ApplianceError, StorageError, UnavailableError
 from appliance.core.fleet import DownKind, Job, JobReport, Question, up
 from appliance.core.messaging import Link, Message
 from appliance.fleet.hub_source import HubBlocks
@@ -152,10 +152,19 @@ class Updates:
         while True:
             self._news.clear()
             entry = self._journal.current()
-            if entry is None:
-                await self._news.wait()
-            else:
+            if entry is not None:
                 await self._step(entry)
+            elif (left := self._journal.leftover()) is None:
+                await self._news.wait()
+            elif not await self._tidied(left):
+                await self._sleep(LOOK_AGAIN_S)
+
+    async def _tidied(self, left: Entry) -> bool:
+        try:
+            return await self._steps.tidy(left)
+        except StorageError as error:
+            LOGGER.warning("what the job %s left behind cannot be removed now: %s", left.job.id, error)
+            return False
 
     async def _step(self, entry: Entry) -> None:
         now = self._clock.unix()

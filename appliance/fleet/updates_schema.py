@@ -61,3 +61,6 @@ JOURNAL = (
     """,
 )
 """`progress`: an `Update` as JSON. `progress_of`: the job version, where the report only tells how far a fetch is."""
+
+LEFTOVERS = ("ALTER TABLE updates ADD COLUMN leftover INTEGER NOT NULL DEFAULT 0",)
+"""`leftover`: the job was on trial and went back, and its version is registered still."""

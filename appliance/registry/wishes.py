@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from appliance.core.clock import Clock, SystemClock
 from appliance.core.errors import ConflictError, NotFoundError
 from appliance.core.releases import Criteria
-from appliance.core.wishes import Soak, Wish
+from appliance.core.wishes import REQUESTED, Soak, Wish
 from appliance.registry import trial as policy
 from appliance.registry.trial import Trial
 from appliance.registry.versions import RegisteredModel, Registry
@@ -33,7 +33,6 @@ from appliance.store.database import Connection, Database
 
 GUARD = "box"
 """The actor of what the box decides by itself."""
-ON_REQUEST = "requested"
 
 
 class Wishes:
@@ -78,7 +77,7 @@ class Wishes:
         return self._database.write_blocking(change)
 
     def roll_back(
-        self, name: str, *, reason: str, origin: str = GUARD, code: str = ON_REQUEST, version: str = ""
+        self, name: str, *, reason: str, origin: str = GUARD, code: str = REQUESTED, version: str = ""
     ) -> Wish:
         """Wish for the version before again. What was rolled back already stays as it is.
 
@@ -97,7 +96,7 @@ class Wishes:
             current = self._known(connection, name)
             if version not in ("", current.version):
                 return _wish(connection, name)
-            if current.previous is None and code == ON_REQUEST and current.state != "rolled_back":
+            if current.previous is None and code == REQUESTED and current.state != "rolled_back":
                 raise NotFoundError(
                     f"There was no version of {name} before {current.version}; nothing was changed.",
                     advice=f"Pull or import another one, then: appliance models activate {name}:VERSION",

@@ -90,6 +90,11 @@ class LoadedEmbedders:
         """Return the full names of the models that embed now."""
         return frozenset(self._loaded)
 
+    @property
+    def loading(self) -> bool:
+        """Return True while something may be coming or going."""
+        return self._loading.locked()
+
     @asynccontextmanager
     async def lease(self, name: str) -> AsyncIterator[LoadedEmbedder]:
         """Route a request: yield the embedder of that name, loading it first if need be; it stays until the end.

@@ -67,7 +67,7 @@ class LoadedModels:
         self._loaded: dict[str, LoadedModel] = {}
         self.short_names = ShortNames(registry)
         self.versions = TextVersions(
-            self.short_names, self._loaded, settings.max_loaded_models, self._load_version, self._unload, self._spare
+            self.short_names, self._loaded, settings.max_loaded_models, self._load, self._unload, self._spare
         )
         self._switch = VersionSwitch(self.versions, wishes)
         self._wishes: dict[str, _Wish] = {}
@@ -93,6 +93,11 @@ class LoadedModels:
     def idle(self) -> bool:
         """Return True if no request is open, and no model is being loaded for one."""
         return not self._working and all(each.idle for each in self._loaded.values())
+
+    @property
+    def loading(self) -> bool:
+        """Return True while something may be coming or going."""
+        return self._working
 
     def find(self, name: str) -> LoadedModel:
         """Return the model of that name, or the base of that adapter, if it runs.
@@ -320,10 +325,6 @@ class LoadedModels:
         self._loaded[registered.full_name] = model
         self.short_names.loaded(registered)
         return model
-
-    async def _load_version(self, registered: RegisteredModel) -> None:
-        """Load a version beside the one that answers, which alone says whether the box is ready."""
-        await self._load(registered)
 
     async def _make_room(self, registered: RegisteredModel) -> None:
         """Unload idle models, longest unused first, until the number and the memory allow one more.

@@ -91,6 +91,7 @@ class Observed:
         available: Bytes of memory that are free.
         total: Bytes of memory there are.
         was_scarce: Memory was short before this version was loaded.
+        taken: Bytes of memory that the version has taken, see `Footprint`.
     """
 
     elapsed_s: float
@@ -102,6 +103,29 @@ class Observed:
     available: int
     total: int
     was_scarce: bool = False
+    taken: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a version has taken of the memory of a process that it shares with others.
+
+    Attributes:
+        taken: Bytes by which the process grew since the trial began, without what others' loading and going changed.
+        resident: Bytes of the process at the last look.
+        others: What else was loaded then.
+    """
+
+    taken: int
+    resident: int
+    others: frozenset[str]
+
+
+def looked(before: Footprint, resident: int, others: frozenset[str], *, others_load: bool) -> Footprint:
+    """Return the footprint after one more look; growth while something else comes or goes is not held against it."""
+    is_its_own = not others_load and others == before.others
+    grown = resident - before.resident if is_its_own else 0
+    return Footprint(max(0, before.taken + grown), resident, others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +160,13 @@ def judge(soak: Soak, criteria: Criteria, seen: Observed) -> Verdict:
             "soak_memory",
             f"{seen.available / 2**20:.0f} of {seen.total / 2**20:.0f} MiB of memory were free, "
             f"and at least {SCARCE_SHARE:.0%} must be.",
+        )
+    if 0 < criteria.most_memory < seen.taken:
+        return Verdict(
+            "rolled_back",
+            "soak_over_budget",
+            f"It has taken {seen.taken / 2**20:.0f} MiB of memory, and at most {criteria.most_memory / 2**20:.0f} are "
+            "allowed.",
         )
     rate = seen.errors / max(1, seen.requests)
     if rate > criteria.most_error_rate and (is_over or seen.errors >= LEAST_ERRORS):

@@ -94,6 +94,11 @@ class LoadedTensorModels:
         """Return the full names of the models that are loaded."""
         return frozenset(self._loaded)
 
+    @property
+    def loading(self) -> bool:
+        """Return True while something may be coming or going."""
+        return any(each.begun for each in self._loads.values())
+
     def find(self, name: str) -> LoadedTensorModel | None:
         """Return the model of that full name if it is loaded; it may be gone as soon as the caller awaits anything."""
         return self._loaded.get(name)

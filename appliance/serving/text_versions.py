@@ -18,7 +18,7 @@ class TextVersions:
     Attributes:
         loaded: What is loaded, as it changes.
         most: How many may be loaded at once.
-        load: Loads one more.
+        load: Loads one more; which of them answers alone says whether the box is ready.
         unload: Unloads one.
         spare: Unloads something idle other than the model of that name, or returns False.
     """
@@ -26,7 +26,7 @@ class TextVersions:
     short_names: ShortNames
     loaded: Mapping[str, LoadedModel]
     most: int
-    load: Callable[[RegisteredModel], Awaitable[None]]
+    load: Callable[[RegisteredModel], Awaitable[object]]
     unload: Callable[[LoadedModel], Awaitable[None]]
     spare: Callable[[str], Awaitable[bool]]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,18 +16,28 @@ from typing import Protocol
 from appliance.core.errors import NotFoundError
 from appliance.core.wishes import Wish
 from appliance.observe.metrics import VersionMetrics
-from appliance.observe.resources import memory
+from appliance.observe.resources import memory, resident_memory
 from appliance.registry.wish_rows import Terms
 from appliance.registry.wishes import Wishes
-from appliance.serving.soak import Observed, Record, Verdict, is_scarce, judge
+from appliance.serving.soak import Footprint, Observed, Record, Verdict, is_scarce, judge, looked
 from appliance.serving.switching import Loader
 
 LOGGER = logging.getLogger("appliance.serving")
 LOOK_S = 1.0
 
 
-class Wakeable(Protocol):
-    """Whatever compares wish and fact by itself, but could do so sooner."""
+class Kind(Protocol):
+    """One kind of loaded models: it compares wish and fact by itself, but could do so sooner."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Return the full names of what is loaded."""
+        ...
+
+    @property
+    def loading(self) -> bool:
+        """Return True while something may be coming or going."""
+        ...
 
     def wake(self) -> None:
         """Compare them at once."""
@@ -41,11 +52,13 @@ class _Watched:
         seen_at: The loop's time when it was.
         answers_since: When its version began to answer, or None while it does not.
         was_scarce: Memory was short before.
+        footprint: What it has taken of the memory.
     """
 
     version: str
     seen_at: float
     was_scarce: bool
+    footprint: Footprint
     answers_since: float | None = None
 
 
@@ -53,12 +66,12 @@ class Trials:
     """Watches every trial of the box."""
 
     def __init__(
-        self, wishes: Wishes, loaders: Sequence[Loader], wakeable: Sequence[Wakeable], metrics: VersionMetrics
+        self, wishes: Wishes, loaders: Sequence[Loader], kinds: Sequence[Kind], metrics: VersionMetrics
     ) -> None:
         """Watch those versions that the loaders have; nothing happens until `run`."""
         self._wishes = wishes
         self._loaders = loaders
-        self._wakeable = wakeable
+        self._kinds = kinds
         self._metrics = metrics
         self._watched: dict[str, _Watched] = {}
         self._known: dict[str, Wish] = {}
@@ -79,7 +92,7 @@ class Trials:
     def wake(self) -> None:
         """Bring the facts to the wishes at once."""
         self._look.set()
-        for each in self._wakeable:
+        for each in self._kinds:
             each.wake()
 
     async def _look_once(self) -> None:
@@ -105,7 +118,7 @@ class Trials:
             elif wish.state == "rolled_back":
                 self._metrics.rolled_back(name)
         self._known = now
-        for each in self._wakeable:
+        for each in self._kinds:
             each.wake()
 
     async def _watch(self, wish: Wish) -> None:
@@ -113,9 +126,14 @@ class Trials:
         watched = self._watched.get(wish.name)
         if watched is None or watched.version != wish.version:
             free = memory()
-            watched = _Watched(wish.version, now, is_scarce(free.available, free.total))
+            footprint = Footprint(0, resident_memory(os.getpid()), self._others(wish))
+            watched = _Watched(wish.version, now, is_scarce(free.available, free.total), footprint)
             self._watched[wish.name] = watched
         record = self._record(wish)
+        others_load = watched.answers_since is not None and any(each.loading for each in self._kinds)
+        watched.footprint = looked(
+            watched.footprint, resident_memory(os.getpid()), self._others(wish), others_load=others_load
+        )
         if record is None:
             watched.answers_since = None
         elif watched.answers_since is None:
@@ -140,6 +158,9 @@ class Trials:
         except NotFoundError as error:  # the wish was withdrawn meanwhile
             LOGGER.info("%s", error)
         self._look.set()
+
+    def _others(self, wish: Wish) -> frozenset[str]:
+        return frozenset().union(*(each.names for each in self._kinds)) - {f"{wish.name}:{wish.version}"}
 
     def _record(self, wish: Wish) -> Record | None:
         """Return what became of a version's requests, of all kinds, or None while it does not answer."""
@@ -170,4 +191,5 @@ def _observed(watched: _Watched, record: Record | None, terms: Terms, now: float
         available=free.available,
         total=free.total,
         was_scarce=watched.was_scarce,
+        taken=watched.footprint.taken,
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from appliance.core.errors import NotFoundError
 from appliance.core.releases import Criteria
 from appliance.core.settings import Settings
-from appliance.core.wishes import SelfTestReport, Soak, Wish
+from appliance.core.wishes import REQUESTED, SelfTestReport, Soak, Wish
 from appliance.registry.wishes import Wishes
 from appliance.serving.self_test import run_self_test
 from appliance.serving.trials import Trials
@@ -47,9 +47,9 @@ class WishedVersions:
         self._trials.wake()
         return wish
 
-    async def rollback(self, name: str, *, origin: str, reason: str) -> Wish:
+    async def rollback(self, name: str, *, origin: str, reason: str, code: str = REQUESTED) -> Wish:
         """Go back to the version before; see `core.wishes.ModelVersions.rollback`."""
-        wish = await asyncio.to_thread(self._wishes.roll_back, name, origin=origin, reason=reason)
+        wish = await asyncio.to_thread(self._wishes.roll_back, name, origin=origin, reason=reason, code=code)
         self._trials.wake()
         return wish
 

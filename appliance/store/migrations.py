@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 from appliance.core.errors import StorageError, UnreadableDatabaseError
 
+NEWER = "schema_newer"
+"""Code of the error that a database of a newer program is answered with."""
+
 
 @dataclass(frozen=True, slots=True)
 class Migration:
@@ -219,6 +222,7 @@ def check_history(connection: sqlite3.Connection, migrations: Sequence[Migration
         raise UnreadableDatabaseError(
             f"The database has schema version {applied[-1][0]}; this program knows {len(wanted)}.",
             advice="A newer appliance wrote it. Install that version again, or restore a backup from before it.",
+            code=NEWER,
         )
     if applied != wanted[: len(applied)]:
         found = ", ".join(f"{number} {name}" for number, name in applied)

@@ -377,7 +377,7 @@ class ScriptedVersions:
         self._wishes[name] = Wish(name, version, "1", state, "", "", 0.0, origin)
         return self._wishes[name]
 
-    async def rollback(self, name: str, *, origin: str, reason: str) -> Wish:
+    async def rollback(self, name: str, *, origin: str, reason: str, code: str = "requested") -> Wish:
         self._wishes[name] = Wish(name, "2", "1", "rolled_back", reason, "requested", 0.0, origin)
         return self._wishes[name]
 

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from appliance.core.clock import SystemClock
-from appliance.core.errors import InvalidRequestError, UnavailableError
+from appliance.core.errors import InvalidRequestError, UnavailableError, UnreadableDatabaseError
 from appliance.core.fleet import HUB_TOPIC, Answer, DeviceState, DownKind, HubState, down
 from appliance.core.messaging import Message
 from appliance.fleet.agent import FleetAgent
@@ -187,6 +187,21 @@ async def test_a_part_whose_work_ends_in_an_error_is_started_anew(
         await again.wait()
         running.cancel()
     assert part.ran == 3
+
+
+async def test_a_part_that_finds_the_record_damaged_ends_the_session_for_the_next_to_mend_it(
+    database: Database,
+) -> None:
+    bench = Bench(database, Part("cmd", fails=UnreadableDatabaseError("The database is damaged.")))
+
+    async def session() -> None:
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            group.create_task(bench.agent.run())
+            await bench.agent.receive(Message("ea/1/dn/box/cmd", b""))
+
+    with pytest.raises(ExceptionGroup) as ended:
+        await session()
+    assert ended.group_contains(UnreadableDatabaseError)
 
 
 async def test_a_connection_that_is_gone_while_greeting_is_told_to_whoever_opened_it(database: Database) -> None:

@@ -16,14 +16,16 @@ import msgspec
 import pytest
 
 from appliance.core.clock import SystemClock
-from appliance.core.errors import ConflictError, NotFoundError
+from appliance.core.errors import ConflictError, NotFoundError, UnreadableDatabaseError
 from appliance.core.fleet import Command, Desired, HubState, down
 from appliance.core.messaging import Message
 from appliance.core.settings import load_settings
 from appliance.core.types import Health
+from appliance.fleet.command_ledger import CommandLedger
 from appliance.fleet.diagnostics import unpack
 from appliance.fleet.means import FleetMeans
 from appliance.fleet.overlay import with_hub_settings
+from appliance.fleet.recovery import MarkFile, open_or_rescue
 from appliance.fleet.room import Fleet, open_fleet
 from appliance.observe.metrics import Metrics
 from appliance.registry.versions import open_registry
@@ -264,13 +266,57 @@ async def test_a_broker_that_was_away_is_found_again_in_a_newer_session(hub: Sma
 async def test_a_broken_identity_or_database_is_a_log_line_and_nothing_else(
     hub: SmallHub, data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (data / "fleet.db").write_bytes(b"no database" * 1000)
+    (data / "fleet.db").mkdir()
     box = Box(data)
     async with box.running() as fleet:
         await until(lambda: "begins anew in 60 s" in caplog.text)
         await fleet.say_goodbye()
     assert hub.states == []
     assert box.settings.queue_size == 64
+
+
+@pytest.mark.parametrize("content", [b"no database" * 1000, b"", None], ids=["rotten", "empty", "gone"])
+async def test_a_box_whose_record_is_damaged_comes_back_as_itself_and_is_taken_for_no_clone(
+    hub: SmallHub, data: Path, content: bytes | None
+) -> None:
+    async with Box(data).running():
+        await hub.until(lambda: hub.states)
+        hub.broker.restart(memory=False)
+        await hub.until(lambda: hub.states[-1].epoch >= 2 and hub.states[-1].status == "online")
+    before = hub.states[-1]
+    for suffix in ("-wal", "-shm", ""):
+        (data / f"fleet.db{suffix}").unlink(missing_ok=True)
+    if content is not None:
+        (data / "fleet.db").write_bytes(content)
+    async with Box(data).running():
+        await hub.until(lambda: hub.states[-1].epoch > before.epoch and hub.states[-1].status == "online")
+        assert hub.states[-1].instance == before.instance
+        assert (await hub.command("ping")).ok
+    assert (data / "fleet.db.damaged").exists() == bool(content)
+
+
+async def unreadable(*_: object) -> bool:
+    raise UnreadableDatabaseError("The database is damaged.")  # SQLite says so once a page is not in its cache any more
+
+
+async def test_a_record_that_rots_while_the_box_runs_is_mended_without_a_restart(
+    hub: SmallHub, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rotten(path: Path, now: float) -> tuple[Database, MarkFile, str]:
+        path.write_bytes(b"rot" * 10_000)
+        return open_or_rescue(path, now)
+
+    monkeypatch.setattr("appliance.fleet.room.AGAIN_S", 0.05)
+    async with Box(data).running():
+        await hub.until(lambda: hub.states and hub.reports)
+        epoch = hub.states[-1].epoch
+        with monkeypatch.context() as patched:
+            patched.setattr("appliance.fleet.session.open_or_rescue", rotten)
+            patched.setattr(CommandLedger, "accept", unreadable)
+            await hub.ask("ping")
+            await hub.until(lambda: hub.states[-1].epoch > epoch and hub.states[-1].status == "online")
+        assert (await hub.command("ping")).ok
+    assert (data / "fleet.db.damaged").exists()
 
 
 async def test_a_second_box_with_the_same_identity_is_noticed_and_backed_off_from(

@@ -266,6 +266,32 @@ async def test_live_rows_pass_a_history_that_trickles(tmp_path: Path) -> None:
         assert left > 2000
 
 
+async def test_a_months_backlog_drains_whole_and_starves_no_live_health(tmp_path: Path) -> None:
+    """Thirty days without a hub: health by the hour, a sample every five minutes; a million rows are a benchmark's."""
+    clock = SetClock(1_800_000_000.0)
+    async with ends(tmp_path, clock=clock, limits=replace(QUICK, shortest_wait_s=60.0)) as each:
+        for hour in range(30 * 24):
+            await each.outbox.append("health", "x", {"hour": hour})
+            for minute in range(0, 60, 5):
+                await each.outbox.append("sample", "x", {"hour": hour, "minute": minute})
+            clock.pass_(3600.0)
+        each.wire.held = []
+        await each.telemetry.connected()
+        await until(lambda: len(each.wire.seen) >= 1 + QUICK.history_window)
+        first = each.batches()[0]
+        assert (first.stream, first.first) == ("health", 720), "the newest health goes first"
+        await each.outbox.append("health", "x", {"hour": 720})
+        await until(lambda: any(batch.stream == "health" and batch.last == 721 for batch in each.batches()))
+        assert each.kept() == {}, "and passes a history of which nothing was acknowledged yet"
+        assert each.outbox.held()["sample"].rows == 8640, "nothing leaves the box before the hub has it"
+        each.wire.release()
+        await until(lambda: is_empty(each.outbox))
+        kept = each.kept()
+        assert len(kept) == 721 + 8640
+        assert [kept["health", 1, number]["hour"] for number in range(1, 722)] == list(range(721))
+        assert each.outbox.lost == 0
+
+
 async def test_a_batch_is_as_large_as_may_be_and_no_larger(tmp_path: Path) -> None:
     async with ends(tmp_path) as each:
         for _ in range(30):

@@ -111,6 +111,13 @@ def test_a_job_expires_before_its_trial_and_says_what_the_trouble_was(state: Job
     assert expire(ended, 200.0) == ended
 
 
+def test_a_clock_that_goes_back_does_not_make_a_pause_of_years() -> None:
+    stumbled = after(Update("job", 1, state="fetching"), Stumbled("unreachable", "no route", now=2_100_000_000.0))
+    assert due(stumbled, 2_100_000_001.0)[0] == "wait"
+    assert due(stumbled, 1_800_000_000.0) == ("fetch", 0.0)
+    assert due(stumbled, 0.0) == ("fetch", 0.0)
+
+
 def test_a_trial_does_not_expire() -> None:
     update = at("trial", expires=100.0)
     assert expire(update, 200.0) == update

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,15 @@ async def test_a_release_is_verified_fetched_staged_tested_tried_and_confirmed(
     assert box.registry.resolve("tiny:1")
     assert box.journal.floor(MODEL) == 2
     assert sorted(each.name for each in box.blobs.partial_folder.iterdir()) == []
+
+
+async def tidied(box: UpdatingBox) -> None:
+    """Let the box work until it has nothing to do."""
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        working = group.create_task(box.updates.run())
+        while box.journal.current() is not None or box.journal.leftover() is not None:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        working.cancel()
 
 
 async def run_until(box: UpdatingBox, job: Job, *states: str) -> JobReport:
@@ -142,8 +151,8 @@ async def test_a_failed_soak_goes_back_and_is_not_tried_again_unless_it_is_force
     box.versions.soaks = False
     report = await run_until(box, job)
     assert (report.state, report.code) == ("rolled_back", "soak_errors")
-    assert meant(box) == "1"
-    assert box.journal.floor(MODEL) == 0
+    await tidied(box)
+    nothing_changed(box)
     box.versions.soaks = True
     report = await run_until(box, again(job, 3))
     assert (report.state, report.code) == ("rejected", "rolled_back_before")
@@ -151,6 +160,62 @@ async def test_a_failed_soak_goes_back_and_is_not_tried_again_unless_it_is_force
     report = await run_until(box, again(job, 4, force=True))
     assert (report.state, report.attempt) == ("confirmed", 3)
     assert meant(box) == "2"
+
+
+@pytest.mark.parametrize("soaks", [False, None], ids=["failed", "canceled"])
+async def test_the_first_version_ever_that_goes_back_from_its_trial_leaves_none(
+    tmp_path: Path, releases: Releases, job: Job, soaks: bool | None
+) -> None:
+    opened = UpdatingBox(tmp_path / "data", KeptLink(), releases, folders=[releases.folder])
+    opened.versions.soaks = soaks
+    assert await opened.updates.take(sealed(job))
+    await opened.until("trial", "rolled_back", job=job.id)
+    if soaks is None:
+        assert await opened.updates.take(sealed(Job(DEVICE, "stop", 9, "cancel")))
+    await tidied(opened)
+    assert opened.states(job.id)[-1] == ("rolled_back" if soaks is False else "canceled")
+    assert opened.registry.list() == []
+    assert list(opened.blobs.folder.iterdir()) == []
+    assert opened.journal.floor(MODEL) == 0
+    digest = releases.releases[job.target].files[0].digest
+    assert (opened.journal.rolled_back(digest) is not None) == (soaks is False)
+    opened.close()
+
+
+async def test_a_version_that_went_back_stays_while_it_is_loaded_and_goes_after_a_restart(
+    box: UpdatingBox, releases: Releases, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.fleet.updates.LOOK_AGAIN_S", 0.01)
+    box.versions.soaks = None
+    assert await box.updates.take(sealed(job))
+    await box.until("trial", job=job.id)
+    with box.registry.hold(box.registry.resolve("tiny:2")):
+        box.versions.soaks = False
+        box.versions.changed.set()
+        assert (await box.until("rolled_back", "confirmed", job=job.id)).state == "rolled_back"
+        assert box.journal.leftover() is not None
+        assert [each.full_name for each in box.registry.list()] == ["tiny:1", "tiny:2"]
+    box.close()
+    second = UpdatingBox(tmp_path / "data", KeptLink(), releases)
+    try:
+        await tidied(second)
+        nothing_changed(second)
+    finally:
+        second.close()
+
+
+async def test_a_version_that_went_back_stays_if_somebody_wants_it_or_had_it_before(
+    box: UpdatingBox, releases: Releases, job: Job, tmp_path: Path
+) -> None:
+    """What a person had imported before the update stays; and so does what he wished for after it."""
+    content = tiny_model(tmp_path / "new.gguf")
+    import_model(tmp_path / "new.gguf", box.registry, name=MODEL, version="2", licence="MIT")
+    box.versions.kept.activate("tiny:1", origin="a person", soak=None)
+    box.versions.soaks = False
+    assert (await run_until(box, job)).state == "rolled_back"
+    await tidied(box)
+    assert box.registry.resolve("tiny:2").files[0].path.read_bytes() == content
+    assert meant(box) == "1"
 
 
 async def test_a_hostile_model_never_reaches_native_code(box: UpdatingBox, releases: Releases) -> None:
@@ -179,7 +244,7 @@ CANCELED_IN = ("seen", "verified", "reserved", "fetching", "fetched", "staged", 
 
 @pytest.mark.parametrize("state", CANCELED_IN)
 async def test_a_cancel_in_every_state_leaves_what_was_there(
-    box: UpdatingBox, job: Job, state: str, monkeypatch: pytest.MonkeyPatch
+    box: UpdatingBox, releases: Releases, job: Job, state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each side effect is stopped on its way, in the state in which it is due."""
     effects = ("verify", "reserve", "begin_fetch", "fetch", "stage", "begin_test", "test", "settle")
@@ -205,11 +270,11 @@ async def test_a_cancel_in_every_state_leaves_what_was_there(
         report = await box.until("canceled", "confirmed", "failed", job=job.id)
     assert (report.state, report.code) == ("canceled", "canceled")
     assert box.states("stop") == ["canceled"]
-    if state == "trial":
-        assert meant(box) == "1"
-        assert box.journal.floor(MODEL) == 0
-    else:
-        nothing_changed(box)
+    await tidied(box)
+    nothing_changed(box)
+    assert box.journal.rolled_back(releases.releases[job.target].files[0].digest) is None, (
+        "a cancel says nothing against it"
+    )
 
 
 async def test_of_two_jobs_the_newer_wins_and_the_older_is_reported_canceled(
@@ -223,6 +288,22 @@ async def test_of_two_jobs_the_newer_wins_and_the_older_is_reported_canceled(
     older = [each for each in box.reports() if each.job == job.id][-1]
     assert (older.state, older.code) == ("canceled", "superseded")
     assert meant(box) == "3"
+
+
+@pytest.mark.parametrize("newer_first", [False, True])
+async def test_two_jobs_that_race_end_with_the_newer_whichever_comes_first(
+    box: UpdatingBox, job: Job, releases: Releases, tmp_path: Path, newer_first: bool
+) -> None:
+    newer = releases.add(tiny_model(tmp_path / "newer.gguf", seed=2), version="3", counter=3)
+    racing = [newer, job] if newer_first else [job, newer]
+    taken = await asyncio.gather(*(box.updates.take(sealed(each)) for each in racing))
+    assert taken == ([True, False] if newer_first else [True, True])
+    assert (await box.until("confirmed", "failed", job=newer.id)).state == "confirmed"
+    await tidied(box)
+    assert meant(box) == "3"
+    assert [each.full_name for each in box.registry.list()] == ["tiny:1", "tiny:3"]
+    assert box.states(job.id)[-1:] == ([] if newer_first else ["canceled"])
+    assert (box.journal.floor(MODEL), box.journal.newest()) == (3, 3)
 
 
 async def test_a_recall_goes_back_to_the_version_before(box: UpdatingBox, job: Job) -> None:
@@ -305,8 +386,27 @@ async def test_an_unacknowledged_report_is_sent_again_in_the_next_session_and_ho
     opened.close()
 
 
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+
+
+def torn(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def lengthened(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"more")
+
+
+@pytest.mark.parametrize("spoil", [flipped, torn, emptied, lengthened])
 async def test_a_file_that_rots_before_it_is_staged_is_fetched_again(
-    box: UpdatingBox, job: Job, monkeypatch: pytest.MonkeyPatch
+    box: UpdatingBox, job: Job, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None]
 ) -> None:
     perform = box.steps.perform
     rotten: list[Path] = []
@@ -314,9 +414,8 @@ async def test_a_file_that_rots_before_it_is_staged_is_fetched_again(
     async def rot(effect: Effect, entry: Entry) -> Event:
         if effect == "stage" and not rotten:
             (path,) = box.blobs.partial_folder.glob("sha256-" + "[0-9a-f]" * 64)
-            content = bytearray(path.read_bytes())
-            content[1000] ^= 1
-            path.write_bytes(content)
+            spoil(path)
+            assert meant(box) == "1"
             rotten.append(path)
         return await perform(effect, entry)
 

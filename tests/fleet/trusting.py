@@ -60,7 +60,8 @@ class Hub:
         self.clock = clock
         self.folder = folder
         self.authority = Authority(folder, clock)
-        self.authority.create()
+        if not (folder / "repository").exists():  # a site that is visited again
+            self.authority.create()
         self.director = Director(self.authority)
         self.lies: dict[str, Lie] = {}
         self.silent = False

@@ -19,7 +19,7 @@ from appliance.core.errors import UnavailableError, UntrustedError
 from appliance.core.fleet import PIECE_BYTES, Answer, Job, JobReport, Question
 from appliance.core.messaging import Link
 from appliance.core.releases import JOB_TYPE, Criteria, Release, ReleaseFile, release_target
-from appliance.core.wishes import SelfTestReport, Soak, Wish
+from appliance.core.wishes import REQUESTED, SelfTestReport, Soak, Wish
 from appliance.fleet.hub_source import HubBlocks
 from appliance.fleet.journal import Journal
 from appliance.fleet.pieces import PieceList, hashes_of
@@ -132,8 +132,8 @@ class Tried:
     async def activate(self, full_name: str, *, origin: str, soak: Soak | None, criteria: Criteria) -> Wish:
         return self.kept.activate(full_name, origin=origin, soak=soak, criteria=criteria)
 
-    async def rollback(self, name: str, *, origin: str, reason: str) -> Wish:
-        wish = self.kept.roll_back(name, origin=origin, reason=reason)
+    async def rollback(self, name: str, *, origin: str, reason: str, code: str = REQUESTED) -> Wish:
+        wish = self.kept.roll_back(name, origin=origin, reason=reason, code=code)
         self.changed.set()
         return wish
 

@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from appliance.core.errors import ConflictError, EngineError
 from appliance.core.releases import Criteria
 from appliance.core.wishes import Soak
-from appliance.serving.soak import LEAST_PACES, Observed, Record, Verdict, judge, percentile, recorded
+from appliance.serving.soak import (
+    LEAST_PACES,
+    Footprint,
+    Observed,
+    Record,
+    Verdict,
+    judge,
+    looked,
+    percentile,
+    recorded,
+)
 
 SOAK = Soak(seconds=10.0, requests=5, at_most_s=100.0)
 CRITERIA = Criteria(most_error_rate=0.1, most_latency_ratio=2.0)
@@ -52,6 +62,26 @@ def test_a_version_that_leaves_no_memory_goes_back_unless_it_was_short_before() 
     assert outcome(elapsed_s=1.0, available=19) == ("rolled_back", "soak_memory")
     assert outcome(elapsed_s=1.0, available=20) == ("goes_on", "")
     assert outcome(available=19, was_scarce=True) == ("confirmed", "")
+
+
+def test_a_version_that_takes_more_than_its_release_allows_goes_back_at_once() -> None:
+    allowed = Criteria(most_memory=100)
+    assert judge(SOAK, allowed, replace(WELL, elapsed_s=1.0, taken=101)).code == "soak_over_budget"
+    assert judge(SOAK, allowed, replace(WELL, elapsed_s=1.0, taken=100)).outcome == "goes_on"
+    assert outcome(taken=2**40) == ("confirmed", ""), "no budget, no limit"
+
+
+def test_what_others_take_while_they_come_or_go_is_not_held_against_a_version() -> None:
+    nobody, others = frozenset[str](), frozenset({"other:1"})
+    begun = Footprint(0, 1000, nobody)
+    grown = looked(begun, 1300, nobody, others_load=False)
+    assert grown == Footprint(300, 1300, nobody)
+    loading = looked(grown, 9000, nobody, others_load=True)
+    assert loading == Footprint(300, 9000, nobody)
+    arrived = looked(loading, 9500, others, others_load=False)
+    assert arrived == Footprint(300, 9500, others)
+    assert looked(arrived, 9600, others, others_load=False).taken == 400
+    assert looked(arrived, 0, others, others_load=False).taken == 0
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1))

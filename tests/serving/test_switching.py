@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from appliance.core.errors import EngineError, NotFoundError
+from appliance.core.releases import Criteria
 from appliance.core.types import Delta, Generation, GenerationRequest, SamplingParams
 from appliance.core.wishes import Soak
 from appliance.observe.resources import Memory
 from appliance.registry.versions import RegisteredModel
-from appliance.serving import loaded, switching
+from appliance.serving import loaded, switching, trials
 from appliance.serving.floor import ServingFloor
 from tests.serving.conftest import Box, serving, text_of
 
@@ -331,3 +332,40 @@ async def test_the_list_of_models_says_which_version_a_name_means(two: Box) -> N
         assert [(each.version, each.meant) for each in floor.text.cards()] == [("1", True), ("2", False)]
         wish(two, "tiny:2")
         assert [(each.version, each.meant) for each in floor.text.cards()] == [("1", False), ("2", True)]
+
+
+@pytest.mark.parametrize(
+    ("grows", "allowed", "outcome"), [(90, 64, "rolled_back"), (50, 64, "trial"), (90, 0, "trial")]
+)
+async def test_a_trial_is_held_against_the_memory_that_its_release_allows(
+    two: Box, monkeypatch: pytest.MonkeyPatch, grows: int, allowed: int, outcome: str
+) -> None:
+    """The gauge is set by hand, or the test would depend on what the allocator keeps; all else is real."""
+    monkeypatch.setattr(trials, "LOOK_S", 0.02)
+    mebibyte = 2**20
+    looks = 0
+    async with serving(two) as floor:
+
+        def resident(_: int) -> int:
+            nonlocal looks
+            looks += 1
+            return (500 + grows * ("tiny:2" in floor.models.names)) * mebibyte
+
+        monkeypatch.setattr(trials, "resident_memory", resident)
+        assert await answered(floor) == "tiny:1"
+        await floor.versions.activate(
+            "tiny:2", origin="test", soak=LONG, criteria=Criteria(most_memory=allowed * mebibyte)
+        )
+        if outcome == "trial":
+            await until(lambda: floor.models.short_names.answering.get("tiny") == "tiny:2")
+            seen = looks
+            await until(lambda: looks > seen + 5)
+        else:
+            ended = await floor.versions.settled("tiny")
+            assert ended.code == "soak_over_budget"
+            assert "90 MiB" in ended.reason
+            await until(lambda: floor.models.names == {"tiny:1"})
+            assert await answered(floor) == "tiny:1"
+        found = floor.versions.wish("tiny")
+        assert found is not None
+        assert found.state == outcome
