@@ -522,7 +522,12 @@ async def test_an_item_that_comes_meanwhile_costs_the_turn_or_forks_it(box: Scri
     assert texts(box, name) == ["First", "Fine.", "Quick"]
     assert box.models.forgotten == ({name} if fork else set()), "the turn's text is the fork's alone now"
     if fork:
-        assert texts(box, reply.json()["conversation"]["id"]) == ["First", "Fine.", "Second", "Late."]
+        body, forked = checked(reply.json()), reply.json()["conversation"]["id"]
+        assert texts(box, forked) == ["First", "Fine.", "Second", "Late."]
+        assert (await box.ask("GET", f"{URL}/{body['id']}")).json() == body
+        assert (await box.ask("DELETE", f"/v1/conversations/{forked}")).status == 200
+        assert (await box.ask("GET", f"{URL}/{body['id']}")).status == 404, "it goes with the fork"
+        assert texts(box, name) == ["First", "Fine.", "Quick"]
     else:
         assert reply.status == 409
 
