@@ -338,33 +338,22 @@ class ResponseRun:
     async def _finish(self, status: ResponseStatus, output: Sequence[Item] = (), **changes: Any) -> None:
         await self._feed.flush()
         now = int(self._means.clock.unix())
-        body = ended(self._body, status, output, usage_of(self._journal), now, **changes)
+        body: Mapping[str, Any] = ended(self._body, status, output, usage_of(self._journal), now, **changes)
         answers = status in ("completed", "incomplete") and bool(self.turn.conversation)
         append = (*self.turn.input, *output) if answers else ()
         after = self.turn.after if answers else None
         try:
-            await self._responses.end(self.id, status, body, append=append, after=after)
+            body = await self._responses.end(self.id, status, body, append=append, after=after)
         except ConflictError:
             if not (answers and self.turn.fork):
                 raise
-            body = {**body, "conversation": {"id": await self._fork(append)}}
-            await self._responses.end(self.id, status, body)
+            await self._means.models.forget({self.turn.conversation})  # its states have what is the fork's alone
+            body = await self._responses.end(self.id, status, body, append=append, after=after, fork=True)
         self._body = body
         self._means.metrics.response_ended(status)
         self._feed.close(terminal(body, self._narrator.next_number))
         if answers and self._asked is not None:
             self._means.compaction.consider(self._asked, self.turn)
-
-    async def _fork(self, items: Sequence[Item]) -> str:
-        """Put the turn into a fork of its conversation from where the turn began, and return the fork's id."""
-        turn, conversations = self.turn, self._means.conversations
-        await self._means.models.forget({turn.conversation})  # its states have what is the fork's alone from now on
-        if turn.after:
-            forked = await conversations.fork(turn.conversation, tenant=turn.tenant, at=turn.after)
-        else:
-            forked = await conversations.create(tenant=turn.tenant)
-        await conversations.append(forked.id, items, tenant=turn.tenant)
-        return forked.id
 
     async def _fail_quietly(self, status: ResponseStatus, error: ApplianceError | None) -> None:
         """End it without an answer; if not even that can be kept, say so to those who read along."""

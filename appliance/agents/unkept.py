@@ -27,8 +27,9 @@ class Keeper(Protocol):
         *,
         append: Sequence[Item] = (),
         after: str | None = None,
-    ) -> None:
-        """Keep how it ended."""
+        fork: bool = False,
+    ) -> Mapping[str, Any]:
+        """Keep how it ended, and return the response object as it is kept."""
         ...
 
 
@@ -49,5 +50,8 @@ class Unkept:
         *,
         append: Sequence[Item] = (),
         after: str | None = None,
-    ) -> None:
+        fork: bool = False,
+    ) -> Mapping[str, Any]:
         """Forget how it ended."""
+        del response, status, append, after, fork
+        return body

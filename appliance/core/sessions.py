@@ -253,11 +253,24 @@ class Responses(Protocol):
         *,
         append: Sequence[Item] = (),
         after: str | None = None,
+        fork: bool = False,
         events: Sequence[Mapping[str, Any]] = (),
-    ) -> None:
+    ) -> Mapping[str, Any]:
         """Keep how it ended; in the same transaction append items to its conversation, if it has one, and last events.
 
         A response ends once: a second end is ConflictError, and changes nothing.
+
+        Args:
+            response: Its id.
+            status: How it ended.
+            body: The response object.
+            append: What its conversation gains.
+            after: The item that is to be the conversation's last, if that is to be checked.
+            fork: If it is not, append to a fork from there; the response belongs to that from then on.
+            events: Its last ones.
+
+        Returns:
+            The response object as it is kept: it names the fork if there is one.
 
         Raises:
             ConflictError: It has ended, or its conversation has another item behind `after`.

@@ -89,25 +89,32 @@ class StoredResponses:
         *,
         append: Sequence[Item] = (),
         after: str | None = None,
+        fork: bool = False,
         events: Sequence[Mapping[str, Any]] = (),
-    ) -> None:
+    ) -> Mapping[str, Any]:
         """Keep how it ended; see `core.sessions.Responses.end`."""
         if status in UNFINISHED:
             raise InvalidRequestError(f"A response does not end by being {status}.")
         now = int(self._clock.unix())
 
-        def write(connection: Connection) -> None:
+        def write(connection: Connection) -> Mapping[str, Any]:
             row = _row(connection, response)
             if row["status"] not in UNFINISHED:
                 raise ConflictError(f"The response {response} has ended before: it is {row['status']}.")
-            if append and row["conversation"]:
-                conversation = conversation_row(connection, row["conversation"], row["tenant"])
-                append_items(connection, conversation, append, now=now, after=after, response=response)
+            name, kept = row["conversation"], body
+            if append and name:
+                conversation = conversation_row(connection, name, row["tenant"])
+                longer, _ = append_items(
+                    connection, conversation, append, now=now, after=after, fork_instead=fork, response=response
+                )
+                if longer["id"] != name:
+                    name, kept = longer["id"], {**body, "conversation": {"id": longer["id"]}}
             _add_events(connection, row["key"], events)
-            sql = "UPDATE responses SET status = ?, body = ? WHERE key = ?"
-            connection.execute(sql, (status, encoded(body), row["key"]))
+            sql = "UPDATE responses SET status = ?, body = ?, conversation = ? WHERE key = ?"
+            connection.execute(sql, (status, encoded(kept), name, row["key"]))
+            return kept
 
-        await self._database.write(write)
+        return await self._database.write(write)
 
     def get(self, response: str, *, tenant: str) -> StoredResponse:
         """Return one response."""

@@ -123,6 +123,25 @@ async def test_a_removed_item_is_taken_out_of_the_response_that_said_it(tmp_path
         assert files_with(tmp_path, "question") == []
 
 
+async def test_a_response_that_ended_in_a_fork_goes_with_the_fork_and_its_items(tmp_path: Path) -> None:
+    async with room(tmp_path) as each:
+        made = await each.conversations.create(tenant="a", items=[said("start", "i0")])
+        asked, answered = said("question", "i1"), said("answersecret", "i2", "assistant")
+        await each.responses.begin(response(conversation=made.id, request={"input": "question"}, input=[asked]))
+        await each.responses.add_step("resp_1", Step(0, "model", {"text": "answersecret"}))
+        await each.conversations.append(made.id, [said("quick")], tenant="a")
+        body = await each.responses.end(
+            "resp_1", "completed", {"output": [answered]}, append=[asked, answered], after="i0", fork=True
+        )
+        fork = body["conversation"]["id"]
+        await each.conversations.remove_item(fork, "i2", tenant="a")
+        assert files_with(tmp_path, "answersecret") == []
+        assert texts(each.responses.past("resp_1", tenant="a")) == ["question"]
+        await each.conversations.delete(fork, tenant="a")
+        assert files_with(tmp_path, "question", "resp_1") == []
+        assert texts(each.conversations.items(made.id, tenant="a")[0]) == ["start", "quick"]
+
+
 async def test_a_deleted_response_leaves_no_byte_and_those_behind_it_keep_their_own(tmp_path: Path) -> None:
     async with room(tmp_path) as each:
         previous = ""

@@ -78,6 +78,23 @@ async def test_a_conflict_at_the_end_changes_nothing(tmp_path: Path) -> None:
         assert texts(each.conversations.items(made.id, tenant="a")[0]) == ["0", "other"]
 
 
+async def test_who_was_overtaken_ends_in_a_fork_which_the_response_belongs_to(tmp_path: Path) -> None:
+    async with room(tmp_path) as each:
+        made = await each.conversations.create(tenant="a", items=[said("0", "i0")])
+        body = {"conversation": {"id": made.id}}
+        for name in ("resp_1", "resp_2"):
+            await each.responses.begin(response(name, conversation=made.id))
+        kept = await each.responses.end("resp_1", "completed", body, append=[said("1", "i1")], after="i0", fork=True)
+        assert kept == body, "nobody came before it"
+        kept = await each.responses.end("resp_2", "completed", body, append=[said("2", "i2")], after="i0", fork=True)
+        fork = kept["conversation"]["id"]
+        ended = each.responses.get("resp_2", tenant="a")
+        assert (ended.body, ended.conversation) == (kept, fork)
+        assert texts(each.conversations.items(made.id, tenant="a")[0]) == ["0", "1"]
+        assert texts(each.conversations.items(fork, tenant="a")[0]) == ["0", "2"]
+        assert each.conversations.get(fork, tenant="a").forked_from == made.id
+
+
 async def test_another_key_has_none_of_it(tmp_path: Path) -> None:
     async with room(tmp_path) as each:
         made = await each.conversations.create(tenant="a")
