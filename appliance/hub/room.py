@@ -38,6 +38,7 @@ from appliance.hub.enrolment_plug import plug_enrolment
 from appliance.hub.http.app import Router, create_hub_app
 from appliance.hub.http.devices import DeviceResource, device_operations
 from appliance.hub.http.rollouts import RolloutResource, rollout_operations
+from appliance.hub.key_watch import plug_key_watch
 from appliance.hub.mqtt import HubLink
 from appliance.hub.operators import MAKE_KEY, SCOPES
 from appliance.hub.overview import Overview
@@ -51,7 +52,7 @@ from appliance.hub.schema import MIGRATIONS
 from appliance.hub.telemetry_plug import plug_telemetry
 from appliance.hub.telemetry_store import SqliteTelemetry, TelemetryStore
 from appliance.hub.twin_store import SqliteTwins
-from appliance.hub.twins import Sign, Twins
+from appliance.hub.twins import Twins
 from appliance.observe.hub_metrics import HubMetrics
 from appliance.observe.logs import configure_logging
 from appliance.security.keys import KeyStore
@@ -82,7 +83,7 @@ class Means:
         questions: Where answerers register.
         counting: Of messages.
         closing: What a part opens, it has closed here.
-        sign: Puts a payload of a type into an envelope of the director's.
+        director: Puts a payload of a type into an envelope that the devices believe.
         commands: What devices are told to do.
         twins: What devices should be.
         telemetry: What devices told.
@@ -102,7 +103,7 @@ class Means:
     counting: Counting
     metrics: HubMetrics
     closing: AsyncExitStack
-    sign: Sign
+    director: Director
     commands: SqliteCommands
     twins: SqliteTwins
     telemetry: TelemetryStore
@@ -112,7 +113,7 @@ class Means:
 
 def plug_twins(means: Means) -> Twins:
     """Make the part that tells devices what they should be."""
-    twins = Twins(means.twins, means.link, means.sign, means.clock)
+    twins = Twins(means.twins, means.link, means.director, means.clock)
     means.presence.on_report(twins.note_report)
     means.questions.answer_with("desired", twins.answer)
     return twins
@@ -133,6 +134,7 @@ PLUGS: tuple[Callable[[Means], HubPart], ...] = (
     plug_telemetry,
     plug_rollouts,
     plug_blocks,
+    plug_key_watch,
 )
 """Each makes one part, in this order."""
 
@@ -308,7 +310,7 @@ def _means(settings: HubSettings, database: Database, stack: AsyncExitStack) -> 
         counting=metrics,
         metrics=metrics,
         closing=stack,
-        sign=Director(Authority(settings.data_dir, clock)).sign,
+        director=Director(Authority(settings.data_dir, clock)),
         commands=SqliteCommands(database, writes, clock),
         twins=SqliteTwins(database, clock),
         telemetry=SqliteTelemetry(database),
