@@ -114,7 +114,7 @@ class FleetSession:
         asking = Questions(device, connection)
         journal = Journal(database, self._clock)
         trust = Trust(device, TrustRecord(database), asking, release_floor=journal.floor)
-        updates = self._updates(device, connection, journal, trust, asking)
+        updates = self._updates(identity, connection, journal, trust, asking)
         acknowledged = None if updates is None else updates.acknowledged
         telemetry = None if outbox is None else self._telemetry(identity, connection, outbox, hub, acknowledged)
         alarm = _log_alarm if telemetry is None else telemetry.collector.note
@@ -160,12 +160,12 @@ class FleetSession:
                 tasks.create_task(outbox.run(), name="fleet outbox")
 
     def _updates(
-        self, device: str, connection: Connection, journal: Journal, trust: Trust, asking: Asking
+        self, identity: Identity, connection: Connection, journal: Journal, trust: Trust, asking: Asking
     ) -> Updates | None:
         if self._means.versions is None:
             return None
         return build_updates(
-            device,
+            identity.device,
             connection,
             journal,
             releases=trust,
@@ -174,6 +174,7 @@ class FleetSession:
             versions=self._means.versions,
             settings=self._settings,
             clock=self._clock,
+            tls=_tls(identity),
         )
 
     def _imports(self, device: str, database: Database, journal: Journal, updates: Updates) -> Imports:
@@ -233,7 +234,7 @@ class FleetSession:
                 host=identity.host,
                 port=identity.port,
                 client_id=identity.device,
-                tls=TlsFiles(identity.authority, identity.credentials, identity.credentials),
+                tls=_tls(identity),
                 clean_start=False,  # or the broker would end our last session, and say at once that we are lost
                 session_expiry_s=max(SESSION_EXPIRY_S, self._settings.fleet_will_delay_s),
             ),
@@ -281,6 +282,10 @@ class FleetSession:
         """Tell the hub that this end is meant, if it can be told at once."""
         if self._agent is not None:
             await self._agent.say_goodbye()
+
+
+def _tls(identity: Identity) -> TlsFiles:
+    return TlsFiles(identity.authority, identity.credentials, identity.credentials)
 
 
 def certificate_end(credentials: Path) -> float | None:

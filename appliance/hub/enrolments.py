@@ -164,6 +164,11 @@ class SqliteEnrolments:
         sql = "SELECT * FROM certificates WHERE revoked IS NOT NULL AND expires > ? ORDER BY revoked, serial"
         return self._database.read(lambda connection: [_certificate(row) for row in connection.execute(sql, (now,))])
 
+    def counts(self, serial: str, *, now: float) -> bool:
+        """Return whether a certificate is a device's, was not revoked and has not expired."""
+        sql = "SELECT 1 FROM certificates WHERE serial = ? AND revoked IS NULL AND expires > ?"
+        return self._database.read(lambda connection: connection.execute(sql, (serial, now)).fetchone() is not None)
+
     def barred(self, *, now: float) -> Sequence[Barred]:
         """Return the devices that had a certificate and have none any more that is not revoked, by their ids."""
         sql = """

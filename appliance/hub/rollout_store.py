@@ -222,15 +222,8 @@ class SqliteRollouts:
 
     def current(self, device: str) -> DeviceJob | None:
         """Return the current job of a device, or None if it never had one."""
-        return self._database.read(
-            lambda connection: next(
-                (
-                    device_job_of(row)
-                    for row in connection.execute("SELECT * FROM device_jobs WHERE device = ?", (device,))
-                ),
-                None,
-            )
-        )
+        sql = "SELECT * FROM device_jobs WHERE device = ?"
+        return self._database.read(lambda each: next(map(device_job_of, each.execute(sql, (device,))), None))
 
     def to_send(self, most: int) -> Sequence[DeviceJob]:
         """Return jobs that are to be sent."""

@@ -33,6 +33,7 @@ from appliance.core.messaging import Link, Message
 from appliance.core.releases import JOB_TYPE
 from appliance.hub.device_records import DeviceStore, Which
 from appliance.hub.dispatch import Complaints
+from appliance.hub.http.files import files_url
 from appliance.hub.rollout_policy import (
     Candidate,
     Decision,
@@ -269,8 +270,14 @@ class Rollouts:
 _REPORTS = msgspec.json.Decoder(JobReport)
 
 
-def job_maker(devices: DeviceStore, clock: Clock) -> JobOf:
-    """Return what makes the documents of jobs; a window is by the device's local time, as it reported it."""
+def job_maker(devices: DeviceStore, clock: Clock, *, files: str = "") -> JobOf:
+    """Return what makes the documents of jobs; a window is by the device's local time, as it reported it.
+
+    Args:
+        devices: Of the fleet.
+        clock: For windows and expiry.
+        files: Base URL of the files of releases, or "".
+    """
 
     def job_of(rollout: Rollout, device: str, version: int, job: str, action: str) -> bytes:
         options, now = rollout.options, clock.unix()
@@ -293,6 +300,7 @@ def job_maker(devices: DeviceStore, clock: Clock) -> JobOf:
             mirrors=options.mirrors,
             trial_s=options.trial_s,
             trial_requests=options.trial_requests,
+            files=files,
         )
         return msgspec.json.encode(document)
 
@@ -311,7 +319,8 @@ def _utc_offset_s(devices: DeviceStore, device: str) -> float:
 
 def plug_rollouts(means: Means) -> Rollouts:
     """Make the part, hear of devices that are there, and answer those that ask for their job."""
-    store = SqliteRollouts(means.database, means.writes, job_maker(means.devices, means.clock))
+    job_of = job_maker(means.devices, means.clock, files=files_url(means.settings))
+    store = SqliteRollouts(means.database, means.writes, job_of)
     part = Rollouts(store, means.devices, means.link, means.director, means.clock, complaints=means.complaints)
     means.presence.on_report(part.note_report)
     means.questions.answer_with("job", part.answer)

@@ -37,6 +37,7 @@ from appliance.hub.dispatch import Complaints, Counting, Dispatcher
 from appliance.hub.enrolment_plug import plug_enrolment
 from appliance.hub.http.app import Router, create_hub_app
 from appliance.hub.http.devices import DeviceResource, device_operations
+from appliance.hub.http.files import files_server
 from appliance.hub.http.rollouts import RolloutResource, rollout_operations
 from appliance.hub.key_watch import plug_key_watch
 from appliance.hub.mqtt import HubLink
@@ -153,6 +154,7 @@ class Hub:
     dispatcher: Dispatcher
     app: Router
     server: HttpServer
+    files: HttpServer | None
     systemd: sdnotify.SystemdNotifier | None
     port: int = 0
     listening: asyncio.Event = field(default_factory=asyncio.Event)
@@ -174,10 +176,15 @@ class Hub:
             running.append(tasks.create_task(self._stay_connected(), name="mqtt"))
             running.append(tasks.create_task(self._tell_systemd(), name="systemd"))
             http = tasks.create_task(self.server.serve(self._on_listening), name="http")
+            if self.files is not None:
+                tasks.create_task(self.files.serve(self._on_offering), name="files")
             await self._stop.wait()
             LOGGER.info("stopping")
             self._notify("STOPPING=1\nSTATUS=Stopping.")
             self.server.stop()
+            if self.files is not None:  # a box goes on where it was
+                self.files.stop()
+                self.files.abort()
             await self._end_requests(http)
             await self.link.say_farewell()
             for each in running:
@@ -190,6 +197,9 @@ class Hub:
         scheme = "https" if settings.tls_certificate else "http"
         LOGGER.info("operators reach the hub at %s://%s:%d", scheme, settings.host, port)
         self.listening.set()
+
+    def _on_offering(self, port: int) -> None:
+        LOGGER.info("boxes fetch files of releases by HTTPS from port %d", port)
 
     async def _end_requests(self, http: asyncio.Task[None]) -> None:
         """Wait for the open requests; after the limit, or when hurried, cut them off."""
@@ -263,7 +273,7 @@ async def open_hub(settings: HubSettings, plugs: tuple[Callable[[Means], HubPart
         link = means.link
         assert isinstance(link, HubLink)
         app = create_hub_app(settings, _overview(means, link), means.operations, keys=keys, metrics=means.metrics)
-        yield Hub(means, link, parts, dispatcher, app, HttpServer(app, settings), systemd)
+        yield Hub(means, link, parts, dispatcher, app, HttpServer(app, settings), files_server(means), systemd)
 
 
 def serve_hub(settings: HubSettings) -> int:
