@@ -25,6 +25,8 @@ LARGEST_BATCH_BYTES = 64 * 1024
 BLOCK_BYTES = 64 * 1024
 PIECE_BYTES = 1024 * 1024
 WILL_DELAY_S = 60
+BATCH_EXPIRY_S = 600
+"""Of a batch of telemetry; by what is left of it the hub sees for how long the broker kept it."""
 CLOCK_TOLERANCE_S = 300
 
 DEVICE_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -138,6 +140,8 @@ class Job(Struct, frozen=True):
         not_before: Unix seconds before which nothing is fetched.
         force: Try a release again that failed its trial here.
         mirrors: Base URLs where pieces may be had by HTTPS range or on the local network.
+        files: Base URL where the hub itself offers pieces by HTTPS range, "" if it does not: both ends show
+            certificates of the fleet's authority.
         trial_s: Length of the soak in seconds.
         trial_requests: Requests that the soak takes at least, if there are so many.
     """
@@ -156,6 +160,7 @@ class Job(Struct, frozen=True):
     mirrors: tuple[str, ...] = ()
     trial_s: float = 600.0
     trial_requests: Count = 0
+    files: Annotated[str, Meta(max_length=500)] = ""
 
 
 JobState = Literal[
@@ -357,7 +362,14 @@ class TelemetryAck(Struct, frozen=True):
 
 
 class HubState(Struct, frozen=True):
-    """`all/hub`, retained, and the hub's Will: whether it is there, its clock, and how long devices should hold off."""
+    """`all/hub`, retained, and the hub's Will.
+
+    Attributes:
+        status: Whether it is there.
+        at: Unix seconds by its clock.
+        hold_off_s: It falls behind: each device sends no telemetry for a random share of so many seconds. What the
+            broker had kept says nothing of this.
+    """
 
     status: Literal["up", "down"]
     at: float

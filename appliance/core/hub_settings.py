@@ -51,6 +51,10 @@ class HubSettings:
     blocks_bytes_per_s: BytesOrZero = setting(
         0, "Most bytes of updates a second to all devices together over MQTT; 0 is no limit"
     )
+    files_port: Port = setting(
+        0, "Port where boxes with a certificate fetch files of releases by HTTPS, on every address; 0 offers none"
+    )
+    files_url: str = setting("", "How boxes reach it; empty is https, the name given to `hub init`, and `files_port`")
     questions_per_minute: Count = setting(600, "Most questions of one device in a minute; more are put off")
 
     # Telemetry
@@ -134,6 +138,8 @@ def _check_together(settings: HubSettings) -> None:
     if not settings.broker_host or not settings.broker_port:
         missing = "broker_port" if settings.broker_host else "broker_host"
         raise SettingsError(f"{missing} is empty; the hub has to know its broker.", param=missing)
+    if settings.files_url and not re.fullmatch(r"https://[!-~]{1,400}", settings.files_url):
+        raise SettingsError("files_url is an https address, or empty.", param="files_url")
     if not re.fullmatch(r"[a-z0-9-]{0,64}", settings.shared_group):
         raise SettingsError(
             "shared_group is part of an MQTT topic: it takes up to 64 small letters, digits and dashes.",

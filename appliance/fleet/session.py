@@ -135,7 +135,7 @@ class FleetSession:
         clock = HubClock(self._clock, hub)
         journal = Journal(database, clock, stored.mark.raise_floor)
         trust = Trust(device, TrustRecord(database), asking, release_floor=journal.floor)
-        updates = self._updates(device, connection, journal, trust, _Jobs(asking, clock))
+        updates = self._updates(identity, connection, journal, trust, _Jobs(asking, clock))
         acknowledged = None if updates is None else updates.acknowledged
         telemetry = None if outbox is None else self._telemetry(identity, connection, outbox, hub, acknowledged)
         alarm = _log_alarm if telemetry is None else telemetry.collector.note
@@ -183,12 +183,12 @@ class FleetSession:
                 tasks.create_task(outbox.run(), name="fleet outbox")
 
     def _updates(
-        self, device: str, connection: Connection, journal: Journal, trust: Trust, jobs: _Jobs
+        self, identity: Identity, connection: Connection, journal: Journal, trust: Trust, jobs: _Jobs
     ) -> Updates | None:
         if self._means.versions is None:
             return None
         return build_updates(
-            device,
+            identity.device,
             connection,
             journal,
             releases=trust,
@@ -197,6 +197,7 @@ class FleetSession:
             versions=self._means.versions,
             settings=self._settings,
             clock=jobs.clock,
+            tls=_tls(identity),
         )
 
     def _imports(self, device: str, database: Database, journal: Journal, updates: Updates, jobs: Clock) -> Imports:
@@ -257,7 +258,7 @@ class FleetSession:
                 host=identity.host,
                 port=identity.port,
                 client_id=identity.device,
-                tls=TlsFiles(identity.authority, identity.credentials, identity.credentials),
+                tls=_tls(identity),
                 clean_start=False,  # or the broker would end our last session, and say at once that we are lost
                 session_expiry_s=max(SESSION_EXPIRY_S, self._settings.fleet_will_delay_s),
             ),
@@ -305,6 +306,10 @@ class FleetSession:
         """Tell the hub that this end is meant, if it can be told at once."""
         if self._agent is not None:
             await self._agent.say_goodbye()
+
+
+def _tls(identity: Identity) -> TlsFiles:
+    return TlsFiles(identity.authority, identity.credentials, identity.credentials)
 
 
 def certificate_end(credentials: Path) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import ssl
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,7 +24,11 @@ LARGE_BYTES = 64 * 1024 * 1024
 """From this size on mirrors are asked before the hub."""
 
 PIECES_A_RANGE = 16
+MOST_FRUITLESS = 2
+"""So often in a row an https source may break off without a piece before it is left for another."""
 STALL_TIMEOUT_S = 30.0
+
+Context = Callable[[], ssl.SSLContext]
 
 
 class Source(Protocol):
@@ -106,8 +111,10 @@ class FolderSource:
 class MirrorSource:
     """An https address under which the file is found by its hash."""
 
-    def __init__(self, base: str, *, stall_timeout_s: float = STALL_TIMEOUT_S) -> None:
+    def __init__(self, base: str, *, context: Context | None = None, stall_timeout_s: float = STALL_TIMEOUT_S) -> None:
+        """Fetch from an address; `context` says whom to believe there and what certificate to show, else the system."""
         self._base = base.rstrip("/")
+        self._context = context
         self._stall_timeout_s = stall_timeout_s
 
     @property
@@ -116,14 +123,18 @@ class MirrorSource:
         return f"the mirror {self._base}"
 
     async def deliver(self, download: Download) -> None:
-        """Fetch runs of missing pieces until there are none."""
+        """Fetch runs of missing pieces until there are none; a connection that broke is made anew if it was of use."""
         download.check_source(self.name)
+        fruitless = 0
         while missing := download.missing:
-            run = _run(missing)
             try:
-                await self._fetch(download, run)
+                await self._fetch(download, _run(missing))
             except InvalidRequestError as error:
                 raise SourceError(error.message, advice=error.advice, code=error.code) from error
+            except SourceError as error:
+                fruitless = 0 if len(download.missing) < len(missing) else fruitless + 1
+                if error.code != SourceError.default_code or fruitless >= MOST_FRUITLESS:
+                    raise
 
     async def _fetch(self, download: Download, run: range) -> None:
         pieces = download.pieces
@@ -138,12 +149,21 @@ class MirrorSource:
                         end,
                         pieces.length,
                         stall_timeout_s=self._stall_timeout_s,
+                        context=self._tls(),
                     )
                 )
             )
             await self._take(download, run, body)
         finally:
             await in_thread(opened.close)
+
+    def _tls(self) -> ssl.SSLContext | None:
+        try:
+            return None if self._context is None else self._context()
+        except OSError as error:
+            raise SourceError(
+                f"{self.name} cannot be asked: this box's certificate cannot be read: {error}."
+            ) from error
 
     async def _take(self, download: Download, run: range, body: RangeBody) -> None:
         for piece in run:

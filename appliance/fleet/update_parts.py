@@ -17,6 +17,7 @@ from appliance.fleet.reported import box_facts
 from appliance.fleet.staging import Box, Staging
 from appliance.fleet.update_steps import Releases, Steps
 from appliance.fleet.updates import Updates
+from appliance.messaging.options import TlsFiles
 from appliance.registry.versions import Registry
 
 
@@ -31,6 +32,7 @@ def build_updates(
     versions: ModelVersions,
     settings: Settings,
     clock: Clock,
+    tls: TlsFiles,
 ) -> Updates:
     """Return the part; it reads `job` and `blk`, and its `acknowledged` is to be told which reports the hub has.
 
@@ -44,6 +46,7 @@ def build_updates(
         versions: The model wishes.
         settings: With the cap of the bandwidth, and the folder of pieces.
         clock: For windows, pauses and expiry.
+        tls: Of this box, for the hub's own files by HTTPS.
     """
     hub = HubBlocks(device, link, clock, lambda: settings.update_bytes_per_s)
 
@@ -63,6 +66,7 @@ def build_updates(
         blobs=registry.blobs,
         box=box,
         folders=folders,
+        context=tls.context,
         clock=clock,
     )
     return Updates(device, link, journal, steps, hub=hub, releases=releases, asking=asking, clock=clock)

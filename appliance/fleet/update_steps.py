@@ -28,7 +28,7 @@ from appliance.fleet.hub_source import HubBlocks
 from appliance.fleet.import_desk import folder_of
 from appliance.fleet.journal import PERCENT_STEP, Entry, Journal
 from appliance.fleet.pieces import PieceList, from_bitmap
-from appliance.fleet.sources import BlobSource, FolderSource, MirrorSource, Source, fetch, in_order
+from appliance.fleet.sources import BlobSource, Context, FolderSource, MirrorSource, Source, fetch, in_order
 from appliance.fleet.staging import Box, DamagedFileError, Staging, check_suits
 from appliance.fleet.update_machine import Damaged, Done, Effect, Event, Refused, RolledBack, Stumbled
 from appliance.registry.blobs import Blobs
@@ -91,6 +91,7 @@ class Steps:
         box: Callable[[], Awaitable[Box]],
         folders: Callable[[], Sequence[Path]],
         clock: Clock,
+        context: Context | None = None,
     ) -> None:
         """Take what the steps need.
 
@@ -104,6 +105,7 @@ class Steps:
             box: What a release must suit.
             folders: Where pieces may lie, such as a memory stick.
             clock: For the pauses.
+            context: For the hub's own files by HTTPS; without it they are asked for like any mirror's.
         """
         self._journal = journal
         self._releases = releases
@@ -113,6 +115,7 @@ class Steps:
         self._blobs = blobs
         self._box = box
         self._folders = folders
+        self._context = context
         self._clock = clock
 
     async def perform(self, effect: Effect, entry: Entry) -> Event:
@@ -294,10 +297,14 @@ class Steps:
             length,
             here=BlobSource(lambda: self._staging.resembling(release)),
             folders=[FolderSource(each) for each in self._folders()],
-            mirrors=[MirrorSource(each) for each in entry.job.mirrors],
+            mirrors=self._mirrors(entry.job),
             hub=self._hub.source(patient=False),
             patient_hub=self._hub.source(patient=True),
         )
+
+    def _mirrors(self, job: Job) -> Sequence[Source]:
+        hub = [MirrorSource(job.files, context=self._context)] if job.files else []
+        return [*(MirrorSource(each) for each in job.mirrors), *hub]
 
 
 class _Teller:

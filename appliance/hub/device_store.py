@@ -15,6 +15,7 @@ from appliance.hub.device_names import check_groups, check_labels
 from appliance.hub.device_records import Device, DeviceEvent, Kinds, Which
 from appliance.hub.device_rows import device_of, expect_device, find_device, get_device, is_forgotten
 from appliance.hub.presence import KnownSession, Verdict, judge
+from appliance.hub.rollout_members import begin_anew, leave
 from appliance.hub.twin_store import refresh
 from appliance.security.audit import record
 from appliance.store.database import Connection, Database, Row
@@ -230,6 +231,7 @@ class SqliteDevices:
             get_device(connection, device)
             connection.execute("DELETE FROM twins WHERE scope = 'device' AND name = ?", (device,))
             connection.execute("DELETE FROM devices WHERE id = ?", (device,))
+            leave(connection, device, now)
             connection.execute("INSERT OR REPLACE INTO forgotten_devices (id, at) VALUES (?, ?)", (device, now))
             record(connection, actor, "device.forget", device, at=now)
 
@@ -265,6 +267,7 @@ def _note_state(connection: Connection, device: str, state: DeviceState, retaine
         connection.execute("UPDATE devices SET confirmed = ? WHERE id = ?", (now, device))
     if verdict == "moved":
         connection.execute("UPDATE devices SET reported_version = 0, desired_version = 0 WHERE id = ?", (device,))
+        begin_anew(connection, device)
         detail = f"A new installation, {_short(state.instance)} after {_short(row['instance'])}."
         _note_event(connection, device, now, "moved", detail)
     if verdict == "clone" and row["quarantined"] is None:

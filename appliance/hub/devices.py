@@ -92,6 +92,17 @@ class Devices:
         if seen:
             await self.store.note_seen(seen)
 
+    async def say_lost(self, device: str) -> None:
+        """Say that a device is lost whose connection was ended: its Will, if it was to be delayed, is not said then.
+
+        Raises:
+            UnavailableError: There is no connection to the broker.
+        """
+        found = self.store.find(device)
+        if found is not None and found.status == "online":
+            state = DeviceState(found.epoch, "lost", found.began, found.agent, found.instance)
+            await self._link.publish(Message(up(device, "state"), msgspec.json.encode(state), retain=True))
+
     async def _clear_forgotten(self) -> None:
         for device in self.store.forgotten() if self._link.connected else ():
             topics = (up(device, "state"), up(device, "rep"), down(device, "des"), down(device, "job"))

@@ -26,11 +26,22 @@ class Director:
         Raises:
             StorageError: No key on this hub is one that devices believe, or the repository is damaged.
         """
+        return seal(payload, payload_type, [self._key()])
+
+    def key_id(self) -> str:
+        """Return the id of the key that signs now.
+
+        Raises:
+            StorageError: As for `sign`.
+        """
+        return self._key().id
+
+    def _key(self) -> SigningKey:
         generation = self._authority.repository.generation
         if self._loaded is None or self._loaded[0] != generation:
             believed = director_keys(self._authority).keys
             self._loaded = (generation, _private_half(self._authority.online_folder, believed))
-        return seal(payload, payload_type, [self._loaded[1]])
+        return self._loaded[1]
 
 
 def director_keys(authority: Authority) -> DirectorKeys:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 CLAIMS = Subscription(f"{CLAIM_REQUEST}/+")
 """What the hub's connection has to receive for `EnrolmentPart.claim`."""
 
-REVOCATIONS_EVERY_S = 10.0
+REVOCATIONS_EVERY_S = 2.0
 NOT_APPROVED = "not_approved"
 _ANSWER_EXPIRY_S = 60
 _MOST_FACTS_BYTES = 4096
@@ -77,6 +77,7 @@ class EnrolmentPart:
         *,
         rules: EnrolmentRules,
         refresh_revocations: Callable[[], bool] | None = None,
+        end_revoked: Callable[[], Awaitable[Sequence[str]]] | None = None,
         on_enrolled: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         """Connect the parts.
@@ -88,6 +89,7 @@ class EnrolmentPart:
             clock: For expiry.
             rules: The hub's settings.
             refresh_revocations: Has the broker learn who is revoked, if that is behind.
+            end_revoked: Ends what connections they still have; awaited after that.
             on_enrolled: Awaited with the id of each device before its certificate is sent, as often as it is; another
                 box's certificate may have been revoked for it.
         """
@@ -98,6 +100,7 @@ class EnrolmentPart:
         self._rules = rules
         self._on_enrolled = on_enrolled
         self._refresh_revocations = refresh_revocations
+        self._end_revoked = end_revoked
 
     @property
     def kinds(self) -> frozenset[UpKind]:
@@ -112,8 +115,10 @@ class EnrolmentPart:
         while self._refresh_revocations is not None:
             try:
                 self._refresh_revocations()
+                if self._end_revoked is not None:
+                    await self._end_revoked()
             except ApplianceError as error:
-                logger.warning("The list of revoked certificates is behind: %s", error)
+                logger.warning("Those who are revoked may still be connected: %s", error)
             await asyncio.sleep(REVOCATIONS_EVERY_S)
 
     async def claim(self, message: Message) -> None:

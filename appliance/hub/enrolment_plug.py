@@ -9,7 +9,9 @@ from appliance.hub.certifier import HubAuthority
 from appliance.hub.enrolment import EnrolmentPart, EnrolmentRules
 from appliance.hub.enrolments import SqliteEnrolments
 from appliance.hub.init import HubFiles, load_authority
+from appliance.hub.mqtt import connection_options
 from appliance.hub.revocations import Revocations
+from appliance.hub.takeovers import Takeovers
 
 if TYPE_CHECKING:
     from appliance.hub.room import Means
@@ -25,6 +27,13 @@ def plug_enrolment(means: Means) -> EnrolmentPart:
     authority = load_authority(settings)
     enrolments = SqliteEnrolments(means.database)
     revocations = Revocations(enrolments, authority, HubFiles.of(settings), means.clock)
+    takeovers = Takeovers(
+        lambda: enrolments.barred(now=means.clock.unix()),
+        authority,
+        connection_options(settings),
+        means.clock,
+        say_lost=means.presence.say_lost,
+    )
     part = EnrolmentPart(
         enrolments,
         HubAuthority(authority),
@@ -32,6 +41,7 @@ def plug_enrolment(means: Means) -> EnrolmentPart:
         means.clock,
         rules=EnrolmentRules(settings.approval, settings.certificate_days),
         refresh_revocations=revocations.refresh,
+        end_revoked=takeovers.run_once,
         on_enrolled=means.devices.expect,
     )
     means.listening[CLAIM_REQUEST] = part.claim

@@ -86,6 +86,17 @@ class CertificateRecord:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Barred:
+    """A device whose certificates were all revoked, the last one at `revoked`; `seen` is when it last said anything, 0
+    for never. Times are Unix seconds.
+    """
+
+    device: str
+    revoked: float
+    seen: float
+
+
 class Enrolments(Protocol):
     """Where they are kept; SQLite here, PostgreSQL could do it."""
 

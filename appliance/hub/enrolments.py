@@ -16,6 +16,7 @@ from appliance.core.errors import ConflictError, InvalidRequestError, NotFoundEr
 from appliance.hub.enrolment_policy import Approval, ClaimFacts, EnrolmentState, Known, judge
 from appliance.hub.enrolment_records import (
     Asked,
+    Barred,
     CertificateRecord,
     ClaimRecord,
     EnrolmentRecord,
@@ -162,6 +163,24 @@ class SqliteEnrolments:
         """Return the revoked certificates that have not expired: what the revocation list has to name."""
         sql = "SELECT * FROM certificates WHERE revoked IS NOT NULL AND expires > ? ORDER BY revoked, serial"
         return self._database.read(lambda connection: [_certificate(row) for row in connection.execute(sql, (now,))])
+
+    def counts(self, serial: str, *, now: float) -> bool:
+        """Return whether a certificate is a device's, was not revoked and has not expired."""
+        sql = "SELECT 1 FROM certificates WHERE serial = ? AND revoked IS NULL AND expires > ?"
+        return self._database.read(lambda connection: connection.execute(sql, (serial, now)).fetchone() is not None)
+
+    def barred(self, *, now: float) -> Sequence[Barred]:
+        """Return the devices that had a certificate and have none any more that is not revoked, by their ids."""
+        sql = """
+            SELECT c.device, max(c.revoked) AS revoked, coalesce(d.seen, 0.0) AS seen
+            FROM certificates AS c LEFT JOIN devices AS d ON d.id = c.device
+            WHERE c.expires > ? GROUP BY c.device HAVING count(*) = count(c.revoked) ORDER BY c.device
+        """
+        return self._database.read(
+            lambda connection: [
+                Barred(row["device"], row["revoked"], row["seen"]) for row in connection.execute(sql, (now,))
+            ]
+        )
 
 
 _CLAIMS = """

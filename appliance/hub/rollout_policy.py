@@ -2,6 +2,8 @@
 
     canary ─▶ 10 % ─▶ 50 % ─▶ all; each wave: sent ─▶ every one reached has succeeded ─▶ soak ─▶ the next
 
+Devices that come later join the last wave, and get the release after the end too, unless too many of them fail.
+
 Only explicit success counts. A device that was never reached has not failed, but too many of them, or a silence, are
 doubt; doubt pauses, and failures beyond a share and a number end it. Both wait for a person.
 """
@@ -18,7 +20,7 @@ from appliance.core.fleet import FINAL_STATES
 
 RolloutState = Literal["running", "paused", "failed", "completed", "aborted"]
 MemberState = Literal["queued", "sent", "running", "succeeded", "failed", "canceled", "recalling", "recalled"]
-Action = Literal["wait", "start", "soak", "pause", "fail", "complete"]
+Action = Literal["wait", "start", "soak", "pause", "fail", "complete", "close"]
 Code = Literal["", "person", "canary_failed", "too_many_failed", "silent", "unreached", "unconfirmed"]
 
 FINISHED: frozenset[str] = frozenset({"completed", "aborted"})
@@ -68,7 +70,7 @@ class Progress:
         soaking: Unix seconds since which all of the wave is well, or None.
         accepted_failures: Failures that a person has accepted.
         accepts_silence: Whether a person has accepted that the rest of this wave says nothing.
-        code: Why it is paused or has failed.
+        code: Why it is paused or has failed; of a completed one, why devices that come later are left alone.
     """
 
     state: RolloutState = "running"
@@ -136,6 +138,10 @@ def decide(plan: Plan, progress: Progress, wave: Tally, every: Tally, now: float
         every: Of all waves.
         now: Unix seconds.
     """
+    if progress.state == "completed" and not progress.code:
+        stop = _failures(plan, progress, wave, every)
+        if stop is not None:
+            return Decision("close", f"Devices that come later do not get the release: {stop.reason}", stop.code)
     if progress.state != "running":
         return Decision("wait", f"The rollout is {progress.state}.")
     if progress.wave < 0:
@@ -196,8 +202,20 @@ def soaked(progress: Progress, now: float) -> Progress:
     return replace(progress, soaking=now)
 
 
+def completed(progress: Progress, every: Tally) -> Progress:
+    """Return the progress after all is done; only failures of devices that come later count from now on."""
+    return replace(progress, state="completed", accepted_failures=every.failed)
+
+
+def takes_newcomers(plan: Plan, progress: Progress) -> bool:
+    """Return whether devices that were not there before join: those of the last wave, and all later ones do."""
+    if progress.state == "completed":
+        return not progress.code
+    return progress.state == "running" and progress.wave >= plan.last_wave
+
+
 def stopped(progress: Progress, state: RolloutState, code: Code) -> Progress:
-    """Return the progress after it was paused, has failed, is complete or was aborted."""
+    """Return the progress after it was paused, has failed, was aborted, or was closed for devices that come later."""
     return replace(progress, state=state, code=code)
 
 
@@ -228,7 +246,7 @@ ALLOWED: Mapping[PersonStep, tuple[RolloutState, ...]] = {
     "pause": ("running",),
     "resume": ("paused", "failed"),
     "retry": ("paused", "failed"),
-    "abort": ("running", "paused", "failed"),
+    "abort": ("running", "paused", "failed", "completed"),
     "recall": ("running", "paused", "failed", "completed", "aborted"),
 }
 """In which states of the rollout that makes sense."""

@@ -121,6 +121,10 @@ class RolloutStore(Protocol):
         """Return the rollouts that are neither completed nor aborted, oldest first."""
         ...
 
+    def open_to_newcomers(self) -> Sequence[Rollout]:
+        """Return the newest completed rollout of each model, unless another is under way or the release withdrawn."""
+        ...
+
     def tallies(self, rollout: Rollout) -> tuple[Tally, Tally]:
         """Return how the wave under way stands, and how all of them do."""
         ...
@@ -155,6 +159,9 @@ class RolloutStore(Protocol):
         """Return jobs that are to be sent."""
         ...
 
-    async def sent(self, versions: Mapping[str, int], now: float) -> None:
-        """Note what the broker has: versions by device; a job that has changed since is still to be sent."""
+    async def sent(self, versions: Mapping[str, int], now: float, key: str) -> None:
+        """Note what the broker has, signed with a key: versions by device.
+
+        A job that has changed since is still to be sent, and so are all if another key signs by now.
+        """
         ...

@@ -10,6 +10,13 @@ from appliance.hub.rollout_policy import Plan, Progress, Tally
 from appliance.hub.rollout_records import Audience, DeviceJob, Member, Options, Rollout
 from appliance.store.database import Row
 
+OPEN_TO_NEWCOMERS = """
+    SELECT * FROM rollouts AS r WHERE state = 'completed' AND NOT EXISTS (
+        SELECT 1 FROM rollouts AS other WHERE other.model = r.model AND (
+            other.state IN ('running', 'paused', 'failed') OR (other.state = 'completed' AND other.rowid > r.rowid)))
+    AND NOT EXISTS (SELECT 1 FROM releases WHERE target = r.target AND withdrawn IS NOT NULL) ORDER BY created, id
+"""
+
 
 def tally_of(rows: Sequence[Row]) -> Tally:
     """Return the counts of rows of state, number and last word."""

@@ -13,9 +13,10 @@ import msgspec
 
 from appliance.core.errors import ConflictError, NotFoundError
 from appliance.core.fleet import FINAL_STATES, Job, JobReport
+from appliance.hub.key_watch_schema import STILL_SIGNS
 from appliance.hub.rollout_policy import ALLOWED, IN_FLIGHT, Decision, PersonStep, Progress, Tally, after_report, said
 from appliance.hub.rollout_records import DeviceJob, JobOf, Member, Rollout, Step
-from appliance.hub.rollout_rows import device_job_of, member_of, rollout_of, tally_of, text_of
+from appliance.hub.rollout_rows import OPEN_TO_NEWCOMERS, device_job_of, member_of, rollout_of, tally_of, text_of
 from appliance.security.audit import record
 from appliance.store.database import Connection, Database, Row
 from appliance.store.grouped import GroupedWrites
@@ -57,6 +58,12 @@ class SqliteRollouts:
         """Return the rollouts that are neither completed nor aborted, oldest first."""
         sql = "SELECT * FROM rollouts WHERE state IN ('running', 'paused', 'failed') ORDER BY created, id"
         return self._database.read(lambda connection: [rollout_of(row) for row in connection.execute(sql)])
+
+    def open_to_newcomers(self) -> Sequence[Rollout]:
+        """Return the newest completed rollout of each model, unless another is under way or the release withdrawn."""
+        return self._database.read(
+            lambda connection: [rollout_of(row) for row in connection.execute(OPEN_TO_NEWCOMERS)]
+        )
 
     def tallies(self, rollout: Rollout) -> tuple[Tally, Tally]:
         """Return how the wave under way stands, and how all of them do."""
@@ -186,7 +193,7 @@ class SqliteRollouts:
 
         def write(connection: Connection) -> int:
             now = _find(connection, rollout.id)
-            if now.progress.state != "running":
+            if now.progress.state not in ("running", "completed"):
                 return 0
             rows = connection.execute(
                 """
@@ -215,25 +222,18 @@ class SqliteRollouts:
 
     def current(self, device: str) -> DeviceJob | None:
         """Return the current job of a device, or None if it never had one."""
-        return self._database.read(
-            lambda connection: next(
-                (
-                    device_job_of(row)
-                    for row in connection.execute("SELECT * FROM device_jobs WHERE device = ?", (device,))
-                ),
-                None,
-            )
-        )
+        sql = "SELECT * FROM device_jobs WHERE device = ?"
+        return self._database.read(lambda each: next(map(device_job_of, each.execute(sql, (device,))), None))
 
     def to_send(self, most: int) -> Sequence[DeviceJob]:
         """Return jobs that are to be sent."""
         sql = "SELECT * FROM device_jobs WHERE published IS NULL ORDER BY device LIMIT ?"
         return self._database.read(lambda connection: [device_job_of(row) for row in connection.execute(sql, (most,))])
 
-    async def sent(self, versions: Mapping[str, int], now: float) -> None:
-        """Note what the broker has: versions by device; a job that has changed since is still to be sent."""
-        rows = [(now, device, version) for device, version in versions.items()]
-        sql = "UPDATE device_jobs SET published = ? WHERE device = ? AND version = ?"
+    async def sent(self, versions: Mapping[str, int], now: float, key: str) -> None:
+        """Note what the broker has: versions by device; one that has changed since, or the key, is still to be sent."""
+        rows = [(now, device, version, key) for device, version in versions.items()]
+        sql = f"UPDATE device_jobs SET published = ? WHERE device = ? AND version = ? AND {STILL_SIGNS}"  # noqa: S608
         await self._database.write(lambda connection: connection.executemany(sql, rows) and None)
 
     async def send_again(self, devices: Sequence[str] | None, *, before: float) -> None:

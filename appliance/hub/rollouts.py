@@ -33,11 +33,23 @@ from appliance.core.messaging import Link, Message
 from appliance.core.releases import JOB_TYPE
 from appliance.hub.device_records import DeviceStore, Which
 from appliance.hub.dispatch import Complaints
-from appliance.hub.rollout_policy import Candidate, Decision, Progress, choose, decide, soaked, started, stopped
+from appliance.hub.http.files import files_url
+from appliance.hub.rollout_policy import (
+    Candidate,
+    Decision,
+    Progress,
+    choose,
+    completed,
+    decide,
+    soaked,
+    started,
+    stopped,
+    takes_newcomers,
+)
 from appliance.hub.rollout_records import DeviceJob, JobOf, Rollout
 from appliance.hub.rollout_store import SqliteRollouts
 from appliance.hub.rollout_window import parse_window
-from appliance.hub.twins import Sign
+from appliance.hub.twins import Signer
 
 if TYPE_CHECKING:
     from appliance.hub.room import Means
@@ -66,7 +78,7 @@ class Rollouts:
         store: SqliteRollouts,
         devices: DeviceStore,
         link: Link,
-        sign: Sign,
+        signer: Signer,
         clock: Clock,
         *,
         complaints: Complaints,
@@ -74,7 +86,7 @@ class Rollouts:
         self.store = store
         self._devices = devices
         self._link = link
-        self._sign = sign
+        self._signer = signer
         self._clock = clock
         self._complaints = complaints
         self._there: set[str] = set()
@@ -94,7 +106,7 @@ class Rollouts:
         current = self.store.current(device)
         if current is None:
             raise NotFoundError(f"There is no job for {device}.")
-        data = self._sign(current.document, JOB_TYPE)
+        data = self._signer.sign(current.document, JOB_TYPE)
         return Answer(True, data=data, total=len(data), now=self._clock.unix())
 
     async def handle(self, device: str, kind: UpKind, rest: str, message: Message) -> None:  # noqa: ARG002
@@ -126,6 +138,8 @@ class Rollouts:
             try:
                 for rollout in self.store.unfinished():
                     busy |= await self.advance(rollout)
+                for rollout in self.store.open_to_newcomers():
+                    await self.welcome(rollout)
                 await self._remind()
                 if self._link.connected:
                     busy |= await self.send() > 0
@@ -152,6 +166,29 @@ class Rollouts:
             logger.info("rollout %s: %s: %s", rollout.id, decision.action, decision.reason)
         return True
 
+    async def welcome(self, rollout: Rollout) -> None:
+        """Bring the release of a completed rollout to devices that have come since.
+
+        Raises:
+            StorageError: The database failed.
+        """
+        now = self._clock.unix()
+        if not self._is_time_to_look(rollout, now):
+            return
+        decision = decide(rollout.plan, rollout.progress, *self.store.tallies(rollout), now)
+        progress, joining = rollout.progress, list[str]()
+        if decision.action == "close":
+            progress = stopped(progress, "completed", decision.code)
+        elif takes_newcomers(rollout.plan, progress):
+            joining = [each.device for each in await self._candidates(rollout)]
+        if joining:
+            decision = replace(decision, reason="They came after the end.")
+        if decision.action == "close" or joining:
+            await self.store.settle(rollout, progress, decision, joining, now)
+        if takes_newcomers(rollout.plan, progress):
+            while await self._give(rollout) == GIVEN_AT_ONCE:
+                pass
+
     async def _follow(self, rollout: Rollout, decision: Decision, now: float) -> tuple[Progress, Sequence[str]]:
         """Return the progress after a decision, and who joins."""
         before = rollout.progress
@@ -161,19 +198,23 @@ class Rollouts:
             return started(before, now), choose(rollout.plan, before.wave + 1, members, left, rollout.id)
         if decision.action == "wait":
             return before, await self._newcomers(rollout, now)
+        if decision.action == "complete":
+            return completed(before, self.store.tallies(rollout)[1]), ()
         if decision.action == "soak":
             return soaked(before, now), ()
-        state = {"pause": "paused", "fail": "failed", "complete": "completed"}[decision.action]
+        state = {"pause": "paused", "fail": "failed"}[decision.action]
         return stopped(before, state, decision.code), ()  # type: ignore[arg-type]
 
     async def _newcomers(self, rollout: Rollout, now: float) -> Sequence[str]:
-        progress = rollout.progress
-        if progress.state != "running" or progress.wave < rollout.plan.last_wave:
+        if not takes_newcomers(rollout.plan, rollout.progress) or not self._is_time_to_look(rollout, now):
             return ()
-        if now - self._looked.get(rollout.id, 0.0) < NEWCOMERS_EVERY_S:
-            return ()
-        self._looked[rollout.id] = now
         return [each.device for each in await self._candidates(rollout)]
+
+    def _is_time_to_look(self, rollout: Rollout, now: float) -> bool:
+        if now - self._looked.get(rollout.id, 0.0) < NEWCOMERS_EVERY_S:
+            return False
+        self._looked[rollout.id] = now
+        return True
 
     async def _candidates(self, rollout: Rollout) -> list[Candidate]:
         """Return the devices that a rollout is for and that are not in it yet."""
@@ -208,6 +249,7 @@ class Rollouts:
     async def send(self) -> int:
         """Sign and publish jobs that are to be sent; return how many the broker has taken."""
         sent: dict[str, int] = {}
+        key = self._signer.key_id()
         waiting = self.store.to_send(AT_ONCE)
         results = await asyncio.gather(*(self._send(each) for each in waiting), return_exceptions=True)
         for job, result in zip(waiting, results, strict=True):
@@ -218,19 +260,25 @@ class Rollouts:
             else:
                 logger.info("the job of %s was not sent: %s", job.device, result)
         if sent:
-            await self.store.sent(sent, self._clock.unix())
+            await self.store.sent(sent, self._clock.unix(), key)
         return len(sent)
 
     async def _send(self, job: DeviceJob) -> None:
-        data = self._sign(job.document, JOB_TYPE)
+        data = self._signer.sign(job.document, JOB_TYPE)
         await self._link.publish(Message(down(job.device, "job"), data, retain=True))
 
 
 _REPORTS = msgspec.json.Decoder(JobReport)
 
 
-def job_maker(devices: DeviceStore, clock: Clock) -> JobOf:
-    """Return what makes the documents of jobs; a window is by the device's local time, as it reported it."""
+def job_maker(devices: DeviceStore, clock: Clock, *, files: str = "") -> JobOf:
+    """Return what makes the documents of jobs; a window is by the device's local time, as it reported it.
+
+    Args:
+        devices: Of the fleet.
+        clock: For windows and expiry.
+        files: Base URL of the files of releases, or "".
+    """
 
     def job_of(rollout: Rollout, device: str, version: int, job: str, action: str) -> bytes:
         options, now = rollout.options, clock.unix()
@@ -253,6 +301,7 @@ def job_maker(devices: DeviceStore, clock: Clock) -> JobOf:
             mirrors=options.mirrors,
             trial_s=options.trial_s,
             trial_requests=options.trial_requests,
+            files=files,
         )
         return msgspec.json.encode(document)
 
@@ -271,8 +320,9 @@ def _utc_offset_s(devices: DeviceStore, device: str) -> float:
 
 def plug_rollouts(means: Means) -> Rollouts:
     """Make the part, hear of devices that are there, and answer those that ask for their job."""
-    store = SqliteRollouts(means.database, means.writes, job_maker(means.devices, means.clock))
-    part = Rollouts(store, means.devices, means.link, means.sign, means.clock, complaints=means.complaints)
+    job_of = job_maker(means.devices, means.clock, files=files_url(means.settings))
+    store = SqliteRollouts(means.database, means.writes, job_of)
+    part = Rollouts(store, means.devices, means.link, means.director, means.clock, complaints=means.complaints)
     means.presence.on_report(part.note_report)
     means.questions.answer_with("job", part.answer)
     return part

@@ -37,7 +37,9 @@ from appliance.hub.dispatch import Complaints, Counting, Dispatcher
 from appliance.hub.enrolment_plug import plug_enrolment
 from appliance.hub.http.app import Router, create_hub_app
 from appliance.hub.http.devices import DeviceResource, device_operations
+from appliance.hub.http.files import files_server
 from appliance.hub.http.rollouts import RolloutResource, rollout_operations
+from appliance.hub.key_watch import plug_key_watch
 from appliance.hub.mqtt import HubLink
 from appliance.hub.operators import MAKE_KEY, SCOPES
 from appliance.hub.overview import Overview
@@ -51,7 +53,7 @@ from appliance.hub.schema import MIGRATIONS
 from appliance.hub.telemetry_plug import plug_telemetry
 from appliance.hub.telemetry_store import SqliteTelemetry, TelemetryStore
 from appliance.hub.twin_store import SqliteTwins
-from appliance.hub.twins import Sign, Twins
+from appliance.hub.twins import Twins
 from appliance.observe.hub_metrics import HubMetrics
 from appliance.observe.logs import configure_logging
 from appliance.security.keys import KeyStore
@@ -82,7 +84,7 @@ class Means:
         questions: Where answerers register.
         counting: Of messages.
         closing: What a part opens, it has closed here.
-        sign: Puts a payload of a type into an envelope of the director's.
+        director: Puts a payload of a type into an envelope that the devices believe.
         commands: What devices are told to do.
         twins: What devices should be.
         telemetry: What devices told.
@@ -102,7 +104,7 @@ class Means:
     counting: Counting
     metrics: HubMetrics
     closing: AsyncExitStack
-    sign: Sign
+    director: Director
     commands: SqliteCommands
     twins: SqliteTwins
     telemetry: TelemetryStore
@@ -112,7 +114,7 @@ class Means:
 
 def plug_twins(means: Means) -> Twins:
     """Make the part that tells devices what they should be."""
-    twins = Twins(means.twins, means.link, means.sign, means.clock)
+    twins = Twins(means.twins, means.link, means.director, means.clock)
     means.presence.on_report(twins.note_report)
     means.questions.answer_with("desired", twins.answer)
     return twins
@@ -133,6 +135,7 @@ PLUGS: tuple[Callable[[Means], HubPart], ...] = (
     plug_telemetry,
     plug_rollouts,
     plug_blocks,
+    plug_key_watch,
 )
 """Each makes one part, in this order."""
 
@@ -151,6 +154,7 @@ class Hub:
     dispatcher: Dispatcher
     app: Router
     server: HttpServer
+    files: HttpServer | None
     systemd: sdnotify.SystemdNotifier | None
     port: int = 0
     listening: asyncio.Event = field(default_factory=asyncio.Event)
@@ -172,10 +176,15 @@ class Hub:
             running.append(tasks.create_task(self._stay_connected(), name="mqtt"))
             running.append(tasks.create_task(self._tell_systemd(), name="systemd"))
             http = tasks.create_task(self.server.serve(self._on_listening), name="http")
+            if self.files is not None:
+                tasks.create_task(self.files.serve(self._on_offering), name="files")
             await self._stop.wait()
             LOGGER.info("stopping")
             self._notify("STOPPING=1\nSTATUS=Stopping.")
             self.server.stop()
+            if self.files is not None:  # a box goes on where it was
+                self.files.stop()
+                self.files.abort()
             await self._end_requests(http)
             await self.link.say_farewell()
             for each in running:
@@ -188,6 +197,9 @@ class Hub:
         scheme = "https" if settings.tls_certificate else "http"
         LOGGER.info("operators reach the hub at %s://%s:%d", scheme, settings.host, port)
         self.listening.set()
+
+    def _on_offering(self, port: int) -> None:
+        LOGGER.info("boxes fetch files of releases by HTTPS from port %d", port)
 
     async def _end_requests(self, http: asyncio.Task[None]) -> None:
         """Wait for the open requests; after the limit, or when hurried, cut them off."""
@@ -261,7 +273,7 @@ async def open_hub(settings: HubSettings, plugs: tuple[Callable[[Means], HubPart
         link = means.link
         assert isinstance(link, HubLink)
         app = create_hub_app(settings, _overview(means, link), means.operations, keys=keys, metrics=means.metrics)
-        yield Hub(means, link, parts, dispatcher, app, HttpServer(app, settings), systemd)
+        yield Hub(means, link, parts, dispatcher, app, HttpServer(app, settings), files_server(means), systemd)
 
 
 def serve_hub(settings: HubSettings) -> int:
@@ -308,7 +320,7 @@ def _means(settings: HubSettings, database: Database, stack: AsyncExitStack) -> 
         counting=metrics,
         metrics=metrics,
         closing=stack,
-        sign=Director(Authority(settings.data_dir, clock)).sign,
+        director=Director(Authority(settings.data_dir, clock)),
         commands=SqliteCommands(database, writes, clock),
         twins=SqliteTwins(database, clock),
         telemetry=SqliteTelemetry(database),

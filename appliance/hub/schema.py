@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from appliance.hub import devices_schema, enrolment_schema, releases_schema, rollouts_schema, telemetry_schema
+from appliance.hub import (
+    devices_schema,
+    enrolment_schema,
+    key_watch_schema,
+    releases_schema,
+    rollouts_schema,
+    telemetry_schema,
+)
 from appliance.store.migrations import KEYS_AND_AUDIT, Migration
 
 PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -12,6 +19,7 @@ PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("telemetry", telemetry_schema.TELEMETRY),
     ("releases", releases_schema.STATEMENTS),
     ("rollouts", rollouts_schema.STATEMENTS),
+    ("key_watch", key_watch_schema.STATEMENTS),
 )
 """Name and statements of each step, oldest first."""
 

@@ -18,6 +18,7 @@ from appliance.core.fleet import Desired
 from appliance.hub.desired import DesiredDocument, check_document, check_result, put_together
 from appliance.hub.device_names import check_groups
 from appliance.hub.device_rows import get_device
+from appliance.hub.key_watch_schema import STILL_SIGNS
 from appliance.security.audit import record
 from appliance.store.database import Connection, Database
 
@@ -145,11 +146,16 @@ class SqliteTwins:
         )
         return [Version(row["device"], row["version"], row["document"], row["published"]) for row in rows]
 
-    async def note_published(self, sent: Sequence[Version]) -> None:
-        """Note that the broker took versions over; one that has changed meanwhile still waits."""
+    async def note_published(self, sent: Sequence[Version], key: str) -> None:
+        """Note that the broker took versions over; one that has changed meanwhile still waits, or all if the key has.
+
+        Args:
+            sent: Which.
+            key: Id of the key that has signed them.
+        """
         now = self._clock.unix()
-        rows = [(now, each.device, each.version) for each in sent]
-        sql = "UPDATE twin_versions SET published = ? WHERE device = ? AND version = ?"
+        rows = [(now, each.device, each.version, key) for each in sent]
+        sql = f"UPDATE twin_versions SET published = ? WHERE device = ? AND version = ? AND {STILL_SIGNS}"  # noqa: S608
         await self._database.write(lambda connection: connection.executemany(sql, rows).rowcount)
 
     async def send_again(self, device: str) -> None:

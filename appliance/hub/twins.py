@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from typing import Protocol
 
 from appliance.core.clock import Clock
 from appliance.core.errors import ApplianceError, NotFoundError
@@ -28,8 +28,17 @@ SETTLE_S = 30.0
 PROBLEM_S = 30.0
 """Pause after a failure that trying again at once would repeat."""
 
-Sign = Callable[[bytes, str], bytes]
-"""Puts a payload of a type into an envelope that the devices believe."""
+
+class Signer(Protocol):
+    """Puts a payload of a type into an envelope that the devices believe."""
+
+    def sign(self, payload: bytes, payload_type: str) -> bytes:
+        """Return the envelope."""
+        ...
+
+    def key_id(self) -> str:
+        """Return the id of the key that signs now."""
+        ...
 
 
 class Twins:
@@ -37,10 +46,10 @@ class Twins:
 
     kinds: frozenset[UpKind] = frozenset()
 
-    def __init__(self, store: SqliteTwins, link: Link, sign: Sign, clock: Clock) -> None:
+    def __init__(self, store: SqliteTwins, link: Link, signer: Signer, clock: Clock) -> None:
         self.store = store
         self._link = link
-        self._sign = sign
+        self._signer = signer
         self._clock = clock
         self._reports: dict[str, int] = {}
 
@@ -57,7 +66,7 @@ class Twins:
         current = self.store.current(device)
         if current is None:
             raise NotFoundError(f"Nothing is desired of {device}.")
-        data = self._sign(current.document, DESIRED_TYPE)
+        data = self._signer.sign(current.document, DESIRED_TYPE)
         return Answer(True, data=data, total=len(data))
 
     async def handle(self, device: str, kind: UpKind, rest: str, message: Message) -> None:
@@ -92,16 +101,17 @@ class Twins:
 
     async def _send(self) -> int:
         """Send some of what has to be sent, and return how many."""
+        key = self._signer.key_id()
         waiting = self.store.waiting(limit=AT_ONCE)
         async with asyncio.TaskGroup() as tasks:
             sending = [tasks.create_task(self._send_one(each), name=f"twin {each.device}") for each in waiting]
         sent = [version for version, task in zip(waiting, sending, strict=True) if task.result()]
         if sent:
-            await self.store.note_published(sent)
+            await self.store.note_published(sent, key)
         return len(sent)
 
     async def _send_one(self, version: Version) -> bool:
-        envelope = self._sign(version.document, DESIRED_TYPE)
+        envelope = self._signer.sign(version.document, DESIRED_TYPE)
         try:
             await self._link.publish(Message(down(version.device, "des"), envelope, retain=True))
         except ApplianceError as error:

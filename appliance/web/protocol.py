@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 REFUSAL = "refusal"
 """Key of `scope["state"]`: the ApplianceError with which the application must answer at once."""
 
+PEER = "peer"
+"""Key of `scope["state"]`: the client's certificate as `ssl` describes it, where it has shown one that was checked."""
+
 CONNECTIONS_ABOVE_LIMIT = 64
 """So many connections over the limit get an answer that says so; further ones are cut without a word."""
 
@@ -134,8 +137,11 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > self._settings.max_header_bytes:
             refusal = self._head_too_large(size)
+        state = cast("dict[str, object]", self.scope["state"])
         if refusal is not None:
-            cast("dict[str, object]", self.scope["state"])[REFUSAL] = refusal
+            state[REFUSAL] = refusal
+        if peer := self.transport.get_extra_info("peercert"):
+            state[PEER] = peer
         before = self.cycle
         super().on_headers_complete()
         if self.cycle is not before:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn.config import Config
@@ -31,14 +32,19 @@ logger = logging.getLogger("appliance.api")
 class HttpServer:
     """Serves one application on `settings.host` and `settings.port` until `stop`."""
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSettings, *, client_authority: Path | None = None) -> None:
         """Read the TLS files, if any are set.
+
+        Args:
+            app: Answers.
+            settings: Where to listen, and the limits.
+            client_authority: PEM file; with it every client has to show a certificate that this authority has signed.
 
         Raises:
             SettingsError: A TLS file is missing or not valid.
         """
         self._settings = settings
-        self._tls = _tls_context(settings)
+        self._tls = _tls_context(settings, client_authority)
         self._config = _uvicorn_config(app, settings)
         self._state = ConnectionState()
         self._stopping = asyncio.Event()
@@ -114,7 +120,7 @@ def _uvicorn_config(app: ASGIApp, settings: ServerSettings) -> Config:
     return config
 
 
-def _tls_context(settings: ServerSettings) -> ssl.SSLContext | None:
+def _tls_context(settings: ServerSettings, client_authority: Path | None) -> ssl.SSLContext | None:
     """Return the context for the configured certificate, or None without one."""
     if settings.tls_certificate is None:
         return None
@@ -122,6 +128,9 @@ def _tls_context(settings: ServerSettings) -> ssl.SSLContext | None:
     try:
         # An empty password makes an encrypted key an error; without it OpenSSL would ask at the terminal and wait.
         context.load_cert_chain(settings.tls_certificate, settings.tls_key, password="")
+        if client_authority is not None:
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(client_authority)
     except (OSError, ValueError) as error:
         raise SettingsError(
             f"The TLS files {settings.tls_certificate} and {settings.tls_key} cannot be used: {error}.",

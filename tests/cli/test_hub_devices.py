@@ -15,14 +15,18 @@ from click.testing import CliRunner, Result
 from appliance.cli.hub import command
 from appliance.core.clock import SystemClock
 from appliance.core.fleet import CommandResult
+from appliance.hub.batches import sound
 from appliance.hub.command_store import SqliteCommands
 from appliance.hub.device_store import SqliteDevices
 from appliance.hub.operators import SCOPES
 from appliance.hub.schema import MIGRATIONS
+from appliance.hub.telemetry_records import Received
+from appliance.hub.telemetry_store import SqliteTelemetry
 from appliance.security.keys import KeyStore
 from appliance.store.database import Database
 from appliance.store.grouped import GroupedWrites
 from tests.hub.hubs import born
+from tests.hub.telemetry_batches import run_of
 
 DEVICE = "box-1"
 
@@ -132,8 +136,19 @@ def test_approving_ends_a_quarantine_once(folder: Path) -> None:
 def test_a_device_is_forgotten_with_all_that_is_known_of_it(folder: Path) -> None:
     as_json(folder, "devices", "set", DEVICE, "threads=2")
     as_json(folder, "devices", "command", DEVICE, "ping", "--wait", "0")
+
+    def telemetry(of: str) -> int:
+        with closing(Database(folder / "hub.db", migrations=MIGRATIONS)) as database:
+            store = SqliteTelemetry(database)
+            if of == "new":
+                for device in (DEVICE, "box-2"):
+                    asyncio.run(store.keep([Received(sound(device, "metric", run_of(1, 5)), 1.0)]))
+            return len(store.rows(device=None if of == "new" else of)[0])
+
+    assert telemetry("new") == 10
     assert run(folder, "devices", "forget", DEVICE).exit_code == 1, "nobody said yes"
     assert as_json(folder, "devices", "forget", DEVICE, "--yes") == {"device": DEVICE, "forgotten": True}
+    assert (telemetry(DEVICE), telemetry("box-2")) == (0, 5)
     assert [each["id"] for each in as_json(folder, "devices", "list")] == ["box-2"]
     assert run(folder, "devices", "show", DEVICE).exit_code == 3
 

@@ -20,6 +20,7 @@ from appliance.hub.rollout_policy import (
     Tally,
     after_report,
     choose,
+    completed,
     decide,
     resumed,
     retried,
@@ -27,6 +28,7 @@ from appliance.hub.rollout_policy import (
     soaked,
     started,
     stopped,
+    takes_newcomers,
 )
 from appliance.hub.rollout_window import Window, parse_window
 
@@ -45,7 +47,7 @@ def test_it_begins_with_the_canaries() -> None:
     assert action(Progress(), Tally()) == ("start", "")
 
 
-@pytest.mark.parametrize("state", ["paused", "failed", "completed", "aborted"])
+@pytest.mark.parametrize("state", ["paused", "failed", "aborted"])
 def test_what_is_not_running_waits_for_a_person(state: Any) -> None:
     assert action(replace(CANARY, state=state), Tally(failed=50)) == ("wait", "")
 
@@ -67,6 +69,22 @@ def test_a_wave_that_succeeded_soaks_and_then_the_next_begins() -> None:
 def test_after_the_last_wave_it_is_complete() -> None:
     last = soaked(replace(SECOND, wave=PLAN.last_wave), 20.0)
     assert action(last, Tally(succeeded=10), Tally(succeeded=100), now=120.0) == ("complete", "")
+
+
+def test_newcomers_join_the_last_wave_and_come_after_the_end_until_too_many_of_them_fail() -> None:
+    last = replace(SECOND, wave=PLAN.last_wave)
+    assert not takes_newcomers(PLAN, SECOND)
+    assert takes_newcomers(PLAN, last)
+    assert not takes_newcomers(PLAN, stopped(last, "paused", "person"))
+    before = Tally(succeeded=98, failed=2)
+    done = completed(last, before)
+    assert takes_newcomers(PLAN, done)
+    assert action(done, before) == ("wait", ""), "what failed before was tolerated"
+    assert action(done, replace(before, failed=4)) == ("wait", ""), "2 % of the wave"
+    assert action(done, replace(before, failed=5)) == ("close", "too_many_failed")
+    closed = stopped(done, "completed", "too_many_failed")
+    assert not takes_newcomers(PLAN, closed)
+    assert action(closed, replace(before, failed=50)) == ("wait", ""), "it is said once"
 
 
 def test_one_failed_canary_pauses() -> None:
@@ -149,7 +167,7 @@ def test_what_a_person_says_is_done_and_can_be_said_where_it_makes_sense(
     assert (after.state, after.code) == (state, code)
     assert after.accepted_failures == (2 if step == "resume" else 0)
     assert (before.state in ALLOWED[step]) == (step != "pause")
-    assert ("completed" in ALLOWED[step]) == (step == "recall"), "what is over is over, but for a recall"
+    assert ("completed" in ALLOWED[step]) == (step in ("abort", "recall")), "what is over is over, but for an end to it"
 
 
 def fleet(count: int, classes: int = 3) -> list[Candidate]:
@@ -276,9 +294,22 @@ class Rollout(RuleBasedStateMachine):
             self.progress = soaked(self.progress, self.now)
         elif decision.action == "complete":
             assert len(self.states) == len(self.candidates)
-            self.progress = stopped(self.progress, "completed", "")
+            self.progress = completed(self.progress, every)
+        elif decision.action == "close":
+            assert self.progress.state == "completed"
+            assert every.failed > self.progress.accepted_failures, "only those who came later count"
+            self.progress = stopped(self.progress, "completed", decision.code)
         elif decision.action in ("pause", "fail"):
             self.progress = stopped(self.progress, "paused" if decision.action == "pause" else "failed", decision.code)
+
+    @rule()
+    def come(self) -> None:
+        """Let a device be there that was not there before."""
+        if takes_newcomers(PLAN, self.progress):
+            device = Candidate(f"new-{len(self.candidates)}")
+            self.candidates.append(device)
+            self.waves[-1].append(device.device)
+            self.states[device.device] = "sent"
 
     @rule(data=st.data(), reported=st.sampled_from(["seen", "fetching", "confirmed", "failed", "rolled_back"]))
     def report(self, data: st.DataObject, reported: str) -> None:

@@ -16,10 +16,11 @@ from appliance.core.errors import ConflictError, NotFoundError
 from appliance.core.fleet import Answer, DeviceState, Job, JobReport, Question, Reported
 from appliance.core.messaging import Message
 from appliance.hub.device_store import SqliteDevices
+from appliance.hub.key_watch import KeyWatch
 from appliance.hub.rollout_policy import Decision, Plan, Progress, started
 from appliance.hub.rollout_records import Audience, Options, Rollout
 from appliance.hub.rollout_store import SqliteRollouts
-from appliance.hub.rollouts import Rollouts, job_maker
+from appliance.hub.rollouts import NEWCOMERS_EVERY_S, Rollouts, job_maker
 from appliance.hub.schema import MIGRATIONS
 from appliance.store.database import Database
 from appliance.store.grouped import GroupedWrites
@@ -34,6 +35,7 @@ class Fleet:
         now: The clock.
         published: Messages, oldest first.
         connected: Whether there is a broker.
+        key: Id of the key that signs.
     """
 
     def __init__(self, database: Database) -> None:
@@ -46,11 +48,17 @@ class Fleet:
         self.store = SqliteRollouts(database, writes, job_maker(self.devices, self))
         self.part = self.new_part()
         self.database = database
+        self.key = "first"
+        self.keys = KeyWatch(database, self.key_id)
 
     def new_part(self) -> Rollouts:
-        return Rollouts(
-            self.store, self.devices, self, lambda document, _: document, self, complaints=cast("Any", self)
-        )
+        return Rollouts(self.store, self.devices, self, self, self, complaints=cast("Any", self))
+
+    def sign(self, document: bytes, _: str) -> bytes:
+        return document
+
+    def key_id(self) -> str:
+        return self.key
 
     def monotonic(self) -> float:
         return self.now
@@ -101,6 +109,8 @@ class Fleet:
             busy = False
             for rollout in self.store.unfinished():
                 busy |= await self.part.advance(rollout)
+            for rollout in self.store.open_to_newcomers():
+                await self.part.welcome(rollout)
             await self.part._remind()
             busy |= await self.part.send() > 0
             if not busy:
@@ -137,6 +147,28 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
         yield Fleet(database)
 
 
+@pytest.fixture(autouse=True)
+async def _first_key(fleet: Fleet) -> None:
+    assert await fleet.keys.look()
+
+
+async def test_jobs_are_sent_again_under_a_new_key_even_those_that_were_being_sent(fleet: Fleet) -> None:
+    await fleet.add(3)
+    fleet.begin(plan=Plan(canary_least=2))
+    await fleet.turn()
+    before = fleet.jobs()
+    assert len(before) == 2
+    assert not await fleet.keys.look(), "nothing has changed"
+    fleet.key = "second"
+    assert await fleet.keys.look()
+    [waiting, _] = fleet.store.to_send(10)
+    await fleet.store.sent({waiting.device: waiting.version}, fleet.now, "first")
+    await fleet.turn()
+    assert fleet.jobs() == before, "the same jobs, each once"
+    await fleet.turn()
+    assert fleet.jobs() == {}
+
+
 async def test_a_rollout_goes_through_its_waves_to_everyone(fleet: Fleet) -> None:
     await fleet.add(40)
     fleet.begin()
@@ -158,6 +190,94 @@ async def test_a_rollout_goes_through_its_waves_to_everyone(fleet: Fleet) -> Non
     assert fleet.steps()[:3] == ["begin", "wave 0: 2 devices", "soak"]
     assert fleet.steps()[-1] == "complete"
     assert all(each.reason for each in fleet.store.timeline("r-1"))
+
+
+async def completed(fleet: Fleet, count: int) -> None:
+    """Bring a release to some devices, to the end."""
+    await fleet.add(count)
+    fleet.begin(plan=Plan(canary_share=1.0, soak_s=0.0, shares=(), tolerated_share=0.5))
+    await fleet.turn()
+    for job in fleet.jobs().values():
+        await fleet.say(job, "confirmed")
+    await fleet.turn()
+    assert fleet.store.find("r-1").progress.state == "completed"
+
+
+async def test_devices_that_come_after_the_end_get_the_release_too(fleet: Fleet) -> None:
+    await completed(fleet, 3)
+    await fleet.add(2, first=3)
+    await fleet.turn(NEWCOMERS_EVERY_S)
+    jobs = fleet.jobs()
+    assert set(jobs) == {"box-3", "box-4"}, "nobody has it twice"
+    assert {each.action for each in jobs.values()} == {"install"}
+    for job in jobs.values():
+        await fleet.say(job, "confirmed")
+    await fleet.turn(NEWCOMERS_EVERY_S)
+    assert set(fleet.states().values()) == {"succeeded"}
+    assert len(fleet.states()) == 5
+    assert fleet.store.find("r-1").progress.state == "completed"
+    assert fleet.store.timeline("r-1")[-1].reason == "They came after the end."
+
+
+async def test_devices_that_come_later_are_left_alone_once_too_many_of_them_fail(fleet: Fleet) -> None:
+    await completed(fleet, 3)
+    await fleet.add(3, first=3)
+    await fleet.turn(NEWCOMERS_EVERY_S)
+    for job in fleet.jobs().values():
+        await fleet.say(job, "failed", code="out_of_memory")
+    await fleet.add(1, first=6)
+    for _ in range(3):
+        await fleet.turn(NEWCOMERS_EVERY_S)
+    assert fleet.jobs() == {}
+    assert "box-6" not in fleet.states()
+    assert (fleet.store.find("r-1").progress.state, fleet.steps()[-1]) == ("completed", "close")
+    assert fleet.steps().count("close") == 1
+
+
+async def test_a_release_that_was_followed_withdrawn_or_ended_reaches_nobody_more(fleet: Fleet) -> None:
+    await completed(fleet, 2)
+    open_now = fleet.store.open_to_newcomers
+    assert [each.id for each in open_now()] == ["r-1"]
+    fleet.begin("r-2")
+    assert open_now() == [], "whoever comes joins the one under way"
+    fleet.store.change("r-2", "abort", actor="ann", now=fleet.now)
+    assert [each.id for each in open_now()] == ["r-1"], "what was aborted is not what the fleet should have"
+    fleet.begin("r-3", progress=Progress("completed", 0))
+    assert [each.id for each in open_now()] == ["r-3"]
+    release = "INSERT INTO releases (model, counter, version, target, length, digest, document, withdrawn) "
+    values = "VALUES ('m', 2, '2', 'releases/m/2/release.json', 1, ?, x'7b7d', 1.0)"
+    fleet.database.write_blocking(lambda c: c.execute(release + values, ("0" * 64,)) and None)
+    assert open_now() == []
+    fleet.begin("r-4", "n", target="releases/n/2/release.json", progress=Progress("completed", 0))
+    fleet.store.change("r-4", "abort", actor="ann", now=fleet.now)
+    assert open_now() == []
+
+
+async def test_a_device_that_was_removed_or_set_up_anew_gets_its_releases_again(fleet: Fleet) -> None:
+    await completed(fleet, 2)
+    await fleet.devices.forget("box-0", actor="ann")
+    assert set(fleet.states()) == {"box-1"}
+    await fleet.devices.note_state("box-0", DeviceState(1, "online", 1.0, "1", "new"), retained=False)
+    assert await fleet.devices.note_state("box-1", DeviceState(1, "online", 1.0, "1", "new"), retained=False) == "moved"
+    await fleet.turn(NEWCOMERS_EVERY_S)
+    jobs = fleet.jobs()
+    assert {name: job.version for name, job in jobs.items()} == {"box-0": 2, "box-1": 2}
+    for job in jobs.values():
+        await fleet.say(job, "confirmed")
+    assert set(fleet.states().values()) == {"succeeded"}
+
+
+async def test_a_removed_device_is_sent_no_job_any_more(fleet: Fleet) -> None:
+    await fleet.add(2)
+    fleet.begin()
+    await fleet.turn()
+    assert len(fleet.jobs()) == 2
+    await fleet.devices.forget("box-0", actor="ann")
+    await fleet.store.send_again(None, before=fleet.now + 1)
+    fleet.key = "second"
+    assert await fleet.keys.look()
+    await fleet.turn()
+    assert set(fleet.jobs()) == {"box-1"}
 
 
 async def test_a_failed_canary_pauses_and_a_person_goes_on_or_retries(fleet: Fleet) -> None:

@@ -118,7 +118,7 @@ def revoke(context: HubContext, *, device: str, reason: str) -> None:
         context,
         device,
         "revoked",
-        "The broker was told."
+        "The broker was told; the running hub ends the connection that it still has."
         if told
         else f"Tell the broker to read {files.revoked} again: send it SIGHUP (systemctl reload mosquitto).",
     )

@@ -212,8 +212,9 @@ async def _send(folder: HubFolder, give: Callable[[], Awaitable[CommandRow]], wa
 
 
 async def _forget(folder: HubFolder, device: str) -> None:
+    folder.devices.get(device)
+    await folder.telemetry.forget(device)  # first: whoever is killed in between still finds the device
     await folder.devices.forget(device, actor=local_actor())
-    await folder.telemetry.forget(device)
 
 
 def _approve(folder: HubFolder, device: str, *, replace: bool) -> str:

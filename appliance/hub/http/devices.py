@@ -88,9 +88,9 @@ class DeviceResource:
 
     async def forget(self, request: Request) -> ASGIApp:
         """Remove a device. Raises NotFoundError."""
-        device = request.path_params["device"]
+        device = self._devices.get(request.path_params["device"]).id
+        await self._telemetry.forget(device)  # first: whoever is killed in between still finds the device
         await self._devices.forget(device, actor=actor_of(request))
-        await self._telemetry.forget(device)
         return Response(status_code=204)
 
     async def show_desired(self, request: Request) -> ASGIApp:

@@ -141,10 +141,18 @@ def _open(address: str, partial: Partial, stall_timeout_s: float) -> Iterator[Ba
 
 
 @contextmanager
-def get(address: str, headers: Mapping[str, str], stall_timeout_s: float) -> Iterator[BaseHTTPResponse]:
+def get(
+    address: str, headers: Mapping[str, str], stall_timeout_s: float, context: ssl.SSLContext | None = None
+) -> Iterator[BaseHTTPResponse]:
     """Send a GET with these headers beside our own, and yield the answer, its body not read yet.
 
     Redirects to other https addresses are followed.
+
+    Args:
+        address: https, or http on loopback.
+        headers: More of them.
+        stall_timeout_s: Longest silence of the server.
+        context: Whom to believe, and what to show; without it whom the system believes, and nothing.
 
     Raises:
         InvalidRequestError: The address is not one we fetch from.
@@ -156,7 +164,7 @@ def get(address: str, headers: Mapping[str, str], stall_timeout_s: float) -> Ite
     for _ in range(MAX_REDIRECTS + 1):
         with ExitStack() as stack:
             response = stack.enter_context(
-                stack.enter_context(_pool(url)).request(
+                stack.enter_context(_pool(url, context)).request(
                     "GET",
                     url._replace(auth=None, fragment=None).url,
                     headers=headers | (make_headers(basic_auth=unquote(url.auth)) if url.auth else {}),
@@ -213,9 +221,9 @@ def _prepare(response: BaseHTTPResponse, address: str, partial: Partial, size: i
         partial.edition = Edition(address, etag)
 
 
-def _pool(url: Url) -> PoolManager:
+def _pool(url: Url, context: ssl.SSLContext | None) -> PoolManager:
     """Return a connection pool that trusts what the system trusts and takes the way that the environment names."""
-    context = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = context or truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     host, scheme = url.host or "", url.scheme or ""
     proxy = getproxies().get(scheme)
     if proxy and not is_loopback(host) and not proxy_bypass(host):

@@ -7,6 +7,7 @@ up, however regularly it drips, and what it announces must agree with what is wa
 from __future__ import annotations
 
 import re
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,14 +58,17 @@ class RangeBody:
 
 
 @contextmanager
-def open_range(address: str, first: int, end: int, total: int, *, stall_timeout_s: float) -> Iterator[RangeBody]:
-    """Ask for the bytes from `first` to before `end` of a file of `total` bytes.
+def open_range(
+    address: str, first: int, end: int, total: int, *, stall_timeout_s: float, context: ssl.SSLContext | None = None
+) -> Iterator[RangeBody]:
+    """Ask for the bytes from `first` to before `end` of a file of `total` bytes; `context` as for `https.get`.
 
     Raises:
         SourceError: The server cannot be reached, has no such file, or another one.
         InvalidRequestError: The address is not one we fetch from.
     """
-    with _source_errors(address), get(address, {"Range": f"bytes={first}-{end - 1}"}, stall_timeout_s) as response:
+    wanted = {"Range": f"bytes={first}-{end - 1}"}
+    with _source_errors(address), get(address, wanted, stall_timeout_s, context) as response:
         if response.status == 404:
             raise SourceError(f"{name_of(address)} does not exist.", code="gone")
         whole = response.status == 200 and first == 0 and end == total
