@@ -53,4 +53,5 @@ class Unkept:
         fork: bool = False,
     ) -> Mapping[str, Any]:
         """Forget how it ended."""
+        del response, status, append, after, fork
         return body

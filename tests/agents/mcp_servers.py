@@ -88,7 +88,7 @@ async def running(app: ASGIApp) -> AsyncIterator[int]:
     server.capture_signals = _nothing  # type: ignore[method-assign, assignment]
     async with task_group() as tasks:
         tasks.create_task(server.serve())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not server.started:  # noqa: ASYNC110  (uvicorn has no event for it)
                 await asyncio.sleep(0.01)
         try:

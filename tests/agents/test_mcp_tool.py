@@ -138,12 +138,12 @@ async def test_credentials_that_were_not_kept_are_missed() -> None:
 async def test_calls_reach_the_server_under_its_own_names_and_failures_are_typed() -> None:
     async with shop() as served:
         given = {"type": "mcp", "server_label": "shop", "server_url": served.url, "require_approval": "never"}
-        tool = await McpTools([served.url], 10.0)(given, tenant="", request_id="r")
+        tool = await McpTools([served.url], 60.0)(given, tenant="", request_id="r")
         assert tool.label == "shop"
         assert {each["name"] for each in tool.listing["tools"]} == {each.name for each in tool.tools}
         assert not tool.needs_approval("find_order")
 
-        async def call(name: str, deadline_s: float = 10.0, **arguments: Any) -> ToolResult:
+        async def call(name: str, deadline_s: float = 60.0, **arguments: Any) -> ToolResult:
             return await tool.call(name, arguments, tenant="", deadline_s=deadline_s, request_id="r")
 
         assert (await call("orders_cancel", number=4)).kind == "ok"

@@ -294,7 +294,13 @@ async def scripted_box(
 
 @asynccontextmanager
 async def real_box(
-    folder: Path, model: Path, deadline_s: float = DEADLINE_S, *, encoder: Path | None = None, **changes: Any
+    folder: Path,
+    model: Path,
+    deadline_s: float = DEADLINE_S,
+    *,
+    encoder: Path | None = None,
+    tools: ToolRegistry | None = None,
+    **changes: Any,
 ) -> AsyncIterator[Box]:
     """Run the real door over the real serving floor with a tiny model, and an encoder, which first requests load."""
     sizes = {"context_cells": 512, "max_sequences": 4, "batch_tokens": 64}
@@ -310,7 +316,7 @@ async def real_box(
         floor = ServingFloor(settings, registry, Wishes(database, registry), metrics, CpuBudget(2))
         sessions = await stack.enter_async_context(open_sessions(settings, SystemClock(), forget=floor.text.forget))
         assert isinstance(sessions, Sessions), "nobody else has the folder"
-        agents = await stack.enter_async_context(answering(settings, floor.text, metrics, sessions))
+        agents = await stack.enter_async_context(answering(settings, floor.text, metrics, sessions, tools))
         keys = KeyStore(database, SystemClock())
         files = ScriptedFiles()
         batches = await stack.enter_async_context(

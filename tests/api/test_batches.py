@@ -30,7 +30,7 @@ async def client(any_box: Box) -> AsyncIterator[openai.AsyncOpenAI]:
 
 
 def client_of(box: Box, key: str = "any") -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url=f"{box.url}/v1", api_key=key, max_retries=0, timeout=20)
+    return openai.AsyncOpenAI(base_url=f"{box.url}/v1", api_key=key, max_retries=0, timeout=60)
 
 
 def line(number: int, url: str = CHAT, **changes: Any) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,15 @@ from appliance.agents.registry import ToolRegistry
 from appliance.agents.sql_tool import SqlTools
 from appliance.core.agents import Turn
 from appliance.core.retrieval import NewStoreFile, SearchRequest, SearchResult, VectorStore
+from appliance.core.tools import Tool, ToolResult
 from appliance.core.types import SamplingParams
 from appliance.store.read_only import ReadOnlyFiles
-from tests.agents.mcp_servers import shop
-from tests.api.boxes import ScriptedBox, scripted_box
+from tests.agents import toolbox
+from tests.agents.mcp_servers import good, peer, shop
+from tests.api.boxes import ScriptedBox, real_box, scripted_box
 from tests.api.scripted import say
 from tests.api.test_responses import answer, ask, calls, script, stream
+from tests.tiny_gguf import write_tiny_llama
 
 pytestmark = pytest.mark.anyio
 
@@ -43,16 +47,18 @@ class Later:
 
 
 @asynccontextmanager
-async def tool_box(folder: Path, *urls: str, databases: dict[str, Path] | None = None) -> AsyncIterator[ScriptedBox]:
+async def tool_box(
+    folder: Path, *urls: str, databases: dict[str, Path] | None = None, **changes: Any
+) -> AsyncIterator[ScriptedBox]:
     stores = Later()
     tools = ToolRegistry(
         {
             "file_search": FileSearchTools(stores),
-            "mcp": McpTools(urls, 10.0),
+            "mcp": McpTools(urls, 60.0),
             "sql": SqlTools(databases or {}, ReadOnlyFiles()),
         }
     )
-    async with scripted_box(folder, tools=tools) as box:
+    async with scripted_box(folder, tools=tools, **changes) as box:
         stores.box = box
         yield box
 
@@ -208,6 +214,55 @@ async def test_a_refused_call_is_told_in_the_stream_and_not_made(tmp_path: Path)
         assert not served.calls
         done = [each["item"]["id"] for each in events if each["type"] == "response.output_item.done"]
         assert done == [refused["id"], message["id"]]
+
+
+async def test_a_server_that_stalls_in_the_middle_of_its_answer_costs_its_call_alone(tmp_path: Path) -> None:
+    async def stall(message: Any, writer: asyncio.StreamWriter) -> None:
+        if message and not good(message, writer, [{"name": "find", "inputSchema": {"type": "object"}}]):
+            writer.write(b'HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\nevent: message\ndata: {"jso')
+            await writer.drain()
+            await asyncio.sleep(30)
+
+    async with peer(stall) as served, tool_box(tmp_path, served.url, tool_timeout_s=0.5) as box:
+        tool = {"type": "mcp", "server_label": "shop", "server_url": served.url, "require_approval": "never"}
+        box.models.script = script(calls(("find", "{}")), say("It does not answer."))
+        _, found, message = (await answer(box, tools=[tool]))["output"]
+        assert (found["type"], found["error"]["kind"]) == ("mcp_call", "timeout")
+        assert message["content"][0]["text"] == "It does not answer."
+        told = box.models.requests[-1].prompt[-1]
+        assert (told.role, "no result within" in told.content) == ("tool", True)  # type: ignore[union-attr]
+
+
+class Plain(toolbox.Box):
+    """A tool without arguments, which a random model can call."""
+
+    @property
+    def tools(self) -> Sequence[Tool]:
+        return [Tool(self.name, "For tests.", {"type": "object", "properties": {}, "additionalProperties": False})]
+
+
+async def test_while_a_tool_works_its_response_holds_no_place_in_the_engine(tmp_path: Path) -> None:
+    go_on = asyncio.Event()
+
+    async def wait(arguments: Any) -> Any:
+        await go_on.wait()
+        return ToolResult("ok", "done")
+
+    slow = Plain("slow", wait)
+    model = write_tiny_llama(tmp_path / "tiny.gguf", context_length=2048)
+    sizes = {"context_cells": 2048, "max_sequences": 1}
+    fields = {"tool_choice": "required", "parallel_tool_calls": False, "max_output_tokens": 120, "seed": 1}
+    async with real_box(tmp_path, model, tools=toolbox.registry(slow), **sizes) as box:
+        body = {"model": "tiny", "input": "Do it.", "tools": [{"type": "slow"}], **fields}
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+            turn = group.create_task(box.ask("POST", "/v1/responses", body))
+            await slow.begun.wait()
+            assert (await box.chat("Hello", max_tokens=4)).status == 200
+            assert not turn.done()
+            go_on.set()
+        assert turn.result().status == 200, turn.result().body
+        made = turn.result().json()["output"][0]
+        assert (made["type"], made["output"]) == ("mcp_call", "done")
 
 
 async def test_the_model_asks_a_database(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ async def texts(box: ScriptedBox, name: str) -> list[tuple[str, str]]:
 
 async def test_turns_of_the_official_client_join_the_conversation_they_name(box: ScriptedBox) -> None:
     box.models.script = lambda _: say("Fine", ".")
-    async with openai.AsyncOpenAI(base_url=f"{box.url}/v1", api_key="any", max_retries=0, timeout=20) as client:
+    async with openai.AsyncOpenAI(base_url=f"{box.url}/v1", api_key="any", max_retries=0, timeout=60) as client:
         name = (await client.conversations.create()).id
         for text in ("One", "Two"):
             answer = await client.chat.completions.create(

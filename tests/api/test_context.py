@@ -186,7 +186,7 @@ async def test_what_the_box_counted_wrongly_is_cut_further(box: ScriptedBox, mon
 
 async def kept_summary(box: ScriptedBox, name: str) -> Summary:
     assert box.sessions is not None
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while True:
             found = box.sessions.conversations.summary(name, tenant="")
             if found is not None:
@@ -228,7 +228,7 @@ async def test_a_summary_that_is_in_anyones_way_is_given_up_at_once_and_written_
     name = await conversation(box)
     for number in range(8):
         await converse(box, f"z{number:02}", name)
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         await begun.wait()
     (writing,) = [each for each in box.models.generations if sums_up(each.request)]
     box.models.script = speak_or_sum_up
@@ -251,7 +251,7 @@ async def test_a_summary_of_an_item_that_was_removed_meanwhile_is_not_kept(box: 
     name = await conversation(box)
     for number in range(8):
         await converse(box, f"z{number:02}", name)
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         await begun.wait()
     items, _ = box.sessions.conversations.items(name, tenant="")
     await box.sessions.conversations.remove_item(name, items[0]["id"], tenant="")

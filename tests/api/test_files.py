@@ -20,7 +20,7 @@ TEXT = b"The filter is changed every year.\n"
 
 @pytest.fixture
 async def client(box: ScriptedBox) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(base_url=f"{box.url}/v1", api_key="any", max_retries=0, timeout=20) as each:
+    async with openai.AsyncOpenAI(base_url=f"{box.url}/v1", api_key="any", max_retries=0, timeout=60) as each:
         yield each
 
 

@@ -113,7 +113,7 @@ def types(events: Iterable[Any]) -> list[str]:
 
 
 async def until_status(box: ScriptedBox, name: str, *wanted: str) -> Any:
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while True:
             body = (await box.ask("GET", f"{URL}/{name}")).json()
             if body["status"] in wanted:
@@ -287,6 +287,17 @@ async def test_a_loop_ends_at_its_limits(tmp_path: Path) -> None:
         tool.calls.clear()
         await answer(box, tools=[{"type": "search"}], max_tool_calls=3)
         assert len(tool.calls) == 3
+
+
+async def test_when_the_time_is_over_the_call_is_stopped_and_the_model_answers_without_tools(tmp_path: Path) -> None:
+    tool = Box("search", toolbox.hang)
+    async with tool_box(tmp_path, tool, loop_timeout_s=0.2, tool_timeout_s=60) as box:
+        box.models.script = lambda asked: say("Late.") if asked.tool_choice.mode == "none" else calls(("search", "{}"))
+        body = await answer(box, tools=[{"type": "search"}])
+        assert body["status"] == "completed"
+        assert body["output"][0]["error"]["kind"] == "timeout"
+        assert body["output"][1]["content"][0]["text"] == "Late."
+        assert (len(tool.calls), tool.ended, len(box.models.requests)) == (1, 1, 2)
 
 
 async def test_a_call_waits_for_a_person_and_runs_once_that_one_agrees(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 async def client(any_box: Box) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(base_url=f"{any_box.url}/v1", api_key="any", max_retries=0, timeout=20) as each:
+    async with openai.AsyncOpenAI(base_url=f"{any_box.url}/v1", api_key="any", max_retries=0, timeout=60) as each:
         yield each
 
 
@@ -71,7 +71,7 @@ class Pump(BaseModel):
 
 
 def client_of(box: Box) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url=f"{box.url}/v1", api_key="any", max_retries=0, timeout=20)
+    return openai.AsyncOpenAI(base_url=f"{box.url}/v1", api_key="any", max_retries=0, timeout=60)
 
 
 async def test_an_answer_is_parsed_whole_and_streamed(box: ScriptedBox) -> None:

@@ -20,7 +20,7 @@ HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
 
 
 def client_of(box: Box, key: str = "any") -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url=f"{box.url}/v1", api_key=key, max_retries=0, timeout=20)
+    return openai.AsyncOpenAI(base_url=f"{box.url}/v1", api_key=key, max_retries=0, timeout=60)
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ async def test_a_wrong_field_is_a_400_that_names_it(client: openai.AsyncOpenAI) 
 
 async def test_the_synchronous_client_works_too(any_box: Box) -> None:
     def ask() -> tuple[str | None, list[str]]:
-        with openai.OpenAI(base_url=f"{any_box.url}/v1", api_key="any", max_retries=0, timeout=20) as client:
+        with openai.OpenAI(base_url=f"{any_box.url}/v1", api_key="any", max_retries=0, timeout=60) as client:
             whole = client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=4, temperature=0)
             with client.chat.completions.create(
                 model="tiny", messages=HELLO, max_tokens=4, temperature=0, stream=True

@@ -25,7 +25,7 @@ from tests.api.scripted_retrieval import ScriptedFiles
 pytestmark = pytest.mark.anyio
 
 CHAT: BatchEndpoint = "/v1/chat/completions"
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 ENDED = ("completed", "failed", "expired", "cancelled")
 
 

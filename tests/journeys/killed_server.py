@@ -56,16 +56,19 @@ def write_note(text: str) -> None:
 
 
 class Note:
-    """Writes a line."""
+    """Writes a line, or asks a person before it does."""
 
     label = "notes"
+
+    def __init__(self, guarded: bool) -> None:
+        self.guarded = guarded
 
     @property
     def tools(self) -> Sequence[Tool]:
         return [Tool("note", "Write a note.", {"type": "object", "properties": {}, "additionalProperties": False})]
 
     def needs_approval(self, name: str) -> bool:
-        return False
+        return self.guarded
 
     async def call(
         self, name: str, arguments: Mapping[str, Any], *, tenant: str, deadline_s: float, request_id: str
@@ -79,7 +82,7 @@ class Note:
 
 
 async def note(definition: Mapping[str, Any], *, tenant: str, request_id: str) -> BuiltInTool:
-    return Note()
+    return Note(bool(definition.get("guarded")))
 
 
 if __name__ == "__main__":

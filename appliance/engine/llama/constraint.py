@@ -198,11 +198,13 @@ _WORDS = (
     ("NoExtensionBias", "No text satisfies the grammar"),
 )
 """How llguidance's words begin, and ours."""
+_WITHIN_LARK = "failed to compile JSON schema: "
+"""Stands before them where the schema is a part of a Lark grammar, as a tool's is."""
 
 
 def _first_line(problem: str) -> str:
     line = problem.partition("\n")[0].strip()[:MOST_WORDS] or "It allows none of the model's tokens"
-    line = line.partition(" is not present in a registry")[0]
+    line = line.partition(" is not present in a registry")[0].rpartition(_WITHIN_LARK)[2]
     for theirs, ours in _WORDS:
         if line.startswith(theirs):
             return ours + (line.removeprefix(theirs) if ours.endswith(": ") else "")
