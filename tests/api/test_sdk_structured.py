@@ -116,7 +116,7 @@ ODD = ["a-b c", "50% (of [it])", "x\ty\n#&~", "C:\\pumps", "水泵|Σ", "^$.*+?{
         ({"choice": ODD}, "|".join(map(re.escape, ODD))),
         (
             {"json": {"type": "array", "items": {"enum": [1, 2]}, "minItems": 2, "maxItems": 2}},
-            r"\[\s*[12],\s*[12]\s*\]",
+            r"\[\s*[12]\s*,\s*[12]\s*\]",
         ),
     ],
 )

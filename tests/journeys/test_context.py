@@ -102,7 +102,7 @@ def test_of_a_deleted_conversation_no_row_no_word_and_no_state_is_left_though_th
     secret = "quincesecret"
     with server(data, tmp_path) as subject, subject.client() as client:
         names = [str(client.conversations.create().id) for _ in range(2)]
-        stays = say(subject, "ordinary words", names[1])
+        stays = say(subject, "ordinary words " * 10, names[1])  # its state is of another length
         body = say(subject, f"The word is {secret}.", names[0])
         wait_until(lambda: parked(data, body["usage"]), lambda: subject.log)
         wait_until(lambda: parked(data, stays["usage"]), lambda: subject.log)

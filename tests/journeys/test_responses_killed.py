@@ -234,7 +234,7 @@ def test_an_approved_call_that_is_killed_at_any_step_is_made_once_at_most(data: 
             (request,) = [each["id"] for each in ended(subject, asked["id"])["output"] if each["type"] == REQUEST]
             before = len(lines_of(notes))
             decision = {"type": "mcp_approval_response", "approval_request_id": request, "approve": True}
-            answer = {**guarded, "input": [decision], "tool_choice": "none", "max_output_tokens": 8}
+            answer = {**guarded, "input": [decision], "tool_choice": "auto", "max_output_tokens": 8}
             seen = stream_until_death(subject, turn(conversation, **answer))
             assert subject.process.wait(DEADLINE_S) == -9, f"{point} was never reached"
             last = Killed(point, conversation, seen, before, request)
