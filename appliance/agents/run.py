@@ -338,7 +338,7 @@ class ResponseRun:
     async def _finish(self, status: ResponseStatus, output: Sequence[Item] = (), **changes: Any) -> None:
         await self._feed.flush()
         now = int(self._means.clock.unix())
-        body = ended(self._body, status, output, usage_of(self._journal), now, **changes)
+        body: Mapping[str, Any] = ended(self._body, status, output, usage_of(self._journal), now, **changes)
         answers = status in ("completed", "incomplete") and bool(self.turn.conversation)
         append = (*self.turn.input, *output) if answers else ()
         after = self.turn.after if answers else None
