@@ -288,7 +288,7 @@ async def test_a_months_backlog_drains_whole_and_starves_no_live_health(tmp_path
         await until(lambda: is_empty(each.outbox))
         kept = each.kept()
         assert len(kept) == 721 + 8640
-        assert [kept["health", 1, number]["hour"] for number in range(1, 722)] == list(range(721))
+        assert [kept["health", each.outbox.boot, number]["hour"] for number in range(1, 722)] == list(range(721))
         assert each.outbox.lost == 0
 
 
