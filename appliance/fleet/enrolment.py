@@ -51,14 +51,18 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Pauses:
-    """Between two questions: the longest possible doubles from `shortest_s` to `longest_s`; tests have shorter ones."""
+    """Between two questions: the longest possible doubles from twice `shortest_s` to `longest_s`.
+
+    The first is random already: the broker knows claims by one name only, so boxes that ask at the same time push each
+    other off, and would go on to do so in step.
+    """
 
     shortest_s: float = SHORTEST_PAUSE_S
     longest_s: float = LONGEST_PAUSE_S
 
     def after(self, times: int, fraction: float) -> float:
         """Return the pause after so many questions; `fraction` is random, from 0 to 1."""
-        ceiling = min(self.longest_s, self.shortest_s * 2.0 ** min(times, 16))
+        ceiling = min(self.longest_s, self.shortest_s * 2.0 ** (1 + min(times, 16)))
         return self.shortest_s + fraction * (ceiling - self.shortest_s)
 
 
@@ -182,20 +186,30 @@ async def _ask(folder: IdentityFolder, pending: PendingClaim, facts: Mapping[str
     request = request_for(pending.device, key).decode()
     claim = Claim(bundle.token, pending.device, request, folder.instance(), dict(facts))
     nonce = secrets.token_hex(16)
-    answers: asyncio.Queue[ClaimAnswer] = asyncio.Queue()
+    answers: asyncio.Queue[ClaimAnswer | None] = asyncio.Queue()
 
     async def receive(message: Message) -> None:
         with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             answers.put_nowait(msgspec.json.decode(message.payload, type=ClaimAnswer))
 
+    async def broken(_: str) -> None:
+        answers.put_nowait(None)
+
     credentials, authority = folder.claim_credentials(pending)
     options = ConnectionOptions(bundle.host, bundle.port, CLAIM_NAME, TlsFiles(authority, credentials, credentials))
-    connection = Connection(options, receive, subscriptions=[Subscription(f"{CLAIM_ANSWER}/{nonce}")])
+    connection = Connection(
+        options, receive, subscriptions=[Subscription(f"{CLAIM_ANSWER}/{nonce}")], on_disconnected=broken
+    )
 
     async def exchange() -> ClaimAnswer:
         message = Message(f"{CLAIM_REQUEST}/{nonce}", msgspec.json.encode(claim), expiry_s=60)
+        while not answers.empty():
+            answers.get_nowait()
         await connection.publish(message)
-        return await answers.get()
+        answer = await answers.get()
+        if answer is None:  # to come back at once would only push off whoever else is being enrolled
+            raise UnavailableError("The connection broke: other boxes may be enrolling with the same claim.")
+        return answer
 
     return await while_connected(connection, exchange)
 

@@ -106,12 +106,13 @@ class HubBlocks:
 
     async def _fetch(self, download: Download, window: Window, writer: _Writer, *, patient: bool) -> None:
         pace = Pace(self._bytes_per_s(), self._clock.monotonic())
-        session, self._gone = self._session, 0
+        session: int | None = None
+        self._gone = 0
         while not download.complete:
             await self._until_connected(patient=patient)
-            if session != self._session:
-                session = self._session
+            if session not in (None, self._session):  # the first one is no interruption
                 window.disconnected()
+            session = self._session
             if window.done and not writer.unwritten:  # nothing is asked for, and yet pieces are missing
                 window.put_back(download.missing_blocks())
             await self._ask(window, pace, download.pieces.digest, _MOST_QUEUED - writer.unwritten)

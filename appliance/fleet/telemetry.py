@@ -17,6 +17,7 @@ import msgspec
 from appliance.core.clock import Clock
 from appliance.core.errors import ApplianceError
 from appliance.core.fleet import (
+    BATCH_EXPIRY_S,
     LARGEST_BATCH_BYTES,
     STREAMS,
     DownKind,
@@ -38,7 +39,6 @@ LOGGER = logging.getLogger("appliance.fleet")
 MOST_ROWS = 500
 """In a batch: at the hub they take a few hundredths of a second, for which live rows of others wait."""
 
-EXPIRY_S = 600
 _START: Position = (0, 0)
 _AWAY_S = 0.5
 
@@ -243,7 +243,7 @@ class Telemetry:
         self.published += 1
         name = f"{flight.boot}.{flight.first}.{flight.last}".encode()
         topic = up(self._device, "tm", flight.stream)
-        await self._link.publish(Message(topic, batch.payload, expiry_s=EXPIRY_S, correlation=name))
+        await self._link.publish(Message(topic, batch.payload, expiry_s=BATCH_EXPIRY_S, correlation=name))
 
 
 def _pack(rows: Sequence[Row]) -> tuple[Sequence[Row], bytes]:

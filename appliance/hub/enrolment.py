@@ -112,13 +112,18 @@ class EnrolmentPart:
 
     async def run(self) -> None:
         """Keep the broker's list of revoked certificates as the database has it, whoever changed it."""
+        said = ""
         while self._refresh_revocations is not None:
             try:
                 self._refresh_revocations()
                 if self._end_revoked is not None:
                     await self._end_revoked()
             except ApplianceError as error:
-                logger.warning("Those who are revoked may still be connected: %s", error)
+                if str(error) != said:
+                    logger.warning("Those who are revoked may still be connected: %s", error)
+                said = str(error)
+            else:
+                said = ""
             await asyncio.sleep(REVOCATIONS_EVERY_S)
 
     async def claim(self, message: Message) -> None:

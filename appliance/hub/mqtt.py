@@ -1,7 +1,7 @@
 """The hub at the broker: one session that the broker keeps, so that what a killed hub had not committed comes again.
 
-    up      said after each connecting, and again every minute, with the hub's clock; then at most once, since ten
-            thousand boxes would each confirm it, and the next one comes in a minute
+    up      said after each connecting, and again every minute, with the clock; sooner if devices have to hold off;
+            what only tells the time at most once, since ten thousand boxes would each confirm it
     down    the Will; and the last word of an orderly stop
 
 A message is acknowledged when its part has it on the disk. A full disk holds the messages up, here and then at the
@@ -19,9 +19,10 @@ import msgspec
 
 from appliance.core.clock import Clock
 from appliance.core.errors import ApplianceError, StorageError, UnavailableError, UnreadableDatabaseError
-from appliance.core.fleet import HUB_TOPIC, HubState
+from appliance.core.fleet import HUB_TOPIC, ROOT, HubState
 from appliance.core.hub_settings import HubSettings
 from appliance.core.messaging import Message, Receive, Subscription
+from appliance.hub.backpressure import Backpressure
 from appliance.messaging.connection import Connection, ConnectionOptions, TlsFiles, Will
 
 logger = logging.getLogger("appliance.hub")
@@ -38,6 +39,8 @@ SHORT_GAP_S = 60.0
 and reported twins are not asked for again, in front of which nothing else would get through."""
 
 STATE_EVERY_S = 60.0
+LOOK_EVERY_S = 10.0
+"""How often it is looked whether devices have to hold off."""
 FAREWELL_S = 2.0
 RETRY_S, LONGEST_RETRY_S = 0.5, 30.0
 
@@ -52,6 +55,7 @@ class HubLink:
         self._connection: Connection | None = None
         self._fatal: StorageError | None = None
         self._failed = asyncio.Event()
+        self._pressure = Backpressure()
 
     @property
     def connected(self) -> bool:
@@ -101,20 +105,31 @@ class HubLink:
         except (ApplianceError, TimeoutError) as error:
             logger.info("the broker did not take the farewell: %s", error or f"not within {FAREWELL_S:g} s")
 
-    async def _say_up(self, qos: Literal[0, 1] = 1) -> None:
-        await self.publish(_state_message(HubState("up", self._clock.unix()), qos))
+    async def _say_up(self, hold_off_s: float = 0.0, qos: Literal[0, 1] = 1) -> None:
+        await self.publish(_state_message(HubState("up", self._clock.unix(), hold_off_s), qos))
 
     async def _tell_time(self) -> None:
+        """Tell the devices the time now and then, and at once that they have to hold off, or need not any more."""
+        told_at, told = self._clock.monotonic(), 0.0
         while True:
-            await asyncio.sleep(STATE_EVERY_S)
-            if self.connected:
+            await asyncio.sleep(LOOK_EVERY_S)
+            hold_off_s = self._pressure.take()
+            due = self._clock.monotonic() - told_at >= STATE_EVERY_S
+            if self.connected and (due or hold_off_s or told):
                 try:
-                    await self._say_up(qos=0)
+                    await self._say_up(hold_off_s, qos=0 if hold_off_s == told else 1)
                 except ApplianceError as error:
                     logger.info("the hub's time could not be told: %s", error)
+                    continue
+                told_at, told = self._clock.monotonic(), hold_off_s
+                if hold_off_s:
+                    logger.warning("the hub falls behind: devices are to spread telemetry over %.0f s", hold_off_s)
 
     async def _keep_at_it(self, receive: Receive, message: Message) -> None:
         """Have a message received, again and again while the disk is full: what is given up here is lost."""
+        device, _, stream = message.topic.removeprefix(f"{ROOT}/up/").partition("/tm/")
+        if stream:
+            self._pressure.note(device, message.expiry_s)
         wait_s = RETRY_S
         while True:
             try:

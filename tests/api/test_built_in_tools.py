@@ -250,7 +250,7 @@ async def test_while_a_tool_works_its_response_holds_no_place_in_the_engine(tmp_
 
     slow = Plain("slow", wait)
     model = write_tiny_llama(tmp_path / "tiny.gguf", context_length=2048)
-    sizes = {"context_cells": 2048, "max_sequences": 1}
+    sizes: dict[str, Any] = {"context_cells": 2048, "max_sequences": 1}
     fields = {"tool_choice": "required", "parallel_tool_calls": False, "max_output_tokens": 120, "seed": 1}
     async with real_box(tmp_path, model, tools=toolbox.registry(slow), **sizes) as box:
         body = {"model": "tiny", "input": "Do it.", "tools": [{"type": "slow"}], **fields}

@@ -94,23 +94,27 @@ class Hub:
 
 
 @asynccontextmanager
-async def running(broker: Broker, folder: Path, rules: EnrolmentRules | None = None) -> AsyncIterator[Hub]:
+async def running(
+    broker: Broker, folder: Path, rules: EnrolmentRules | None = None, *, deadline_s: float = DEADLINE_S
+) -> AsyncIterator[Hub]:
     with closing(Database(folder / "hub.db", migrations=MIGRATIONS)) as database:
         hub = Hub(broker, database, rules or EnrolmentRules())
-        async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(deadline_s), asyncio.TaskGroup() as tasks:
             task = tasks.create_task(hub.link.run())
             await hub.link.until_connected()
             yield hub
             task.cancel()
 
 
-async def become(folder: Path, device: str, bundle: ClaimBundle, said: list[str] | None = None) -> Identity:
+async def become(
+    folder: Path, device: str, bundle: ClaimBundle, said: list[str] | None = None, *, pauses: Pauses = QUICK
+) -> Identity:
     """Enrol a box whose data is in a folder."""
     identity = IdentityFolder(folder)
     pending = begin(identity, device, bundle)
     assert pending is not None
     say = (said if said is not None else []).append
-    return await enrol(identity, pending, facts={"memory": 1}, clock=SystemClock(), say=say, pauses=QUICK)
+    return await enrol(identity, pending, facts={"memory": 1}, clock=SystemClock(), say=say, pauses=pauses)
 
 
 async def until_said(said: list[str], part: str) -> None:
@@ -422,10 +426,10 @@ async def test_the_brokers_list_follows_the_database_whoever_changed_it(broker: 
 async def test_boxes_that_share_a_bundle_push_each_other_off_and_are_all_enrolled(
     broker: Broker, tmp_path: Path
 ) -> None:
-    async with running(broker, tmp_path) as hub:
-        bundle = hub.bundle(allowed=6)
+    async with running(broker, tmp_path, deadline_s=300.0) as hub:
+        bundle = hub.bundle(allowed=20)
         async with asyncio.TaskGroup() as tasks:
-            for n in range(6):
-                tasks.create_task(become(tmp_path / f"{n}", f"box-{n}", bundle))
-        assert sorted(hub.states()) == [(f"box-{n}", "issued") for n in range(6)]
-        assert [each.used for each in hub.enrolments.claims()] == [6]
+            for n in range(20):
+                tasks.create_task(become(tmp_path / f"{n}", f"box-{n:02}", bundle, pauses=Pauses(0.2, 6.0)))
+        assert sorted(hub.states()) == [(f"box-{n:02}", "issued") for n in range(20)]
+        assert [each.used for each in hub.enrolments.claims()] == [20]

@@ -7,7 +7,7 @@ import contextlib
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,14 +25,17 @@ from appliance.hub.authority import Authority
 from appliance.hub.director import director_keys
 from appliance.hub.init import load_authority
 from appliance.messaging.options import TlsFiles
+from appliance.registry.install import import_model
 from appliance.registry.sources.https import get
 from appliance.security.certificates import CLAIM_NAME
 from appliance.security.envelopes import open_envelope
 from appliance.security.signing import PublicKey
 from tests.fleet.broker import Peer, free_port
+from tests.fleet.links import KeptLink
 from tests.fleet.made_hub import MadeHub, made_hub, options_of
 from tests.fleet.test_hub_source import CONTENT, PIECES, Target
 from tests.fleet.test_key_rotation import begin
+from tests.fleet.updating import MODEL, Releases, UpdatingBox, sealed, tiny_model
 from tests.hub.hubs import until
 
 pytestmark = pytest.mark.anyio
@@ -111,6 +114,20 @@ async def test_a_file_comes_over_a_link_that_breaks_and_goes_on_where_it_was(tmp
                     await fetch(download, [source])
         assert relay.connections == 3, "two of them were cut after two pieces each"
     assert target.is_right()
+
+
+async def test_a_box_installs_a_release_that_comes_from_the_hub_by_https_alone(tmp_path: Path) -> None:
+    async with offering(tmp_path) as (made, tls):
+        releases = Releases(made.settings.data_dir / "blobs")
+        content = tiny_model(tmp_path / "new.gguf", embedding=192)
+        job = msgspec.structs.replace(releases.add(content), files=url(made))
+        with closing(UpdatingBox(tmp_path / "data", KeptLink(), releases, context=tls.context)) as box:
+            tiny_model(tmp_path / "old.gguf", seed=0)
+            import_model(tmp_path / "old.gguf", box.registry, name=MODEL, version="1")
+            assert await box.updates.take(sealed(job))
+            report = await box.until("confirmed", "failed", "rejected")
+            assert (report.state, report.code) == ("confirmed", "")
+            assert box.registry.resolve(f"{MODEL}:2").files[0].path.read_bytes() == content
 
 
 async def test_a_connection_that_is_never_of_use_is_left(tmp_path: Path, target: Target) -> None:

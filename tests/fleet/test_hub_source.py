@@ -341,6 +341,22 @@ async def test_a_download_that_was_interrupted_asks_for_little_at_a_time(target:
     assert largest_request(second) <= 2, "less than 64 blocks have come"
 
 
+async def test_waiting_for_the_first_connection_is_no_interruption(target: Target, released: Path) -> None:
+    wire = Wire(released)
+    wire.link.connected = False
+
+    async def connect() -> None:
+        await asyncio.sleep(0.05)
+        wire.link.connected = True
+        wire.blocks.connected()
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(connect())
+        await wire.deliver(target)
+    assert target.is_right()
+    assert largest_request(wire) > 4
+
+
 def largest_request(wire: Wire) -> int:
     requests = [msgspec.msgpack.decode(each.payload, type=BlockRequest) for each in wire.link.sent]
     return max(len(asked_for(each.first, each.missing)) for each in requests)

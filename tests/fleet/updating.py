@@ -24,6 +24,7 @@ from appliance.fleet.hub_source import HubBlocks
 from appliance.fleet.journal import Journal
 from appliance.fleet.pieces import PieceList, hashes_of
 from appliance.fleet.schema import open_fleet_database
+from appliance.fleet.sources import Context
 from appliance.fleet.staging import Box, Staging
 from appliance.fleet.update_steps import Steps
 from appliance.fleet.updates import Updates
@@ -172,6 +173,7 @@ class UpdatingBox:
         folders: Sequence[Path] = (),
         box: Box = Box("generic", "1.0", 0),  # noqa: B008  (it is frozen)
         bytes_per_s: Callable[[], int] = lambda: 0,
+        context: Context | None = None,
     ) -> None:
         self.clock = clock or SystemClock()
         self.folder = folder
@@ -195,6 +197,7 @@ class UpdatingBox:
             box=this_box,
             folders=lambda: folders,
             clock=self.clock,
+            context=context,
         )
         self.updates = Updates(
             DEVICE,

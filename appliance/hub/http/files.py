@@ -74,7 +74,7 @@ class ReleaseFiles:
     def _file(self, name: str) -> ASGIApp:
         path = self._folder / name
         if not _NAME.fullmatch(name) or path.is_symlink() or not path.is_file():
-            raise NotFoundError(f"There is no file {name[:80]!r} of a release here.", code="gone")
+            raise NotFoundError(f"There is no file {name[:80]!r} of a release here.")
         return ReleaseFile(path, media_type="application/octet-stream")
 
 
