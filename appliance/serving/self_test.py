@@ -115,6 +115,8 @@ class _Child:
 
     async def _tell(self, order: bytes) -> None:
         assert self._process.stdin is not None
+        if self._process.stdin.is_closing():
+            return  # it has ended before it was told; how says more
         try:
             self._process.stdin.write(order)
             await self._process.stdin.drain()

@@ -196,8 +196,17 @@ def _code(error: BaseException) -> str:
 
 
 def peak_memory() -> int:
-    """Return the bytes of this process at its largest."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Return the bytes of this program at its largest.
+
+    Not `ru_maxrss`: Linux hands that of the parent on to a program that it starts, however small that is.
+    """
+    return _status_bytes("VmHWM")
+
+
+def _status_bytes(name: str) -> int:
+    """Return one of the sizes that the kernel tells of this process; see proc_pid_status(5)."""
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    return next((1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{name}:")), 0)
 
 
 def restrict_process(order: Order) -> None:
@@ -205,9 +214,7 @@ def restrict_process(order: Order) -> None:
     os.nice(NICENESS)
     signal.setitimer(signal.ITIMER_REAL, order.criteria.test_timeout_s + GRACE_S)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    held = next((1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("VmData:")), 0)
-    data = held + order.most_memory + _DATA_MARGIN_BYTES
+    data = _status_bytes("VmData") + order.most_memory + _DATA_MARGIN_BYTES
     resource.setrlimit(resource.RLIMIT_DATA, (data, data))
     Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 

@@ -13,7 +13,8 @@ SLOW = {"FAILURE": "slow", "AFTER": "0"}
 def test_a_person_talks_to_a_box(tiny_data: Path, tmp_path: Path) -> None:
     with server_process(tiny_data, tmp_path, "--model", "tiny") as server:
         server.wait_until_ready()
-        with terminal("chat", "--url", server.url, "--max-tokens", "12", home=tmp_path) as screen:
+        flags = ("--max-tokens", "12", "--seed", "1")  # of random answers some would end by themselves
+        with terminal("chat", "--url", server.url, *flags, home=tmp_path) as screen:
             screen.expect("Talking to tiny")
             screen.expect("> ")
             screen.type("Hello 世界 <|im_end|>")

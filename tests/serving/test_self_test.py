@@ -54,6 +54,13 @@ async def test_a_sound_version_passes_with_its_figures(box: Box) -> None:
     assert 20 * 2**20 < report.memory < 2**30
 
 
+async def test_the_memory_of_the_server_that_asks_is_not_counted(box: Box) -> None:
+    held = b"x" * 2**30
+    report = await tried(box, most_memory=2**29)
+    assert report.passed, report.detail
+    assert report.memory < 2**29 < len(held)
+
+
 async def test_a_wrong_answer_fails_with_both_texts(box: Box) -> None:
     report = await tried(box, golden=(GoldenInput(prompt=PROMPT, expected="never this"),))
     assert (report.passed, report.code) == (False, "wrong_answer")
