@@ -180,6 +180,19 @@ def test_a_short_shared_part_is_kept_and_the_longer_past_of_another_conversation
     assert subject.ledger.length(0) == 40
 
 
+def test_a_past_whose_beginning_is_shared_is_taken_over_where_both_have_no_room() -> None:
+    states = States()
+    subject = scheduler(cells=64, batch=64, slots=2, states=states)
+    past = list(range(40))
+    idle_past(subject, states, 1, past)
+    newcomer = sequence(2, [*past[:10], *range(100, 130)])
+    subject.submit(newcomer)
+    step = subject.plan()
+    assert step.operations == (Park(0, array("i", past), ""), Truncate(0, 10))
+    assert (newcomer.slot, newcomer.cached) == (0, 10)
+    subject.complete(step, 0.01)
+
+
 def test_a_memory_that_cannot_rewind_reuses_only_a_whole_past() -> None:
     subject = scheduler(cells=256, batch=64, rewind=False)
     first = sequence(1, list(range(20)))
