@@ -35,6 +35,7 @@ GONE_ANSWERS = 2
 
 _MOST_QUEUED = 2 * LARGEST_BYTES // BLOCK_BYTES
 _TICK_S = 0.5
+_LEAST_WAIT_S = 0.01
 
 
 class HubBlocks:
@@ -116,7 +117,8 @@ class HubBlocks:
             if window.done and not writer.unwritten:  # nothing is asked for, and yet pieces are missing
                 window.put_back(download.missing_blocks())
             await self._ask(window, pace, download.pieces.digest, _MOST_QUEUED - writer.unwritten)
-            await self._wait(min(_TICK_S, pace.wait_s() or _TICK_S))
+            wait_s = pace.wait_s() or window.ask_at() - self._clock.monotonic()
+            await self._wait(min(_TICK_S, max(_LEAST_WAIT_S, wait_s)))
             self._take_in(window, writer)
 
     async def _until_connected(self, *, patient: bool) -> None:

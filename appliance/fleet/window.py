@@ -9,6 +9,7 @@ How many may be outstanding is `fleet.window_size`'s to say.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -71,11 +72,12 @@ class Window:
         self._repeated: set[int] = set()
         self._size = _first_size(first_bytes, careful=careful)
         self._smoothed: float | None = None
+        self._came_at = 0.0
         self._shrunk_at = float("-inf")
 
     @property
     def size_bytes(self) -> int:
-        """Return how much may be outstanding."""
+        """Return how much may be outstanding while blocks come as they should."""
         return self._size.blocks * BLOCK_BYTES
 
     @property
@@ -101,9 +103,9 @@ class Window:
             at_most: Blocks that a cap of the bandwidth allows.
         """
         self._expire(now)
-        free = self._size.blocks - len(self._asked)
+        free = self._size.blocks + self._size.ahead(now - self._came_at) - len(self._asked)
         room = min(free, at_most, len(self._wanted))
-        if room < 1 or (self._asked and room < min(self._size.blocks // BATCHES, len(self._wanted))):
+        if room < 1 or (self._asked and room < self._batch):
             return []
         if room == free:
             self._size.filled()
@@ -112,12 +114,23 @@ class Window:
             self._asked[block] = _Asked(now, again=block in self._repeated)
         return _requests(taken)
 
+    @property
+    def _batch(self) -> int:
+        return min(max(1, self._size.blocks // BATCHES), len(self._wanted))
+
+    def ask_at(self) -> float:
+        """Return when to ask though nothing comes, infinite for never."""
+        if not self._wanted:
+            return math.inf
+        return self._came_at + self._size.silence_s(len(self._asked) + self._batch - self._size.blocks)
+
     def arrived(self, block: int, now: float) -> bool:
         """Take note of a block; False if nobody waits for it, for then it is a repetition or was never asked for."""
         asked = self._asked.pop(block, None)
         if asked is None:
             return self._late(block)
         self._size.came()
+        self._came_at = now
         if not asked.again:  # else it is not known which request this answers
             took = now - asked.at
             self._smoothed = took if self._smoothed is None else self._smoothed + (took - self._smoothed) / 8

@@ -6,6 +6,11 @@ way there, as in FAST TCP (Wei et al., 2006). The contract shrinks the window wh
 500 ms; steering there only would swing around that, so `q` is 100 ms. Means, because a block that was sent again on the
 way is no queue, and neither is it the rule.
 
+What waits behind a lost segment arrives in one heap. Were asking only an answer to what comes, the link would run dry
+before each heap and have a queue after it: on 2 MB/s, 100 ms and 2 % loss 80 % of it would be used at a command's round
+trip of 0.28 s, or 85 % at 0.46 s. So while nothing comes, what is due by now is taken as come, up to `AHEAD` of the
+window: 87 to 90 % at 0.29 s.
+
     starting ──a queue──> steering ──10 s, or late though smaller──> draining ──a round──> looking ──a round──> steering
 
 To look is to ask for so little that nothing of ours can wait: what blocks take then is the new `base`. So a busy broker
@@ -18,6 +23,7 @@ never larger than the first one and a 64th of what has come since. A box that is
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 
 QUEUE_S = 0.1
@@ -34,6 +40,9 @@ LATE_AFTER_S = 2.0
 
 LEAST_BLOCKS = 2
 CAREFUL_SHARE = 1 / 64
+
+AHEAD = 0.4
+"""More keeps the link fuller still, and makes a command wait longer when a heap comes after all."""
 
 _GROWTH = 1.5
 _DRAINED = 0.75
@@ -68,14 +77,23 @@ class WindowSize:
         self._base_at = 0.0
         self._round_from: float | None = None
         self._took: list[float] = []
+        self._mean = _CLOCK_S
         self._was_full = False
         self._late_rounds = 0
         self._before_look = 0.0
 
     @property
     def blocks(self) -> int:
-        """Return how many may be outstanding."""
+        """Return how many may be outstanding while they come as they should."""
         return int(self._blocks)
+
+    def ahead(self, silence_s: float) -> int:
+        """Return how many more may be outstanding when none has come for so long."""
+        return int(max(0.0, min(silence_s * self._blocks / self._mean - 1, self._most_ahead)))
+
+    def silence_s(self, ahead: int) -> float:
+        """Return how long none has to come for so many more to be outstanding, infinite if they never may."""
+        return math.inf if ahead > self._most_ahead else (ahead + 1) * self._mean / self._blocks
 
     def filled(self) -> None:
         """Take note that as many are outstanding as may be; else nothing says that more would do."""
@@ -103,6 +121,7 @@ class WindowSize:
         self._before_look = max(1.0, self._before_look / 2)
 
     def _end_round(self, mean: float, now: float) -> None:
+        self._mean = max(mean, _CLOCK_S)
         if mean < self._base:
             self._base += (mean - self._base) / 4
         if self._phase is _Phase.DRAINING:
@@ -139,10 +158,17 @@ class WindowSize:
             factor = _GROWTH
         else:
             self._phase = _Phase.STEERING
-            factor = min(1.25, max(0.6, (1 + (self._base + QUEUE_S) / max(mean, _CLOCK_S)) / 2))
+            factor = min(1.25, max(0.6, (1 + (self._base + QUEUE_S) / self._mean) / 2))
         if factor <= 1 or self._was_full:
             self._set(factor * self._blocks)
 
+    @property
+    def _most_now(self) -> float:
+        return min(self._most, self._first + self._came * CAREFUL_SHARE) if self._careful else self._most
+
+    @property
+    def _most_ahead(self) -> float:
+        return min(AHEAD * self._blocks, self._most_now - self._blocks) if self._phase is _Phase.STEERING else 0.0
+
     def _set(self, blocks: float) -> None:
-        most = min(self._most, self._first + self._came * CAREFUL_SHARE) if self._careful else self._most
-        self._blocks = max(float(LEAST_BLOCKS), min(blocks, most))
+        self._blocks = max(float(LEAST_BLOCKS), min(blocks, self._most_now))

@@ -41,11 +41,12 @@ class SimulatedLink:
                     self._send(block, chance)
             self.windows.append(window.size_bytes)
             self.queues.append((self.now, max(0.0, self.free_at - self.now)))
-            if self._coming and self._coming[0][0] <= self.now + 0.5:
+            wait_s = max(1e-3, min(0.5, window.ask_at() - self.now))
+            if self._coming and self._coming[0][0] <= self.now + wait_s:
                 self.now, block = heapq.heappop(self._coming)
                 window.arrived(block, self.now)
             else:
-                self.now += 0.5
+                self.now += wait_s
         return self.now
 
     def _send(self, block: int, chance: random.Random) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from appliance.core.fleet import BLOCK_BYTES
 from appliance.fleet.window import FIRST_BYTES, LARGEST_BYTES, LEAST_PATIENCE_S, Ask, Pace, Window
+from appliance.fleet.window_size import AHEAD
 from tests.fleet.simulated_link import SimulatedLink
 
 MODEL_BLOCKS = 1526  # 100 MB
@@ -26,6 +29,22 @@ def test_a_link_of_2_mb_a_second_is_full_and_its_queue_stays_below_half_a_second
     assert share(link, seconds) > 0.95
     assert max(queue for _, queue in link.queues) < 0.45
     assert link.sent == MODEL_BLOCKS
+
+
+def test_asking_goes_on_for_a_while_though_what_is_due_waits_behind_a_lost_segment() -> None:
+    link = SimulatedLink()
+    window = Window(range(MODEL_BLOCKS))
+    link.run(window, until=5.0)
+    window.ask(link.now)
+    before = window.outstanding
+    assert before == window.size_bytes // BLOCK_BYTES
+    ahead = 0
+    while window.ask_at() < math.inf:
+        assert window.ask(window.ask_at() - 0.001) == []
+        ahead += sum(len(ask.blocks) for ask in window.ask(window.ask_at() + 0.001))
+    assert ahead == int(AHEAD * before)
+    assert window.ask_at() == math.inf
+    assert window.ask(link.now + LEAST_PATIENCE_S / 2) == []
 
 
 def test_a_delay_that_is_not_ours_does_not_shrink_the_window_for_good() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.fleet.window_size import BASE_COUNTS_S, BASE_COUNTS_TRIPS, LEAST_BLOCKS, QUEUE_S, WindowSize
+from appliance.fleet.window_size import AHEAD, BASE_COUNTS_S, BASE_COUNTS_TRIPS, LEAST_BLOCKS, QUEUE_S, WindowSize
 
 FIRST, MOST = 2.0, 64.0
 
@@ -136,6 +138,28 @@ def test_a_careful_window_is_bounded_by_what_has_come() -> None:
     assert careful.rounds(20, 0.1)[-1] == MOST
 
 
+def test_while_nothing_comes_what_is_due_by_now_is_taken_as_come() -> None:
+    way = Way(first=20.0)
+    assert way.size.ahead(1.0) == 0, "before there was a queue nobody knows what is due"
+    assert way.size.silence_s(1) == math.inf
+    way.rounds(2, 0.1)
+    way.rounds(2, 0.1 + QUEUE_S)
+    assert way.size.blocks == 45, "one is due each 0.2 s / 45"
+    assert [way.size.ahead(silence) for silence in (0.0, 0.008, 0.009, 0.031, 0.2, 10.0)] == [0, 0, 1, 5, 18, 18]
+    assert AHEAD * 45 == 18
+    assert way.size.silence_s(5) == pytest.approx(0.0267, rel=0.01)
+    assert way.size.silence_s(19) == math.inf
+
+
+def test_a_careful_window_asks_ahead_only_within_its_bound() -> None:
+    way = Way(careful=True)
+    for _ in range(640):
+        way.size.came()
+    way.rounds(8, 0.1)
+    way.rounds(1, 0.5)
+    assert way.size.blocks + way.size.ahead(10.0) <= FIRST + (640 + 9) / 64
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     careful=st.booleans(),
@@ -151,7 +175,10 @@ def test_whatever_the_way_does_the_window_has_a_block_and_not_too_many(
         if lost:
             way.size.halve()
         assert 1 <= way.size.blocks <= MOST
-        assert not careful or way.size.blocks <= FIRST + came / 64
+        assert way.size.blocks <= way.size.blocks + way.size.ahead(took) <= MOST
+        assert not careful or way.size.blocks + way.size.ahead(took) <= FIRST + came / 64
+        after = way.size.silence_s(2)
+        assert after == math.inf or way.size.ahead(after * (1 + 1e-9)) >= 2
 
 
 @pytest.mark.parametrize("took", [0.02, 0.1, 0.6])
