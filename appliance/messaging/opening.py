@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 
 from appliance.messaging.options import ConnectionOptions
 
@@ -19,14 +20,10 @@ class Opening:
 
     def open(self) -> socket.socket:
         """Connect and shake hands, each within the timeout."""
-        options = self._options
         opened = self._connect()
         try:
             opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if options.tls is not None:
-                opened = self._socket = options.tls.context().wrap_socket(
-                    opened, server_hostname=options.host, do_handshake_on_connect=False
-                )
+            if isinstance(opened, ssl.SSLSocket):
                 self._give_up_if_abandoned()
                 opened.do_handshake()
         except BaseException:
@@ -44,17 +41,27 @@ class Opening:
             self._opened.close()
         elif self._socket is not None:
             with contextlib.suppress(OSError):  # it is closed, or not connected
-                self._socket.shutdown(socket.SHUT_RDWR)
+                socket.socket.shutdown(
+                    self._socket, socket.SHUT_RDWR
+                )  # TLS's own would take the handshake's means away
 
     def _connect(self) -> socket.socket:
-        """Try each of the broker's addresses in turn."""
+        """Try each of the broker's addresses in turn.
+
+        TLS is put on the socket before it is connected: of one that the broker resets meanwhile, `wrap_socket` would
+        leave a descriptor open that nobody has.
+        """
         options = self._options
+        context = None if options.tls is None else options.tls.context()
         failure = OSError(f"{options.host} has no address")
         for family, kind, protocol, _, address in socket.getaddrinfo(
             options.host, options.port, type=socket.SOCK_STREAM
         ):
-            opened = self._socket = socket.socket(family, kind, protocol)
+            opened = socket.socket(family, kind, protocol)
             try:
+                if context is not None:
+                    opened = context.wrap_socket(opened, server_hostname=options.host, do_handshake_on_connect=False)
+                self._socket = opened
                 self._give_up_if_abandoned()
                 opened.settimeout(options.timeout_s)
                 opened.connect(address)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
 import ssl
+import struct
 import time
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -19,6 +23,7 @@ from appliance.core.fleet import HUB_TOPIC, down, up
 from appliance.core.messaging import Message, Subscription
 from appliance.hub.broker import LARGEST_PACKET_BYTES
 from appliance.messaging.connection import Connection, Will
+from appliance.messaging.opening import Opening
 from appliance.messaging.options import ConnectionOptions
 from appliance.messaging.session import Session
 from appliance.security.certificates import HUB_NAME
@@ -26,6 +31,7 @@ from tests.fleet.broker import Broker, Peer, free_port
 from tests.fleet.relay import relay
 
 DEADLINE_S = 60.0
+TRIES = 100
 COMMAND = down("box-1", "cmd")
 
 
@@ -661,6 +667,26 @@ async def test_cancelling_while_connecting_leaves_no_socket_behind() -> None:
             far.settimeout(DEADLINE_S)
             while await asyncio.to_thread(far.recv, 4096):
                 pass  # the end of the stream says that it is closed
+
+
+def test_a_broker_that_resets_before_the_handshake_leaves_no_socket_behind(broker: Broker) -> None:
+    def reset_all() -> None:
+        for _ in range(TRIES):
+            accepted, _address = server.accept()
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            accepted.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+        resetting = pool.submit(reset_all)
+        options = replace(broker.options("box-1"), port=server.getsockname()[1], timeout_s=DEADLINE_S)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ResourceWarning)
+            for _ in range(TRIES):
+                with pytest.raises(OSError, match=r".+"):
+                    Opening(options).open()
+            gc.collect()
+        resetting.result(DEADLINE_S)
+    assert [str(each.message) for each in caught] == []
 
 
 async def test_certificate_files_are_read_anew_at_each_connecting(broker: Broker) -> None:
