@@ -22,7 +22,7 @@ from appliance.fleet.trust_record import TrustRecord
 from appliance.registry.install import import_model
 from appliance.security.trust_rules import Mark as RoleMark
 from appliance.store.database import Database
-from tests.fleet.links import KeptLink
+from tests.fleet.links import KeptLink, until
 from tests.fleet.updating import MODEL, Releases, UpdatingBox, sealed, tiny_model
 
 pytestmark = pytest.mark.anyio
@@ -368,6 +368,8 @@ async def test_a_floor_is_in_the_mark_as_soon_as_a_release_is_confirmed(
     try:
         await box.updates.take(sealed(job))
         assert (await box.until("confirmed", "failed")).state == "confirmed"
+        path = tmp_path / "data" / "fleet.mark"
+        await until(path.exists)  # it is written after the journal, which `confirmed` was read from
     finally:
         box.close()
-    assert msgspec.json.decode((tmp_path / "data" / "fleet.mark").read_bytes(), type=Mark).floors == {MODEL: 2}
+    assert msgspec.json.decode(path.read_bytes(), type=Mark).floors == {MODEL: 2}

@@ -62,8 +62,9 @@ def killed(folder: Path, name: str, number: int, kept: int, delay_s: float) -> t
             time.sleep(delay_s)
         finally:
             child.send_signal(signal.SIGKILL)
-        for line in child.stdout.read().splitlines():
-            if line.startswith("kept ") and line.split()[1]:
+        whole, _, _ = child.stdout.read().rpartition("\n")  # the last line may be cut off
+        for line in whole.splitlines():
+            if line.startswith("kept "):
                 last = int(line.split()[1])
         assert child.wait(DEADLINE_S) == -signal.SIGKILL
     return name, last
