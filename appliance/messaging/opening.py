@@ -41,9 +41,8 @@ class Opening:
             self._opened.close()
         elif self._socket is not None:
             with contextlib.suppress(OSError):  # it is closed, or not connected
-                socket.socket.shutdown(
-                    self._socket, socket.SHUT_RDWR
-                )  # TLS's own would take the handshake's means away
+                # Not TLS's own `shutdown`, which would take away what the handshake works with.
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def _connect(self) -> socket.socket:
         """Try each of the broker's addresses in turn.
@@ -53,7 +52,7 @@ class Opening:
         """
         options = self._options
         context = None if options.tls is None else options.tls.context()
-        failure = OSError(f"{options.host} has no address")
+        failure: Exception = OSError(f"{options.host} has no address")
         for family, kind, protocol, _, address in socket.getaddrinfo(
             options.host, options.port, type=socket.SOCK_STREAM
         ):
@@ -65,7 +64,7 @@ class Opening:
                 self._give_up_if_abandoned()
                 opened.settimeout(options.timeout_s)
                 opened.connect(address)
-            except OSError as error:
+            except (OSError, ValueError) as error:  # the latter of a name that TLS cannot check
                 opened.close()
                 failure = error
             else:

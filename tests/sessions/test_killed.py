@@ -59,7 +59,7 @@ def killed(folder: Path, name: str, number: int, kept: int, delay_s: float) -> t
             for _ in range(kept + (not name)):
                 kind, value = child.stdout.readline().split()
                 name, last = (value, last) if kind == "made" else (name, int(value))
-            time.sleep(delay_s)
+            time.sleep(delay_s)  # waits for nothing: it says at which moment of an append the kill comes
         finally:
             child.send_signal(signal.SIGKILL)
         whole, _, _ = child.stdout.read().rpartition("\n")  # the last line may be cut off
