@@ -30,6 +30,9 @@ logger = logging.getLogger("appliance.hub")
 LANES = 256
 """Messages worked on at once; those that wait for the disk together share one commit."""
 
+GATHER_S = 0.02
+"""mosquitto reads one piece a turn, and has long turns while a fleet shakes hands; a confirmation may wait so long."""
+
 SESSION_EXPIRY_S = 24 * 3600
 TIMEOUT_S = 30.0
 """What the broker kept of all devices may come before its answer to us."""
@@ -157,6 +160,7 @@ def connection_options(settings: HubSettings) -> ConnectionOptions:
         session_expiry_s=SESSION_EXPIRY_S,
         receive_maximum=4 * LANES,
         most_in_flight=LANES,
+        gather_s=GATHER_S,
         timeout_s=TIMEOUT_S,
     )
 

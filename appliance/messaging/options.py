@@ -58,6 +58,8 @@ class ConnectionOptions:
             for a session's end sends the Will at once.
         receive_maximum: Messages of QoS 1 that the broker may send us before we have acknowledged one.
         largest_packet_bytes: The broker sends us no larger one.
+        gather_s: What is said within so long of the last time that something was sent goes out in one piece, for a
+            client that says a lot; what is said after a pause goes out at once.
         most_in_flight: Messages that are being sent at the same time; more of them wait.
         timeout_s: Longest wait for each of name and socket, TLS, the broker's acceptance and subscriptions.
     """
@@ -71,5 +73,6 @@ class ConnectionOptions:
     session_expiry_s: int = 0
     receive_maximum: int = 64
     largest_packet_bytes: int = 2 * 1024 * 1024
+    gather_s: float = 0.0
     most_in_flight: int = 64
     timeout_s: float = 10.0

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import logging
 import socket
-import ssl
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from appliance.core.errors import InvalidRequestError, PermissionDeniedError, TooLargeError, UnavailableError
 from appliance.core.messaging import Message, Subscription
+from appliance.messaging.gathered_socket import PIECE_BYTES, GatheredSocket
 from appliance.messaging.opening import Opening
 from appliance.messaging.options import ConnectionOptions, Will
 from appliance.messaging.watcher import BROKEN, READABLE, WRITABLE, Watcher, watcher
@@ -67,9 +67,12 @@ class Session:
         self._arrived = arrived
         self._loop = asyncio.get_running_loop()
         self._client = _client(options)
+        self._socket: GatheredSocket | None = None
         self._descriptor = -1
         self._watcher: Watcher | None = None
         self._write_due = False
+        self._flushing: asyncio.TimerHandle | None = None
+        self._flushed_at = float("-inf")
         self._paused = False
         self._accepted: asyncio.Future[None] = self._loop.create_future()
         self._confirmations: dict[int, asyncio.Future[ReasonCode]] = {}
@@ -98,7 +101,7 @@ class Session:
     async def _connect(self) -> None:
         where = f"The broker at {self._options.host}:{self._options.port}"
         try:
-            self._client.socket_to_use = await self._open_socket()
+            self._client.socket_to_use = self._socket = GatheredSocket(await self._open_socket())
         except (OSError, ValueError) as error:
             raise UnavailableError(f"{where} cannot be reached: {error}.") from error
         self._watch()
@@ -151,13 +154,14 @@ class Session:
         self._paused = False
         if self._watcher is not None:
             self._watcher.want_reading(self._descriptor, True)
-        self._loop.call_soon(self._read)  # what TLS has decrypted already wakes no one up
+        self._loop.call_soon(self._read)  # what has been read off the socket already wakes no one up
 
     def _ready(self, events: int) -> None:
         if self._paused and events & BROKEN:
             self._end("reset by the broker")
             return
         if events & WRITABLE:
+            self._flush()
             self._write()
         if events & READABLE:
             self._read()
@@ -166,16 +170,34 @@ class Session:
         for _ in range(_PACKETS_AT_ONCE):
             if self._paused or self.ended.is_set() or not self._drive(self._client.loop_read):
                 return
-            opened = self._client.socket()
-            # What TLS has decrypted already wakes no one up.
-            if not (isinstance(opened, ssl.SSLSocket) and opened.pending()):
+            if self._socket is None or not self._socket.pending():
                 return
         self._loop.call_soon(self._read)
 
     def _write(self) -> None:
+        """Hand over what paho has to say; it is sent when it was gathered long enough, or fills a piece."""
         self._write_due = False
-        if not self.ended.is_set() and self._drive(self._client.loop_write) and self._watcher is not None:
-            self._watcher.want_writing(self._descriptor, self._client.want_write())
+        if self.ended.is_set() or self._socket is None or not self._drive(self._client.loop_write):
+            return
+        wait_s = self._flushed_at + self._options.gather_s - self._loop.time()
+        if wait_s <= 0 or self._socket.unsent >= PIECE_BYTES:
+            self._flush()
+        elif self._flushing is None:
+            self._flushing = self._loop.call_later(wait_s, self._flush)
+
+    def _flush(self) -> None:
+        if self._flushing is not None:
+            self._flushing.cancel()
+            self._flushing = None
+        if self.ended.is_set() or self._socket is None or self._watcher is None:
+            return
+        self._flushed_at = self._loop.time()
+        try:
+            self._socket.flush()
+        except OSError as error:
+            self._end(f"nothing can be sent any more: {error}")
+            return
+        self._watcher.want_writing(self._descriptor, self._client.want_write() or self._socket.unsent > 0)
 
     def _drive(self, step: Callable[[], MQTTErrorCode]) -> bool:
         try:
@@ -291,9 +313,8 @@ class Session:
     def abort(self) -> None:
         """End the session without a word, as a power cut does."""
         self._end("closed")
-        opened = self._client.socket()
-        if opened is not None:
-            opened.close()
+        if self._socket is not None:
+            self._socket.abort()
 
     def give_up(self, reason: str) -> None:
         """End the session soon, for what came in over it; the broker sends again what was not acknowledged."""
@@ -305,6 +326,8 @@ class Session:
             return
         self.reason = self.reason or reason
         self.ended.set()
+        if self._flushing is not None:
+            self._flushing.cancel()
         if self.on_end is not None:
             self.on_end()
         self._unwatch()
@@ -377,9 +400,9 @@ class Session:
 class _Client(Client):
     """paho's client, with a socket that we have opened: its own way leaks one when the handshake fails, and blocks."""
 
-    socket_to_use: socket.socket
+    socket_to_use: GatheredSocket
 
-    def _create_socket(self) -> socket.socket:
+    def _create_socket(self) -> Any:
         return self.socket_to_use
 
 

@@ -12,7 +12,7 @@ import ssl
 import struct
 import time
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -711,3 +711,57 @@ async def test_a_connection_that_the_other_end_resets_is_noticed_at_once(broker:
             await until(lambda before=connects: box.link.figures.connects > before)  # type: ignore[misc]
             await box.link.until_connected()
         await box.link.publish(Message(up("box-1", "res"), b"still able to speak"))
+
+
+@contextlib.contextmanager
+def counting_records(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Yield the sizes of what TLS is given to send; up to 16 KiB make one record."""
+    sent: list[int] = []
+    send = ssl.SSLSocket.send
+
+    def counted(self: ssl.SSLSocket, data: bytes, flags: int = 0) -> int:
+        sent.append(len(data))
+        return send(self, data, flags)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ssl.SSLSocket, "send", counted)
+        yield sent
+
+
+async def test_what_is_said_in_one_turn_goes_out_in_one_record(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Peer(broker.options(HUB_NAME), COMMAND) as hub, Peer(broker.options("box-1"), COMMAND) as box:
+        said = [Message(COMMAND, b"%d" % number, qos=0) for number in range(50)]
+        with counting_records(monkeypatch) as sent:
+            await asyncio.gather(*(hub.link.publish(each) for each in said))
+        assert len(sent) == 1
+        assert [(await box.next()).payload for _ in said] == [each.payload for each in said]
+
+
+@pytest.mark.slow
+async def test_a_client_that_gathers_says_much_in_few_records_and_the_first_word_at_once(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gathering_s = 1.0
+    options = replace(broker.options(HUB_NAME), gather_s=gathering_s)
+    async with Peer(broker.options("box-1"), COMMAND) as box, Peer(options) as hub:
+        await asyncio.sleep(gathering_s)  # since it was accepted
+        with counting_records(monkeypatch) as sent:
+            began = time.monotonic()
+            await hub.link.publish(Message(COMMAND, b"0", qos=0))
+            assert len(sent) == 1
+            for number in range(1, 50):
+                await hub.link.publish(Message(COMMAND, b"%d" % number, qos=0))
+            heard = [await box.next() for _ in range(50)]
+            assert len(sent) <= 1 + (time.monotonic() - began) / (0.9 * gathering_s)  # a loop's clock is a coarse one
+        assert [each.payload for each in heard] == [b"%d" % number for number in range(50)]
+
+
+async def test_a_client_that_gathers_says_farewell_at_once(broker: Broker) -> None:
+    options = replace(broker.options("box-1"), gather_s=3600.0)
+    async with Peer(broker.options(HUB_NAME), "ea/1/up/+/state") as hub:
+        session = await Session.open(options, None, ignore)
+        saying = asyncio.ensure_future(session.publish(Message(up("box-1", "state"), b"stopping", qos=0)))
+        await asyncio.sleep(0)
+        session.close(with_will=False)
+        assert (await hub.next()).payload == b"stopping"
+        await saying
