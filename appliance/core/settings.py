@@ -131,7 +131,7 @@ class Settings:
     max_batch_rows: Annotated[int, Meta(ge=1, le=4096)] = _setting(64, "Most rows of one batch of an ONNX model")
     max_batch_tokens: Annotated[int, Meta(ge=16, le=2**24)] = _setting(
         4096,
-        "Most tokens of one batch of an ONNX model, padding included; on a CPU 512 suffice. "
+        "Most tokens of one batch of an ONNX model, padding included; on a CPU 256 suffice. "
         "4 KiB of other tensors count as one",
     )
     circuit_failures: Count = _setting(5, "Failures in a row after which an ONNX model answers 503 for a while")
