@@ -37,7 +37,7 @@ from appliance.core.settings import EffectiveSetting, Settings, effective_of
 from appliance.engine.cpu_budget import THREADS_A_CORE, CpuBudget
 from appliance.fleet.means import FleetMeans
 from appliance.fleet.room import Fleet, open_fleet
-from appliance.observe.allocator import keep_freed_memory
+from appliance.observe.allocator import collect_garbage_seldom, keep_freed_memory
 from appliance.observe.logs import configure_logging
 from appliance.observe.metrics import Metrics
 from appliance.observe.resources import physical_cores
@@ -328,6 +328,7 @@ def serve(settings: Settings, effective: Sequence[EffectiveSetting] | None = Non
 
 async def _serve(settings: Settings, effective: Sequence[EffectiveSetting] | None) -> int:
     async with build(settings, effective) as appliance:
+        collect_garbage_seldom()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, appliance.stop)

@@ -40,3 +40,24 @@ def page_faults(*, kept: bool) -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such setting")
 def test_large_blocks_are_taken_from_what_was_freed() -> None:
     assert 10 * page_faults(kept=True) < page_faults(kept=False)
+
+
+SELDOM = """
+import gc
+from appliance.observe.allocator import GARBAGE_THRESHOLDS, collect_garbage_seldom
+
+collections = []
+gc.callbacks.append(lambda phase, _: collections.append(phase))
+collect_garbage_seldom()
+assert gc.get_freeze_count() > 1000
+kept = [[] for _ in range(GARBAGE_THRESHOLDS[0] // 2)]
+assert not collections
+cycles = []
+for _ in range(GARBAGE_THRESHOLDS[0]):
+    cycles.append([]), cycles[-1].append(cycles[-1])
+assert collections
+"""
+
+
+def test_garbage_is_looked_for_seldom_but_is_looked_for() -> None:
+    subprocess.run([sys.executable, "-c", SELDOM], timeout=60, check=True)
