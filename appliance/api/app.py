@@ -96,15 +96,15 @@ def create_app(
     """
     authenticator = Authenticator(settings, keys)
     document = Document(lambda: openapi_document(operations, settings, keys_required=authenticator.required))
-    operations = (
-        *openai_operations(settings, text_models, conversations),
+    operations = (  # routes are tried in turn, so what is asked for most often in a second comes first
+        *inference_operations(settings, tensor_models, health),
         *encoder_operations(settings, embedding_models, classifiers),
+        *openai_operations(settings, text_models, conversations),
         *retrieval_operations(settings, files, vector_stores),
         *response_operations(settings, agents),
         *conversation_operations(conversations),
         *mcp_operations(settings, text_models, vector_stores),
         *batch_operations(batches),
-        *inference_operations(settings, tensor_models, health),
         *admin_operations(tunable_models, versions),
         *box_operations(Observation(health, metrics), document),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import ip_address
 
 from appliance.core.errors import SettingsError
@@ -11,6 +12,7 @@ MAKE_KEY = "appliance keys create"
 """The command that makes an API key of the box."""
 
 
+@lru_cache(maxsize=16)  # each request asks it of the address that is listened on
 def is_loopback(host: str) -> bool:
     """Tell whether only programs of this machine can connect to an address.
 
