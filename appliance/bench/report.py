@@ -14,7 +14,7 @@ from appliance import __version__
 from appliance.bench.statistics import Spread
 from appliance.core.settings import Settings
 from appliance.observe.resources import cpu_features, cpu_name, memory, physical_cores
-from appliance.registry.versions import RegisteredModel
+from appliance.registry.known import RegisteredModel
 
 Progress = Callable[[str], None]
 """Told what is being measured now, in a line for a person."""

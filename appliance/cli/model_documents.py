@@ -9,8 +9,8 @@ from appliance.cli.tables import print_table
 if TYPE_CHECKING:
     from appliance.core.tensors import ModelSignature
     from appliance.registry.catalog import CatalogEntry
+    from appliance.registry.known import RegisteredModel
     from appliance.registry.verify import Finding
-    from appliance.registry.versions import RegisteredModel
 
 
 def document(model: RegisteredModel) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from appliance.core.errors import InvalidRequestError, NotFoundError, StorageErr
 
 if TYPE_CHECKING:
     from appliance.registry.install import Installed
-    from appliance.registry.versions import RegisteredModel, Registry
+    from appliance.registry.known import RegisteredModel
+    from appliance.registry.versions import Registry
 
 
 @click.group(epilog="Start with: appliance models pull smollm2-135m-instruct")
@@ -313,7 +314,7 @@ def _resolve(context: Context, name: str) -> RegisteredModel:
     Raises:
         NotFoundError: There is none.
     """
-    from appliance.registry.versions import find_model
+    from appliance.registry.known import find_model
 
     if not context.settings.database_path.exists():
         return find_model([], name)

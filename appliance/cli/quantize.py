@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from appliance.engine.onnx.comparison import Comparison
     from appliance.engine.onnx.quantize import Quantisation
     from appliance.registry.install import Installed
-    from appliance.registry.versions import RegisteredModel, Registry
+    from appliance.registry.known import RegisteredModel
+    from appliance.registry.versions import Registry
 
 GRAPH_NAME = "model.onnx"
 INT8 = "int8"

@@ -14,7 +14,8 @@ from appliance.core.settings import Settings
 from appliance.core.wishes import Wish
 from appliance.fleet.hardware import hardware_class
 from appliance.observe.resources import board_name, cpu_features, cpu_name, disk, gpus, memory, physical_cores
-from appliance.registry.versions import RegisteredModel, Registry
+from appliance.registry.known import RegisteredModel
+from appliance.registry.versions import Registry
 
 LoadedNames = Callable[[], Collection[str]]
 """Returns the full names of the models in memory."""

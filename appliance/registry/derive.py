@@ -14,11 +14,12 @@ from appliance.registry.blobs import Partial
 from appliance.registry.files import Progress, no_progress, sha256_of, storage_errors
 from appliance.registry.install import Installed
 from appliance.registry.install_onnx import Identity, registered_as
+from appliance.registry.known import ModelFile, RegisteredModel
 from appliance.registry.naming import checked_name, version_of
 from appliance.registry.onnx_folder import read_model
 from appliance.registry.roles import MODEL
 from appliance.registry.sources import local
-from appliance.registry.versions import ModelFile, RegisteredModel, Registry
+from appliance.registry.versions import Registry
 
 
 def register_derived(

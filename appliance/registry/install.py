@@ -24,12 +24,13 @@ from appliance.registry.catalog import CatalogEntry
 from appliance.registry.files import Progress, no_progress, sha256_of, storage_errors
 from appliance.registry.gguf_adapter import AdapterHeader, read_adapter
 from appliance.registry.gguf_header import GGUFHeader, read_header
+from appliance.registry.known import ModelFile, RegisteredModel
 from appliance.registry.manifest import Manifest, check_licence
 from appliance.registry.naming import checked_name, licence_of, name_from, version_of
 from appliance.registry.roles import ADAPTER, MODEL
 from appliance.registry.sources import local
 from appliance.registry.transfer import Transfer
-from appliance.registry.versions import ModelFile, RegisteredModel, Registry
+from appliance.registry.versions import Registry
 
 PROGRAM_BYTES = 100_000_000
 """What the process needs beside a model's file and its KV cache; 85 MB were measured with the default model."""

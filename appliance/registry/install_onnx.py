@@ -17,6 +17,7 @@ from appliance.core.errors import InvalidRequestError, ModelFileError
 from appliance.registry.blobs import Partial
 from appliance.registry.files import Progress, no_progress, sha256_of, storage_errors
 from appliance.registry.install import PROGRAM_BYTES, Installed
+from appliance.registry.known import ModelFile, RegisteredModel
 from appliance.registry.manifest import Manifest, check_licence
 from appliance.registry.naming import checked_name, licence_of, name_from, version_of
 from appliance.registry.onnx_folder import OnnxModel, find_companions, find_external, read_model
@@ -25,7 +26,7 @@ from appliance.registry.onnx_header import read_onnx
 from appliance.registry.roles import MODEL
 from appliance.registry.sources import local
 from appliance.registry.transfer import Transfer
-from appliance.registry.versions import ModelFile, RegisteredModel, Registry
+from appliance.registry.versions import Registry
 
 ONNXRUNTIME_BYTES = 35_000_000
 """What onnxruntime needs before it has a model."""

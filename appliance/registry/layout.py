@@ -22,8 +22,8 @@ import msgspec
 
 from appliance.core.errors import ConflictError
 from appliance.registry.files import storage_errors, sync_folder
+from appliance.registry.known import ModelFile, RegisteredModel
 from appliance.registry.roles import GRAPH_NAME, MODEL, check_path_roles
-from appliance.registry.versions import ModelFile, RegisteredModel
 from appliance.store.locks import Hold, lock
 
 _WAIT_S = 60.0

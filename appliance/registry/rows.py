@@ -11,7 +11,7 @@ from appliance.core.errors import ConflictError, NotFoundError
 from appliance.store.database import Connection, Row
 
 if TYPE_CHECKING:
-    from appliance.registry.versions import RegisteredModel
+    from appliance.registry.known import RegisteredModel
 
 _SELECT = """
     SELECT models.*, (

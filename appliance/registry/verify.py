@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from appliance.core.errors import ApplianceError
 from appliance.registry.files import Progress, no_progress, open_regular, sha256_of, storage_errors
-from appliance.registry.versions import ModelFile, RegisteredModel
+from appliance.registry.known import ModelFile, RegisteredModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,5 @@
 """The registered models: what this box has, as every process that shares its data folder sees it.
 
-A LoRA adapter belongs to one version of one model, its base. Names are resolved without ambiguity:
-
-    base                   the version that is wished for (`wishes`), else the one registered last
-    base:version           that version
-    base:adapter           the adapter of that version, else of the one registered last that has one of that name
-    base:version:adapter   that adapter
-
-since a version and an adapter of one base never have the same name.
-
 Each question asks the database, so that a running server knows at once what the command line added or removed; the
 answer is read anew where SQLite says that someone has written since. What a process has loaded it holds
 (`Registry.hold`), and what anyone holds is not removed.
@@ -16,11 +7,9 @@ answer is read anew where SQLite says that someone has written since. What a pro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from pathlib import Path
-from types import MappingProxyType
+from dataclasses import replace
 
 import msgspec
 
@@ -29,6 +18,7 @@ from appliance.core.settings import Settings
 from appliance.core.tensors import ModelSignature
 from appliance.core.wishes import Wish
 from appliance.registry.blobs import Blobs
+from appliance.registry.known import Known, ModelFile, RegisteredModel
 from appliance.registry.roles import ADAPTER, MODEL
 from appliance.registry.rows import (
     delete_adapter,
@@ -40,107 +30,10 @@ from appliance.registry.rows import (
     is_name_taken,
     select_all,
 )
-from appliance.registry.trial import Trial, meant_version
 from appliance.registry.wish_rows import keep_meaning, release_version, select_wishes
 from appliance.security.audit import local_actor, record
 from appliance.store.database import Connection, Database, Row
 from appliance.store.locks import Hold
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFile:
-    """One file of a model: what it is for, where it is, and what its bytes are.
-
-    Attributes:
-        role: `model` is the one that the engine loads, `adapter` an adapter; any other file of a model has its relative
-            path in the model's folder as its role, for example `1_Pooling/config.json`.
-        path: A read-only file named after its hash.
-        size: Bytes.
-    """
-
-    role: str
-    path: Path
-    sha256: str
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class RegisteredModel:
-    """A model on this box, or an adapter; of an adapter everything that is not said to be its own is its base's.
-
-    Attributes:
-        kind: `gguf` is a model for text, `lora` an adapter in the same file format, `onnx` a model of tensors.
-        task: What it is for: `chat`, `completion` or `embedding`; of the kind `onnx` `embedding`, `rerank`,
-            `classification` or, where only tensors are known, `tensor`.
-        licence: SPDX licence expression; an adapter's own.
-        created: Unix seconds of registration; an adapter's own.
-        files: An adapter's own.
-        architecture: As its files say, for example `llama`.
-        quantisation: For example `Q4_1` or `int8`; an adapter's own.
-        context_length: Tokens it was trained for, 0 for a model of the kind `onnx` that does not say.
-        minimum_memory: Bytes the process needs with it loaded; an adapter's come on top of its base's.
-        chat_template: Replaces the one in the file; None keeps that.
-        stop: Strings that end an answer.
-        default_context: Tokens of a conversation, or None for `context_length`.
-        adapter: The adapter's name, or "" for a model.
-        rank: The adapter's rank, or 0 for a model.
-        signature: What a model of the kind `onnx` takes and gives; None for the others.
-    """
-
-    name: str
-    version: str
-    kind: str
-    task: str
-    licence: str
-    created: int
-    files: tuple[ModelFile, ...]
-    architecture: str
-    quantisation: str
-    context_length: int
-    minimum_memory: int
-    chat_template: str | None
-    stop: tuple[str, ...]
-    default_context: int | None
-    adapter: str = ""
-    rank: int = 0
-    signature: ModelSignature | None = None
-
-    @property
-    def full_name(self) -> str:
-        """Return `name:version`, or `name:version:adapter`."""
-        return f"{self.base_name}:{self.adapter}" if self.adapter else self.base_name
-
-    @property
-    def base_name(self) -> str:
-        """Return `name:version`, which of an adapter is its base's full name."""
-        return f"{self.name}:{self.version}"
-
-    @property
-    def names(self) -> tuple[str, str]:
-        """Return the short name and the full one."""
-        return (f"{self.name}:{self.adapter}" if self.adapter else self.name, self.full_name)
-
-    @property
-    def size(self) -> int:
-        """Return the bytes of all files together."""
-        return sum(each.size for each in self.files)
-
-    @property
-    def digests(self) -> dict[str, str]:
-        """Return the hash of each file by its role."""
-        return {each.role: each.sha256 for each in self.files}
-
-    def file(self, role: str) -> ModelFile | None:
-        """Return the file of that role, or None."""
-        return next((each for each in self.files if each.role == role), None)
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """What was read at once."""
-
-    models: tuple[RegisteredModel, ...]
-    wishes: Mapping[str, Wish]
 
 
 class Registry:
@@ -148,40 +41,36 @@ class Registry:
 
     def __init__(self, database: Database, blobs: Blobs) -> None:
         self._database = database
-        self._read: dict[int, tuple[int, _Known]] = {}
         self.blobs = blobs
+
+    def known(self) -> Known:
+        """Return everything as it is now: for whoever asks more than one question of it, or asks often."""
+        return self._database.read_kept(self._all)
 
     def list(self) -> list[RegisteredModel]:
         """Return every registered model, oldest first, each with its adapters behind it, oldest first too."""
-        return [*self._database.read(self._all).models]
+        return [*self.known().models]
 
     def wishes(self) -> Mapping[str, Wish]:
         """Return by its short name which version of a model is wished for, where one is."""
-        return self._database.read(self._all).wishes
+        return self.known().wishes
 
-    def _all(self, connection: Connection) -> _Known:
-        """Read everything, unless this connection has read it and nothing was written since, by whatever process."""
-        version: int = connection.execute("PRAGMA data_version").fetchone()[0]  # counted by each connection for itself
-        known = self._read.get(id(connection))
-        if known is not None and known[0] == version:
-            return known[1]
+    def resolve(self, name: str) -> RegisteredModel:
+        """Return the model or adapter of that name, see `registry.known`.
+
+        Raises:
+            NotFoundError: There is none; the message names those that exist.
+        """
+        return self.known().resolve(name)
+
+    def _all(self, connection: Connection) -> Known:
         listed: list[RegisteredModel] = []
         models, adapters = select_all(connection)
         for row in models:
             model = self._model(row)
             listed.append(model)
             listed += [self._adapter(each, model) for each in adapters if each["base_id"] == row["id"]]
-        self._read[id(connection)] = version, _Known(tuple(listed), select_wishes(connection))
-        return self._read[id(connection)][1]
-
-    def resolve(self, name: str) -> RegisteredModel:
-        """Return the model or adapter of that name, see this module's docstring.
-
-        Raises:
-            NotFoundError: There is none; the message names those that exist.
-        """
-        known = self._database.read(self._all)
-        return find_model(known.models, name, known.wishes)
+        return Known(tuple(listed), select_wishes(connection))
 
     def registered(
         self, name: str, version: str, digests: Mapping[str, str], *, adapter: str = ""
@@ -341,40 +230,6 @@ class Registry:
             adapter=row["name"],
             rank=row["rank"],
         )
-
-
-def find_model(
-    models: Sequence[RegisteredModel], name: str, wishes: Mapping[str, Wish] = MappingProxyType({})
-) -> RegisteredModel:
-    """Return the model or adapter that has this full name, or the one that this short name means.
-
-    Raises:
-        NotFoundError: There is none; the message names those that exist.
-    """
-    wanted = name if any(each.full_name == name for each in models) else find_meant(models, name, wishes)
-    for model in models:
-        if model.full_name == wanted:
-            return model
-    known = ", ".join(each.full_name for each in models)
-    raise NotFoundError(
-        f"There is no model {name!r:.100}; " + (f"there are: {known}." if known else "there is none at all yet."),
-        advice="`appliance models catalog` lists what can be had, `appliance models pull NAME` gets it.",
-        code="model_not_found",
-        param="model",
-    )
-
-
-def find_meant(models: Sequence[RegisteredModel], name: str, wishes: Mapping[str, Wish]) -> str | None:
-    """Return the full name of the model or adapter that a short name means, or None if it means none."""
-    named = {each.version: each for each in models if each.names[0] == name}
-    if not named:
-        return None
-    meant = meant_version(_trial(wishes.get(next(iter(named.values())).name)), list(named))
-    return None if meant is None else named[meant].full_name
-
-
-def _trial(wish: Wish | None) -> Trial | None:
-    return None if wish is None else Trial(wish.version, wish.previous, wish.state)
 
 
 def open_registry(settings: Settings, database: Database) -> Registry:

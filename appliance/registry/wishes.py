@@ -14,8 +14,9 @@ from appliance.core.errors import ConflictError, NotFoundError
 from appliance.core.releases import Criteria
 from appliance.core.wishes import REQUESTED, Soak, Wish
 from appliance.registry import trial as policy
+from appliance.registry.known import RegisteredModel
 from appliance.registry.trial import Trial
-from appliance.registry.versions import RegisteredModel, Registry
+from appliance.registry.versions import Registry
 from appliance.registry.wish_rows import (
     Terms,
     count_boots,

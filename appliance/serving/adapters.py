@@ -16,7 +16,8 @@ from appliance.engine.llama.engine import LlamaEngine
 from appliance.engine.llama.lora import Adapter
 from appliance.observe.metrics import Metrics
 from appliance.observe.resources import memory
-from appliance.registry.versions import RegisteredModel, Registry
+from appliance.registry.known import RegisteredModel
+from appliance.registry.versions import Registry
 from appliance.store.locks import Hold
 
 LOGGER = logging.getLogger("appliance.serving")

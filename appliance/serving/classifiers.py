@@ -14,7 +14,7 @@ from appliance.core.encoders import ClassificationRequest, Classifications, Rank
 from appliance.core.errors import DeadlineExceededError, InvalidRequestError
 from appliance.core.settings import Settings
 from appliance.engine.similarity import cosines
-from appliance.registry.versions import RegisteredModel
+from appliance.registry.known import RegisteredModel
 from appliance.serving.embedder_routes import EmbedderRoutes
 from appliance.serving.purposes import check_classifies, check_reranks, is_cross_encoder
 

@@ -12,7 +12,8 @@ from typing import Protocol
 from appliance.core.errors import ApplianceError
 from appliance.core.types import EmbeddingInput, Priority, Vector
 from appliance.engine.onnx.encoder import OnnxEncoder
-from appliance.registry.versions import RegisteredModel, Registry
+from appliance.registry.known import RegisteredModel
+from appliance.registry.versions import Registry
 from appliance.serving.embedders import LoadedEmbedders
 from appliance.serving.embedding_cache import EmbeddingCache
 from appliance.serving.purposes import ONNX, check_embeds

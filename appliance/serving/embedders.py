@@ -23,7 +23,8 @@ from appliance.engine.cpu_budget import CpuBudget
 from appliance.engine.llama_embedding.engine import LlamaEmbedder
 from appliance.observe.metrics import Metrics
 from appliance.observe.resources import memory
-from appliance.registry.versions import RegisteredModel, Registry
+from appliance.registry.known import RegisteredModel
+from appliance.registry.versions import Registry
 from appliance.registry.wishes import Wishes
 from appliance.serving.engine_config import embedding_config
 from appliance.serving.loaded import RETRY_AFTER_S, LoadedModels

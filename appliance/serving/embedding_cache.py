@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from appliance.core.errors import StorageError, UnreadableDatabaseError
 from appliance.core.types import FinishReason, Vector
 from appliance.observe.metrics import Metrics
-from appliance.registry.versions import RegisteredModel
+from appliance.registry.known import RegisteredModel
 from appliance.serving.embedding_rows import delete_vectors, is_any_there, select_vectors, write_batch
 from appliance.store.cache import delete_cache, open_cache
 from appliance.store.database import Connection, Database

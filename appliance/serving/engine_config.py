@@ -7,7 +7,7 @@ from appliance.engine.llama.config import EngineConfig
 from appliance.engine.llama.engine import LlamaEngine
 from appliance.engine.llama_embedding.worker import EmbeddingConfig
 from appliance.observe.resources import physical_cores
-from appliance.registry.versions import RegisteredModel
+from appliance.registry.known import RegisteredModel
 from appliance.serving.prompts import PromptRenderer
 from appliance.serving.tools.dialects import tool_style
 from appliance.serving.tools.offer import ModelTools

@@ -19,7 +19,8 @@ from appliance.core.types import (
     SamplingParams,
     Tokenization,
 )
-from appliance.registry.versions import RegisteredModel, Registry, find_meant
+from appliance.registry.known import RegisteredModel, find_meant
+from appliance.registry.versions import Registry
 from appliance.serving.forget import SessionMemory
 from appliance.serving.loaded import LoadedModels
 from appliance.serving.prompts import PromptRenderer

@@ -20,7 +20,8 @@ from appliance.core.tensors import (
 )
 from appliance.engine.onnx.engine import OnnxEngine
 from appliance.engine.onnx.work import Arrays
-from appliance.registry.versions import RegisteredModel, Registry
+from appliance.registry.known import Known, RegisteredModel
+from appliance.registry.versions import Registry
 from appliance.serving.purposes import ONNX
 from appliance.serving.tensor_loader import LoadedTensorModel
 from appliance.serving.tensor_models import LoadedTensorModels
@@ -48,8 +49,9 @@ class TensorInference:
 
     def card(self, model: str, version: str = "") -> TensorModelCard:
         """Return what is known of a version; see `core.tensors.TensorModels.card`."""
-        versions = self._versions(model)
-        registered = self._find(model, version)
+        known = self._registry.known()
+        versions = _versions(known, model)
+        registered = self._choose(known, versions, model, version)
         loaded = self._models.find(registered.full_name)
         return TensorModelCard(
             name=registered.name,
@@ -71,7 +73,7 @@ class TensorInference:
         if version:
             wanted = [self._find(model, version)]
         elif model:
-            wanted = self._versions(model)
+            wanted = _versions(self._registry.known(), model)
         else:
             wanted = [each for each in self._registry.list() if each.kind == ONNX]
         return [
@@ -82,7 +84,6 @@ class TensorInference:
 
     async def infer(self, request: TensorRequest) -> TensorResult:
         """Evaluate; see `core.tensors.TensorModels.infer`."""
-        self._find(request.model, request.version)
         inputs = _by_name(request.inputs)
         _check_once(request.outputs, "outputs")
         deadline_s = self._limit(request.deadline_s)
@@ -135,7 +136,7 @@ class TensorInference:
 
     async def unload(self, model: str) -> None:
         """Unload every version, after what is running has ended."""
-        versions = self._versions(model)
+        versions = _versions(self._registry.known(), model)
         async with asyncio.TaskGroup() as tasks:
             for each in versions:
                 tasks.create_task(self._models.unload(each.full_name), name=f"unload {each.full_name}")
@@ -147,23 +148,26 @@ class TensorInference:
         return limit if deadline_s is None else min(deadline_s, limit)
 
     def _find(self, model: str, version: str = "") -> RegisteredModel:
-        versions = self._versions(model)
-        if not version:
-            answers = self._models.short_names.without_waiting(model)
-            return answers if answers.kind == ONNX else versions[-1]
-        return _version(versions, version)
+        known = self._registry.known()
+        return self._choose(known, _versions(known, model), model, version)
 
-    def _versions(self, model: str) -> Sequence[RegisteredModel]:
-        """Return the registered versions of an ONNX model, oldest first.
+    def _choose(self, known: Known, versions: Sequence[RegisteredModel], model: str, version: str) -> RegisteredModel:
+        if version:
+            return _version(versions, version)
+        answers = self._models.short_names.without_waiting(model, known)
+        return answers if answers.kind == ONNX else versions[-1]
 
-        Raises:
-            NotFoundError: There is none; the message names the ONNX models that exist.
-        """
-        registered = self._registry.list()
-        versions = [each for each in registered if each.kind == ONNX and each.name == model]
-        if not versions:
-            raise _no_model(registered, model)
-        return versions
+
+def _versions(known: Known, model: str) -> Sequence[RegisteredModel]:
+    """Return the registered versions of an ONNX model, oldest first.
+
+    Raises:
+        NotFoundError: There is none; the message names the ONNX models that exist.
+    """
+    versions = [each for each in known.models if each.kind == ONNX and each.name == model]
+    if not versions:
+        raise _no_model(known.models, model)
+    return versions
 
 
 def _version(versions: Sequence[RegisteredModel], wanted: str) -> RegisteredModel:

@@ -22,7 +22,8 @@ from appliance.engine.cpu_budget import CpuBudget
 from appliance.engine.llama.engine import LlamaEngine
 from appliance.observe.metrics import Metrics
 from appliance.observe.resources import memory
-from appliance.registry.versions import RegisteredModel, Registry
+from appliance.registry.known import RegisteredModel
+from appliance.registry.versions import Registry
 from appliance.registry.wishes import Wishes
 from appliance.serving.purposes import check_writes
 from appliance.serving.room import nothing_to_spare
@@ -376,8 +377,7 @@ class LoadedModels:
         with_adapters = [each for each in self._loaded.values() if each.adapters.names]
         if now < self._next_sweep or not with_adapters:
             return
-        self._next_sweep = now + SWEEP_S
-        known = {each.full_name: each for each in self._registry.list()}
+        self._next_sweep, known = now + SWEEP_S, {each.full_name: each for each in self._registry.list()}
         for model in with_adapters:
             await model.adapters.sweep(known, now - self._settings.adapter_idle_s)
 

@@ -6,7 +6,7 @@ A refusal says where the model can be used instead.
 from __future__ import annotations
 
 from appliance.core.errors import InvalidRequestError
-from appliance.registry.versions import RegisteredModel
+from appliance.registry.known import RegisteredModel
 
 ONNX = "onnx"
 """The kind of the models that onnxruntime evaluates, whatever their task."""

@@ -7,7 +7,8 @@ import math
 from appliance.core.errors import ConflictError
 from appliance.core.settings import Settings
 from appliance.core.tensors import TensorModels
-from appliance.registry.versions import RegisteredModel, Registry
+from appliance.registry.known import RegisteredModel
+from appliance.registry.versions import Registry
 from appliance.serving.loaded import LoadedModels
 
 

@@ -11,7 +11,7 @@ from appliance.core.errors import ApplianceError, EngineError
 from appliance.core.types import SamplingParams
 from appliance.engine.llama.engine import LlamaEngine
 from appliance.engine.llama.generation import LlamaGeneration
-from appliance.registry.versions import RegisteredModel
+from appliance.registry.known import RegisteredModel
 from appliance.serving.adapters import LoadedAdapter, ModelAdapters
 from appliance.serving.prompts import PromptRenderer
 from appliance.serving.soak import Record

@@ -14,7 +14,7 @@ from appliance.core.releases import Criteria
 from appliance.core.settings import Settings
 from appliance.core.wishes import SelfTestReport
 from appliance.observe.resources import memory, resident_memory
-from appliance.registry.versions import RegisteredModel
+from appliance.registry.known import RegisteredModel
 from appliance.serving.self_test_protocol import Order, decode_report, encode, failed_test
 
 NO_ROOM = "no_room"

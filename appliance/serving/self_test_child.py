@@ -32,7 +32,8 @@ from appliance.engine.onnx.encoder import OnnxEncoder
 from appliance.engine.onnx.golden import cosine_distance, golden_arrays, largest_difference
 from appliance.observe.metrics import Metrics
 from appliance.observe.resources import physical_cores
-from appliance.registry.versions import RegisteredModel, Registry, open_registry
+from appliance.registry.known import RegisteredModel
+from appliance.registry.versions import Registry, open_registry
 from appliance.serving.engine_config import embedding_config
 from appliance.serving.generate import prompt_tokens
 from appliance.serving.purposes import ONNX

@@ -6,7 +6,8 @@ A name that nobody wished anything for means its version registered last, and re
 from __future__ import annotations
 
 from appliance.core.errors import NotFoundError
-from appliance.registry.versions import RegisteredModel, Registry
+from appliance.registry.known import Known, RegisteredModel
+from appliance.registry.versions import Registry
 
 
 class ShortNames:
@@ -29,34 +30,43 @@ class ShortNames:
         Raises:
             NotFoundError: No such model; the message names those that exist.
         """
-        current = self.current(name)
-        return self._registry.resolve(name) if current is None else current
+        known = self._registry.known()
+        current = self._current(name, known)
+        return known.resolve(name) if current is None else current
 
     def current(self, name: str) -> RegisteredModel | None:
         """Return the loaded version that answers for a short name with a wish, or None if there is none."""
-        full_name = self.answering.get(name)
-        if full_name is None or name not in self._registry.wishes():
-            return None
-        try:
-            return self._registry.resolve(full_name)
-        except NotFoundError:
-            del self.answering[name]  # somebody took its row away
-            return None
+        return self._current(name, self._registry.known())
 
-    def without_waiting(self, name: str) -> RegisteredModel:
+    def without_waiting(self, name: str, known: Known | None = None) -> RegisteredModel:
         """As `resolve`, but while a version on trial is not loaded yet, the one before it answers.
+
+        Args:
+            name: Short or full.
+            known: What the caller has from the registry already.
 
         Raises:
             NotFoundError: No such model; the message names those that exist.
         """
-        current = self.current(name)
-        wish = self._registry.wishes().get(name)
+        known = known or self._registry.known()
+        current = self._current(name, known)
+        wish = known.wishes.get(name)
         if current is None and wish is not None and wish.state == "trial" and wish.previous and name not in self.held:
             try:
-                return self._registry.resolve(f"{name}:{wish.previous}")
+                return known.resolve(f"{name}:{wish.previous}")
             except NotFoundError:
-                return self._registry.resolve(name)
-        return self._registry.resolve(name) if current is None else current
+                return known.resolve(name)
+        return known.resolve(name) if current is None else current
+
+    def _current(self, name: str, known: Known) -> RegisteredModel | None:
+        full_name = self.answering.get(name)
+        if full_name is None or name not in known.wishes:
+            return None
+        try:
+            return known.resolve(full_name)
+        except NotFoundError:
+            del self.answering[name]  # somebody took its row away
+            return None
 
     def meant(self, name: str) -> RegisteredModel | None:
         """Return the version that a short name means, or None if it means none."""

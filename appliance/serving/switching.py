@@ -17,8 +17,8 @@ from typing import Protocol
 
 from appliance.core.errors import ApplianceError, ModelFileError, NotFoundError, UnavailableError
 from appliance.observe.resources import memory
+from appliance.registry.known import RegisteredModel
 from appliance.registry.trial import CRASHED
-from appliance.registry.versions import RegisteredModel
 from appliance.registry.wishes import Wishes
 from appliance.serving.short_names import ShortNames
 from appliance.serving.soak import Record

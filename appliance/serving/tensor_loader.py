@@ -15,8 +15,9 @@ from appliance.engine.onnx.encoder import OnnxEncoder
 from appliance.engine.onnx.engine import OnnxEngine
 from appliance.observe.metrics import Metrics
 from appliance.observe.resources import physical_cores
+from appliance.registry.known import RegisteredModel
 from appliance.registry.layout import lay_out, layout_name, remove_stale_layouts
-from appliance.registry.versions import RegisteredModel, Registry
+from appliance.registry.versions import Registry
 from appliance.serving.purposes import ONNX
 from appliance.serving.soak import Record
 from appliance.store.locks import Hold

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from appliance.core.errors import ApplianceError
-from appliance.registry.versions import RegisteredModel
+from appliance.registry.known import RegisteredModel
 from appliance.serving.tensor_loader import LoadedTensorModel
 
 

@@ -24,7 +24,8 @@ from appliance.core.errors import ApplianceError, EngineError, UnavailableError
 from appliance.core.settings import Settings
 from appliance.core.types import Health
 from appliance.observe.resources import memory
-from appliance.registry.versions import RegisteredModel, Registry
+from appliance.registry.known import RegisteredModel
+from appliance.registry.versions import Registry
 from appliance.registry.wishes import Wishes
 from appliance.serving.loaded import RETRY_AFTER_S
 from appliance.serving.room import nothing_to_spare

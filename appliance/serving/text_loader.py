@@ -11,7 +11,8 @@ from appliance.engine.cpu_budget import CpuBudget
 from appliance.engine.llama.engine import LlamaEngine
 from appliance.engine.llama.state_files import remove_foreign
 from appliance.observe.metrics import Metrics
-from appliance.registry.versions import RegisteredModel, Registry
+from appliance.registry.known import RegisteredModel
+from appliance.registry.versions import Registry
 from appliance.serving.adapters import ModelAdapters
 from appliance.serving.engine_config import engine_config, model_tools, renderer
 from appliance.serving.route import LoadedModel

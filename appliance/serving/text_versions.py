@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from appliance.registry.versions import RegisteredModel
+from appliance.registry.known import RegisteredModel
 from appliance.serving.route import LoadedModel
 from appliance.serving.short_names import ShortNames
 from appliance.serving.soak import Record

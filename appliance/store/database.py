@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from appliance.core.errors import ConflictError, StorageError, UnreadableDatabaseError
 from appliance.store.migrations import MIGRATIONS, Migration, check_history, migrate
@@ -88,6 +88,7 @@ class Database:
                 connection.close()
                 raise
         self._idle_readers: deque[Connection] = deque()
+        self._kept: dict[tuple[int, Callable[[Connection], Any]], tuple[int, Any]] = {}
         self._inbox: queue.SimpleQueue[tuple[Callable[[Connection], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._closed = False
         self._closing = threading.Lock()
@@ -103,6 +104,24 @@ class Database:
             try:
                 connection.execute("BEGIN")
                 return function(connection)
+            finally:
+                self._give_back(connection)
+
+    def read_kept(self, function: Callable[[Connection], T]) -> T:
+        """As `read`, but keep what the function returned until something is committed, by whatever process.
+
+        Args:
+            function: Depends on nothing but the database, and nobody changes what it returns.
+        """
+        with _storage_errors(self.path):
+            connection = self._take_reader()
+            try:
+                key = id(connection), function  # each connection counts for itself what others have committed
+                kept = self._kept.get(key)
+                if kept is None or kept[0] != _commits(connection):
+                    connection.execute("BEGIN")
+                    kept = self._kept[key] = _commits(connection), function(connection)
+                return cast("T", kept[1])
             finally:
                 self._give_back(connection)
 
@@ -269,6 +288,11 @@ def _connect(path: Path, *, read_only: bool = False, query_only: bool = False, d
         connection.close()
         raise
     return connection
+
+
+def _commits(connection: Connection) -> int:
+    """Return a number that differs from the last one if another connection has committed something meanwhile."""
+    return int(connection.execute("PRAGMA data_version").fetchone()[0])
 
 
 def _empty_log(connection: Connection) -> bool:

@@ -12,7 +12,8 @@ from pathlib import Path
 from appliance.bench.report import Subject, software, this_machine
 from appliance.core.settings import Settings
 from appliance.engine.llama.model import LlamaModel
-from appliance.registry.versions import RegisteredModel, open_registry
+from appliance.registry.known import RegisteredModel
+from appliance.registry.versions import open_registry
 from appliance.store.database import Database
 from tests.benchmarks import lookup, steps
 from tests.benchmarks.options import finished, options, say, write

@@ -19,7 +19,7 @@ from appliance.bench.requests import CHAT, answer_text, check_complete, exactly,
 from appliance.bench.server import Server, running, running_program
 from appliance.core.errors import UnavailableError
 from appliance.core.settings import Settings, setting_fields
-from appliance.registry.versions import RegisteredModel
+from appliance.registry.known import RegisteredModel
 
 HERE = Path(__file__).resolve().parent
 CELLS = 32_768

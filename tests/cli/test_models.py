@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from appliance.registry.blobs import Blobs
+from appliance.registry.known import RegisteredModel
 from appliance.registry.layout import lay_out
-from appliance.registry.versions import RegisteredModel, Registry
+from appliance.registry.versions import Registry
 from appliance.store.database import Database
 from tests.registry.models import TinyModel, document, write_manifest
 from tests.registry.onnx_models import write_encoder, write_encoder_folder

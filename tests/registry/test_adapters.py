@@ -13,9 +13,10 @@ import pytest
 from appliance.core.errors import ConflictError, InvalidRequestError, ModelFileError, NotFoundError
 from appliance.registry.catalog import Catalog
 from appliance.registry.install import import_adapter, import_model, pull
+from appliance.registry.known import RegisteredModel
 from appliance.registry.manifest import parse_manifest
 from appliance.registry.verify import verify
-from appliance.registry.versions import RegisteredModel, Registry
+from appliance.registry.versions import Registry
 from appliance.store.database import Database
 from appliance.store.migrations import MIGRATIONS, migrate
 from tests.registry import processes

@@ -11,7 +11,8 @@ from appliance.core.errors import ConflictError, InvalidRequestError, ModelFileE
 from appliance.registry.derive import register_derived
 from appliance.registry.install import Installed
 from appliance.registry.install_onnx import import_onnx
-from appliance.registry.versions import RegisteredModel, Registry
+from appliance.registry.known import RegisteredModel
+from appliance.registry.versions import Registry
 from tests import tiny_encoders, tiny_onnx
 from tests.registry.models import partial_names
 

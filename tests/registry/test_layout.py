@@ -12,8 +12,9 @@ from appliance.core.errors import ConflictError, ModelFileError, StorageError
 from appliance.core.tensors import Datatype, ModelSignature, TensorSpec
 from appliance.registry import layout
 from appliance.registry.blobs import Blobs
+from appliance.registry.known import ModelFile, RegisteredModel
 from appliance.registry.layout import lay_out, layout_name, remove_stale_layouts
-from appliance.registry.versions import ModelFile, RegisteredModel, Registry
+from appliance.registry.versions import Registry
 from appliance.store.locks import Hold, lock
 
 FILES = {"model": b"graph", "tokenizer.json": b"{}", "1_Pooling/config.json": b"{}", "model.onnx_data": b"\0" * 64}

@@ -9,7 +9,8 @@ from appliance.core.errors import ConflictError, NotFoundError
 from appliance.core.settings import Settings
 from appliance.registry.install import import_model
 from appliance.registry.install_onnx import import_onnx
-from appliance.registry.versions import ModelFile, RegisteredModel, Registry, open_registry
+from appliance.registry.known import ModelFile, RegisteredModel
+from appliance.registry.versions import Registry, open_registry
 from appliance.store.database import Database
 from tests.registry import processes
 from tests.registry.models import TinyModel

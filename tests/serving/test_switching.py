@@ -14,7 +14,7 @@ from appliance.core.releases import Criteria
 from appliance.core.types import Delta, Generation, GenerationRequest, SamplingParams
 from appliance.core.wishes import Soak
 from appliance.observe.resources import Memory
-from appliance.registry.versions import RegisteredModel
+from appliance.registry.known import RegisteredModel
 from appliance.serving import loaded, switching, trials
 from appliance.serving.floor import ServingFloor
 from tests.serving.conftest import Box, serving, text_of

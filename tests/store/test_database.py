@@ -75,6 +75,46 @@ def test_many_threads_read_and_write_at_once(database: Database) -> None:
     assert sorted(database.read(subjects), key=int) == [str(n) for n in range(64)]
 
 
+def test_what_is_kept_of_a_read_is_read_anew_after_every_commit_of_whomever(database: Database) -> None:
+    asked: list[None] = []
+
+    def look(connection: Connection) -> list[str]:
+        asked.append(None)
+        return subjects(connection)
+
+    assert [database.read_kept(look) for _ in range(3)] == [[], [], []]
+    assert len(asked) == 1
+    database.write_blocking(lambda connection: note(connection, "ours"))
+    assert [database.read_kept(look) for _ in range(3)] == 3 * [["ours"]]
+    assert len(asked) == 2
+    with closing(sqlite3.connect(database.path)) as stranger, stranger:
+        note(stranger, "another's")
+    assert [database.read_kept(look) for _ in range(3)] == 3 * [["ours", "another's"]]
+    assert len(asked) == 3
+
+
+def test_a_read_that_failed_is_not_kept(database: Database) -> None:
+    outcomes = iter([ValueError("no"), None])
+
+    def look(connection: Connection) -> list[str]:
+        if outcome := next(outcomes):
+            raise outcome
+        return subjects(connection)
+
+    with pytest.raises(ValueError, match="no"):
+        database.read_kept(look)
+    assert database.read_kept(look) == []
+
+
+def test_threads_that_write_see_their_own_writes_in_what_is_kept(database: Database) -> None:
+    def work(n: int) -> bool:
+        database.write_blocking(lambda connection: note(connection, str(n)))
+        return str(n) in database.read_kept(subjects)
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(work, range(200), timeout=DEADLINE_S))
+
+
 def test_a_finished_writes_result_is_not_kept_alive(database: Database) -> None:
     class Result:
         pass

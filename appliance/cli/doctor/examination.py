@@ -19,7 +19,8 @@ from appliance.observe import resources
 from appliance.registry.catalog import open_catalog
 from appliance.registry.gguf_header import read_header
 from appliance.registry.install import PROGRAM_BYTES
-from appliance.registry.versions import RegisteredModel, open_registry
+from appliance.registry.known import RegisteredModel
+from appliance.registry.versions import open_registry
 from appliance.security.keys import KeyStore
 from appliance.store.database import Database
 from appliance.store.inspection import OLDEST_SQLITE, inspect, sqlite_version
