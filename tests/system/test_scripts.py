@@ -141,11 +141,24 @@ def test_an_image_is_installed_again_and_uninstalled(tmp_path: Path) -> None:
     assert not settings.parent.exists()
 
 
+def need_own_environment() -> None:
+    if Path(sys.prefix) != CHECKOUT / ".venv":
+        unavailable("quickstart would change .venv, in which these tests do not run")
+
+
+def test_quickstart_says_which_setting_is_wrong_and_nothing_else(tmp_path: Path) -> None:
+    need_own_environment()
+    result = run([SCRIPTS / "quickstart", "status", "--data", tmp_path, "--port", "abc"])
+    assert result.returncode == 1
+    first, second = result.stderr.splitlines()
+    assert "APPLIANCE_PORT sets port to 'abc'" in first
+    assert "settings are not in order" in second
+
+
 @pytest.fixture
 def quickstart_data(tmp_path: Path) -> Iterator[Path]:
     """Return a data folder with the real model; a server that was started on it is stopped."""
-    if Path(sys.prefix) != CHECKOUT / ".venv":
-        unavailable("quickstart would change .venv, in which these tests do not run")
+    need_own_environment()
     model_data = os.environ.get("APPLIANCE_TEST_MODEL_DATA")
     if model_data is None:
         unavailable("APPLIANCE_TEST_MODEL_DATA is not set: tests/check pulls the model and sets it")
