@@ -65,6 +65,11 @@ class HubLink:
         """Return True while the broker has accepted us and the connection stands."""
         return self._connection is not None and self._connection.connected
 
+    @property
+    def up(self) -> bool:
+        """Return True while the hub hears all that is said to it from now on, and has said that it is up."""
+        return self._connection is not None and self._connection.greeted
+
     async def publish(self, message: Message) -> None:
         """Send a message; see `core.messaging.Link`."""
         if self._connection is None:

@@ -121,6 +121,11 @@ class Connection:
         """Return True while the broker has accepted us and the connection stands."""
         return self._session is not None and not self._session.ended.is_set()
 
+    @property
+    def greeted(self) -> bool:
+        """Return True from when all subscriptions are made and `on_connected` is done, while the connection stands."""
+        return self._up.is_set()
+
     async def until_connected(self) -> None:
         """Wait until there is a connection, `on_connected` included; whoever waits has a deadline of his own."""
         await self._up.wait()

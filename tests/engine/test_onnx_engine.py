@@ -162,11 +162,11 @@ async def test_different_shapes_do_not_mix_and_no_rows_are_an_answer_too(path: P
 
 
 async def test_large_rows_close_a_batch_before_their_number_does(path: Path) -> None:
-    megabyte = np.zeros((1, 2**18), np.float32)
+    half_a_megabyte = np.zeros((1, 2**17), np.float32)
     async with running(tiny_onnx.identity(path)) as subject:
         async with asyncio.TaskGroup() as tasks, subject.busy(tasks, subject.ask(rows(0))):
             for _ in range(4):
-                tasks.create_task(subject.engine.infer({"x": megabyte}))
+                tasks.create_task(subject.engine.infer({"x": half_a_megabyte}))
             await subject.until(lambda: subject.engine.open_requests == 5)
         assert subject.engine.statistics.batches.keys() == {1, 2}
 

@@ -57,7 +57,7 @@ async def running_hub(settings: HubSettings) -> AsyncIterator[Hub]:
     async with open_hub(settings) as hub, asyncio.TaskGroup() as tasks:
         running = tasks.create_task(hub.run())
         try:
-            await until(lambda: hub.link.connected, "the hub is connected")
+            await until(lambda: hub.link.up, "the hub is up")
             yield hub
         finally:
             hub.stop()

@@ -88,7 +88,7 @@ async def test_a_broker_without_memory_is_told_again_when_the_device_reports_an_
         await until(lambda: _published(hub), "published")
         broker.restart(memory=False)
         async with Peer(broker.options(DEVICE), down(DEVICE, "des")) as device:
-            await until(lambda: hub.link.connected, "the hub is back")
+            await until(lambda: hub.link.up, "the hub is back")
             await device.link.publish(report_message(DEVICE, Reported(1, 0)))
             assert opened(await device.next(30), folder).version == 1
 
