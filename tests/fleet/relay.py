@@ -88,5 +88,7 @@ async def relay(target: int) -> AsyncIterator[Relay]:
         yield found
     finally:
         server.close()
+        for _ in range(5):  # asyncio forgets a connection that it has accepted, and whose handler has not begun
+            await asyncio.sleep(0)
         found.cut()
         await server.wait_closed()

@@ -108,15 +108,15 @@ def stream_until_death(subject: ServerProcess, document: Any) -> list[Any]:
     """Return the events that came before the process was gone."""
     seen = b""
     try:
-        response = subject.pool.request(
+        with subject.pool.request(
             "POST",
             f"{subject.url}/v1/responses",
             body=json.dumps(document).encode(),
             headers={"content-type": "application/json"},
             preload_content=False,
-        )
-        while chunk := response.read1():
-            seen += chunk
+        ) as response:
+            while chunk := response.read1():
+                seen += chunk
     except (urllib3.exceptions.HTTPError, OSError):
         pass  # as meant
     return events_of(seen)
