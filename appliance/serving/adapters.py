@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from appliance.core.errors import UnavailableError
@@ -105,11 +105,10 @@ class ModelAdapters:
         LOGGER.info("loaded the adapter %s", registered.full_name)
         return loaded
 
-    async def sweep(self, known: Mapping[str, RegisteredModel], oldest: float) -> None:
+    async def sweep(self, registered: Collection[RegisteredModel], oldest: float) -> None:
         """Drop the idle ones that are not registered any more or were last used before the time `oldest`."""
         for loaded in [each for each in self._loaded.values() if not each.users]:
-            is_known = known.get(loaded.registered.full_name) == loaded.registered
-            if not is_known or loaded.last_used < oldest:
+            if loaded.registered not in registered or loaded.last_used < oldest:
                 await self._drop(loaded)
 
     def close(self) -> None:

@@ -377,9 +377,9 @@ class LoadedModels:
         with_adapters = [each for each in self._loaded.values() if each.adapters.names]
         if now < self._next_sweep or not with_adapters:
             return
-        self._next_sweep, known = now + SWEEP_S, {each.full_name: each for each in self._registry.list()}
+        self._next_sweep = now + SWEEP_S
         for model in with_adapters:
-            await model.adapters.sweep(known, now - self._settings.adapter_idle_s)
+            await model.adapters.sweep(self._registry.known().models, now - self._settings.adapter_idle_s)
 
     async def _raise_death(self) -> None:
         for name, model in self._loaded.items():

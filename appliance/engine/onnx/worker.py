@@ -37,7 +37,7 @@ IDLE_BEAT_S = 1.0
 CPU_BATCH_TOKENS = 256
 """Padded tokens beyond which a batch gains nothing on a CPU, where caches and not launches are scarce.
 
-With two lanes 8 rows of 32 are 2 % faster than 16 (277 to 283 rows a second), and lanes wait less for each other.
+With two lanes 8 rows of 32 are 2 % faster than 16 (279 to 275 rows a second, medians of three served over `/v2`).
 
 MiniLM (int8, one core) evaluates in a second 5,400 tokens as 32 rows of 12 and 4,200 as one row; of 64 5,100 as 4
 rows, 5,000 as 16, 4,500 as 64; of 256 tokens 4,000 as one row, and 3,200 as 16, which take 400 MB more.
